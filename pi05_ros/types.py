@@ -1,0 +1,151 @@
+"""What travels between the rooms: observations, action chunks, policies, the robot's joints.
+
+Times are seconds on one clock, the clock of the observation stamps (ROS time on a robot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+ImageArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees and is asked to do at one moment."""
+
+    images: Mapping[str, ImageArray]
+    """Camera name → RGB picture [height, width, 3]; a camera that is left out is masked."""
+    state: FloatArray
+    """[state_dim] joint values in the policy's robot units, in the robot's joint order."""
+    instruction: str
+    stamp_s: float
+    """When the pictures and the state were taken."""
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """What the policy wants from `stamp_s` on: step k belongs to `stamp_s + k * dt_s`."""
+
+    actions: FloatArray
+    """[horizon, action_dim] in the policy's robot units, absolute."""
+    stamp_s: float
+    """The stamp of the observation that the chunk was predicted from."""
+    dt_s: float
+    instruction: str = ""
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    """Where the inference time went, by stage name."""
+    normalized: NDArray[np.float32] | None = None
+    """[horizon, max_action_dim] as the network gave it, for guidance of the next chunk."""
+
+    @property
+    def horizon(self) -> int:
+        return int(self.actions.shape[0])
+
+    @property
+    def end_s(self) -> float:
+        """The time of the last step."""
+        return self.stamp_s + (self.horizon - 1) * self.dt_s
+
+
+class Policy(Protocol):
+    """What the executor runs. π0.5 is one; any other policy comes as an adapter of this."""
+
+    @property
+    def horizon(self) -> int:
+        """Steps in a chunk."""
+
+    @property
+    def dt_s(self) -> float:
+        """Time between two steps of a chunk."""
+
+    @property
+    def state_dim(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def cameras(self) -> Sequence[str]:
+        """The cameras it was trained with."""
+
+    @property
+    def description(self) -> str:
+        """One line for a person: which policy, how large, trained or not."""
+
+    def infer(self, observation: Observation, prefix: FloatArray | None = None) -> ActionChunk:
+        """Predict a chunk; `prefix` [n, action_dim] holds actions that will be executed anyway."""
+
+
+@dataclass(frozen=True)
+class JointSpec:
+    """One commanded joint in the controller's units: rad, or m for a prismatic gripper.
+
+    A policy that was trained on other units (ALOHA's grippers are 0–1) sees
+    `(joint - policy_offset) / policy_scale`.
+    """
+
+    name: str
+    lower: float
+    upper: float
+    max_velocity: float
+    max_acceleration: float
+    policy_scale: float = 1.0
+    policy_offset: float = 0.0
+    gripper: bool = False
+
+    def __post_init__(self) -> None:
+        values = (
+            self.lower,
+            self.upper,
+            self.max_velocity,
+            self.max_acceleration,
+            self.policy_scale,
+            self.policy_offset,
+        )
+        if not all(np.isfinite(values)):
+            raise ValueError(f"joint {self.name!r}: every limit and unit must be finite: {values}")
+        if self.lower >= self.upper:
+            raise ValueError(f"joint {self.name!r}: lower {self.lower} is not below {self.upper}")
+        if self.max_velocity <= 0 or self.max_acceleration <= 0:
+            raise ValueError(f"joint {self.name!r}: velocity and acceleration limits must be > 0")
+        if self.policy_scale == 0:
+            raise ValueError(f"joint {self.name!r}: policy_scale must not be 0")
+
+
+class JointGroup:
+    """The robot's commanded joints in the policy's order, as arrays."""
+
+    def __init__(self, joints: Sequence[JointSpec]) -> None:
+        names = [joint.name for joint in joints]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"joint names must be given once each, got {names}")
+        self.joints = tuple(joints)
+        self.names = tuple(names)
+        self.lower = self._array("lower")
+        self.upper = self._array("upper")
+        self.max_velocity = self._array("max_velocity")
+        self.max_acceleration = self._array("max_acceleration")
+        self.gripper = np.array([joint.gripper for joint in joints], dtype=bool)
+        self._scale = self._array("policy_scale")
+        self._offset = self._array("policy_offset")
+
+    def __len__(self) -> int:
+        return len(self.joints)
+
+    def _array(self, attribute: str) -> FloatArray:
+        return np.array([getattr(joint, attribute) for joint in self.joints], dtype=np.float64)
+
+    def to_policy(self, positions: FloatArray) -> FloatArray:
+        """[..., n_joints] controller units → policy units."""
+        return (positions - self._offset) / self._scale
+
+    def to_joints(self, actions: FloatArray) -> FloatArray:
+        """[..., n_joints] policy units → controller units."""
+        return actions * self._scale + self._offset
