@@ -1,0 +1,270 @@
+"""Loading and saving checkpoints under LeRobot's tensor names, strictly.
+
+Sources: LeRobot 0.6.1 `modeling_pi05.py` (names with `model.` before them); openpi's
+`convert_jax_model_to_pytorch.py` (the same names without it). LeRobot loads what fits and goes on
+with random weights for the rest; here every tensor must be there, fit, and be finite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pi05_ros.policy.config import CONFIG_FILE, read_config
+from pi05_ros.policy.model import Pi0, parameter_dtype
+from pi05_ros.policy.weights import (
+    SINGLE_FILE,
+    CheckpointError,
+    TensorInfo,
+    tensor_index,
+)
+
+__all__ = ["CheckpointError", "Source", "key_map", "load_model", "save_model"]
+
+PALIGEMMA = "paligemma_with_expert.paligemma."
+VISION = PALIGEMMA + "model.vision_tower.vision_model."
+LANGUAGE = PALIGEMMA + "model.language_model."
+EXPERT = "paligemma_with_expert.gemma_expert."
+EMBEDDING = LANGUAGE + "embed_tokens.weight"
+# PaliGemma's is a copy of the embedding, the expert's was never trained; neither is used.
+LM_HEAD = PALIGEMMA + "lm_head.weight"
+EXPERT_LM_HEAD = EXPERT + "lm_head.weight"
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one parameter of ours lies in the file: tensors that follow one another in rows."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def key_map(model: Pi0) -> dict[str, Source]:
+    """Our parameter names → LeRobot's, without the leading `model.`."""
+    config = model.config
+    size = config.sizes
+    names = _vision_names(size.vis.depth) | {"embedder.weight": [EMBEDDING]}
+    names |= _expert_names("experts.vlm.", LANGUAGE, size.vlm.depth, adaptive=False)
+    names |= _expert_names("experts.action.", EXPERT + "model.", size.exp.depth, model.adaptive)
+    names |= _projection_names(model.adaptive)
+    qkv_rows = [count * size.vlm.head_dim for count in (size.vlm.heads, *[size.vlm.kv_heads] * 2)]
+    sources = {}
+    for ours, parameter in model.named_parameters():
+        theirs = names.pop(ours)
+        rows = [parameter.shape[0] // len(theirs)] * len(theirs)
+        if ours.startswith("experts.") and ours.endswith("qkv.weight"):
+            rows = qkv_rows
+        shapes = tuple((count, *parameter.shape[1:]) for count in rows)
+        sources[ours] = Source(tuple(theirs), shapes)
+    if names:
+        raise RuntimeError(f"mapped, but not in the network: {sorted(names)}")
+    return sources
+
+
+def _affine(ours: str, *theirs: str) -> dict[str, list[str]]:
+    return {f"{ours}.{leaf}": [f"{name}.{leaf}" for name in theirs] for leaf in ("weight", "bias")}
+
+
+def _vision_names(depth: int) -> dict[str, list[str]]:
+    names = {
+        "vision.position": [VISION + "embeddings.position_embedding.weight"],
+        **_affine("vision.patch", VISION + "embeddings.patch_embedding"),
+        **_affine("vision.post_norm", VISION + "post_layernorm"),
+        **_affine("vision.projector", PALIGEMMA + "model.multi_modal_projector.linear"),
+    }
+    for n in range(depth):
+        ours, theirs = f"vision.layers.{n}.", f"{VISION}encoder.layers.{n}."
+        names |= _affine(ours + "attention_norm", theirs + "layer_norm1")
+        names |= _affine(ours + "qkv", *(f"{theirs}self_attn.{part}_proj" for part in "qkv"))
+        names |= _affine(ours + "out", theirs + "self_attn.out_proj")
+        names |= _affine(ours + "mlp_norm", theirs + "layer_norm2")
+        names |= _affine(ours + "up", theirs + "mlp.fc1")
+        names |= _affine(ours + "down", theirs + "mlp.fc2")
+    return names
+
+
+def _expert_names(ours: str, theirs: str, depth: int, adaptive: bool) -> dict[str, list[str]]:
+    names = {}
+    norms = {}
+    for n in range(depth):
+        layer, their_layer = f"{ours}layers.{n}.", f"{theirs}layers.{n}."
+        attention, mlp = their_layer + "self_attn.", their_layer + "mlp."
+        names[layer + "qkv.weight"] = [f"{attention}{part}_proj.weight" for part in "qkv"]
+        names[layer + "out.weight"] = [attention + "o_proj.weight"]
+        names[layer + "gate_up.weight"] = [mlp + "gate_proj.weight", mlp + "up_proj.weight"]
+        names[layer + "down.weight"] = [mlp + "down_proj.weight"]
+        norms[layer + "attention_norm"] = their_layer + "input_layernorm"
+        norms[layer + "mlp_norm"] = their_layer + "post_attention_layernorm"
+    norms[ours + "final_norm"] = theirs + "norm"
+    if adaptive:
+        # One matrix holds all, in the order in which Expert.modulations gives them out.
+        return names | _affine(ours + "modulation", *(f"{norm}.dense" for norm in norms.values()))
+    return names | {f"{norm}.weight": [f"{their}.weight"] for norm, their in norms.items()}
+
+
+def _projection_names(adaptive: bool) -> dict[str, list[str]]:
+    """The projections around the action expert, which both sides call the same."""
+    time = (
+        ("time_mlp_in", "time_mlp_out")
+        if adaptive
+        else ("state_proj", "action_time_mlp_in", "action_time_mlp_out")
+    )
+    names: dict[str, list[str]] = {}
+    for name in ("action_in_proj", "action_out_proj", *time):
+        names |= _affine(name, name)
+    return names
+
+
+def load_model(
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Pi0:
+    """Load π0.5 or π0 from a folder with config.json and safetensors weights.
+
+    Args:
+        directory: LeRobot's or openpi's (PyTorch) layout, one file or shards.
+        device: where the parameters go; they are allocated there once.
+        dtype: float32 or bfloat16; the module `model` says which parts stay in float32.
+
+    Returns:
+        The network in evaluation mode; its `config` is what `read_config` gives.
+
+    Raises:
+        CheckpointError: not a checkpoint, or its tensors are missing, unexpected, of another
+            shape, or not finite; the message lists them.
+        ValueError: another dtype.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, not {dtype}")
+    config = read_config(directory)
+    with torch.device("meta"):
+        model = Pi0(config)
+    sources = key_map(model)
+    index = _bare_index(directory)
+    _check_tensors(directory, sources, index)
+    model.load_state_dict(
+        _read_parameters(directory, model, sources, index, device, dtype), assign=True
+    )
+    return model.eval()
+
+
+def _read_parameters(
+    directory: str | Path,
+    model: Pi0,
+    sources: dict[str, Source],
+    index: dict[str, TensorInfo],
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    parameters: dict[str, Tensor] = {}
+    broken: list[str] = []
+    with ExitStack() as stack:
+        files = {}
+        for file in {info.file for info in index.values()}:
+            try:
+                files[file] = stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file} is not a safetensors file: {error}") from None
+        for ours, source in sources.items():
+            # One allocation in the final place: fused parts and other dtypes are copied into it.
+            shape = model.get_parameter(ours).shape
+            whole = torch.empty(shape, dtype=parameter_dtype(ours, dtype), device=device)
+            rows = [part_shape[0] for part_shape in source.shapes]
+            for name, part in zip(source.names, whole.split(rows), strict=True):
+                stored = index[name]
+                part.copy_(files[stored.file].get_tensor(stored.name))
+                if not torch.isfinite(part).all():
+                    broken.append(name)
+            parameters[ours] = whole
+    if broken:
+        raise CheckpointError(f"{directory}: {_listed('not finite', broken)}")
+    return parameters
+
+
+def save_model(model: Pi0, directory: str | Path) -> None:
+    """Write config.json and model.safetensors as LeRobot names them, both language heads included.
+
+    Each file appears whole or not at all. Tensors keep the dtype that they have in the model.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    state = model.state_dict()
+    for ours, source in key_map(model).items():
+        parts = state[ours].detach().cpu().split([shape[0] for shape in source.shapes])
+        tensors |= {
+            f"model.{name}": part.contiguous()
+            for name, part in zip(source.names, parts, strict=True)
+        }
+    # LeRobot takes a file without these two for incomplete.
+    embedding = tensors["model." + EMBEDDING]
+    tensors["model." + LM_HEAD] = embedding.clone()
+    tensors["model." + EXPERT_LM_HEAD] = embedding.new_zeros(
+        len(embedding), model.config.sizes.exp.width
+    )
+    partial = path / (SINGLE_FILE + ".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(path / SINGLE_FILE)
+    partial = path / (CONFIG_FILE + ".partial")
+    dtype = "bfloat16" if model.experts.vlm.dtype == torch.bfloat16 else "float32"
+    document = model.config.to_json() | {"dtype": dtype}
+    partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    partial.replace(path / CONFIG_FILE)
+
+
+def _bare_index(directory: str | Path) -> dict[str, TensorInfo]:
+    """The file's tensors by LeRobot's names without `model.`, less what no network uses."""
+    index: dict[str, TensorInfo] = {}
+    for name, info in tensor_index(directory).items():
+        bare = name.removeprefix("model.")
+        if bare in index:
+            raise CheckpointError(f"{directory} holds {bare!r} twice, with and without 'model.'")
+        index[bare] = info
+    head = index.pop(LM_HEAD, None)
+    index.pop(EXPERT_LM_HEAD, None)
+    if EMBEDDING not in index and head is not None:
+        # Converted files hold the tied pair under the language head's name alone.
+        index[EMBEDDING] = head
+    return index
+
+
+def _check_tensors(
+    directory: str | Path, sources: dict[str, Source], index: dict[str, TensorInfo]
+) -> None:
+    expected = {
+        name: shape
+        for source in sources.values()
+        for name, shape in zip(source.names, source.shapes, strict=True)
+    }
+    both = [name for name in expected if name in index]
+    problems = {
+        "missing": [name for name in expected if name not in index],
+        "unexpected": [name for name in index if name not in expected],
+        "of another shape": [
+            f"{name} {list(index[name].shape)} instead of {list(expected[name])}"
+            for name in both
+            if index[name].shape != expected[name]
+        ],
+        "not floating-point": [
+            f"{name} {index[name].dtype}" for name in both if index[name].dtype not in FLOAT_DTYPES
+        ],
+    }
+    found = [_listed(what, names) for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError(f"{directory} does not fit its config.json: " + "; ".join(found))
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)} {what}: {', '.join(names[:LISTED])}{more}"

@@ -1,0 +1,324 @@
+"""What a checkpoint's config.json says: kind, sizes, horizon, cameras, dimensions.
+
+Sources: LeRobot 0.6.1 `PI05Config`/`PI0Config`, openpi's `convert_jax_model_to_pytorch.py` (the
+five fields it writes) and `gemma.get_config`. The key `sizes` is this project's own: LeRobot's
+fields cannot express a small network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pi05_ros.policy.weights import (
+    CheckpointError,
+    checkpoint_directory,
+    has_weights,
+    kind_from_tensors,
+    read_json,
+    tensor_index,
+)
+
+KINDS = ("pi05", "pi0")
+CONFIG_FILE = "config.json"
+IMAGE_PREFIX = "observation.images."
+DEFAULT_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+DEFAULT_TOKEN_LENGTH = {"pi05": 200, "pi0": 48}
+DEFAULT_NORMALIZATION = {
+    "pi05": {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "QUANTILES"},
+    "pi0": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
+}
+
+
+@dataclass(frozen=True)
+class GemmaSize:
+    """One language expert, in the order of `sizes.vlm` and `sizes.exp`."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class VisionSize:
+    """The image tower, in the order of `sizes.vis`."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+
+
+GEMMA_VARIANTS = {
+    "gemma_2b": GemmaSize(2048, 18, 16_384, 8, 1, 256),
+    "gemma_300m": GemmaSize(1024, 18, 4_096, 8, 1, 256),
+    "dummy": GemmaSize(64, 4, 128, 8, 1, 16),
+}
+SO400M = VisionSize(1152, 27, 16, 4304)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Every size that the network's tensors follow from. The defaults are π0.5's."""
+
+    vlm: GemmaSize = GEMMA_VARIANTS["gemma_2b"]
+    exp: GemmaSize = GEMMA_VARIANTS["gemma_300m"]
+    vis: VisionSize = SO400M
+    vocab: int = 257_152
+    image: int = 224
+    """Side of the square input picture, in pixels."""
+    patch: int = 14
+
+    def __post_init__(self) -> None:
+        shared = ("depth", "heads", "kv_heads", "head_dim")
+        if any(getattr(self.vlm, name) != getattr(self.exp, name) for name in shared):
+            raise ValueError(f"vlm and exp attend jointly and must agree in {shared}: {self}")
+        if self.vlm.heads % self.vlm.kv_heads or self.vlm.head_dim % 2:
+            raise ValueError(f"heads must be a multiple of kv_heads, head_dim even: {self.vlm}")
+        if self.vis.width % self.vis.heads:
+            raise ValueError(
+                f"vis width {self.vis.width} does not divide by {self.vis.heads} heads"
+            )
+        if self.image % self.patch:
+            raise ValueError(f"image side {self.image} does not divide by patch {self.patch}")
+        if self.exp.width % 2:
+            raise ValueError(f"exp width {self.exp.width} is odd; the time embedding needs halves")
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one camera: 256 for 224-pixel pictures in 14-pixel patches."""
+        return (self.image // self.patch) ** 2
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """A π0.5 or π0 policy as its config.json describes it.
+
+    The defaults are π0.5's; `parse_config({}, "pi0")` gives π0's.
+    """
+
+    kind: str = "pi05"
+    sizes: Sizes = field(default_factory=Sizes)
+    horizon: int = 50
+    max_action_dim: int = 32
+    max_state_dim: int = 32
+    token_length: int = 200
+    cameras: tuple[str, ...] = DEFAULT_CAMERAS
+    """Names in the order of the prefix; cameras that LeRobot adds as always empty are left out."""
+    state_dim: int | None = None
+    action_dim: int | None = None
+    num_steps: int = 10
+    normalization_mapping: Mapping[str, str] = field(
+        default_factory=lambda: dict(DEFAULT_NORMALIZATION["pi05"])
+    )
+    """Feature type (VISUAL, STATE, ACTION) → IDENTITY, QUANTILES, MEAN_STD, …"""
+    min_period: float = 0.004
+    max_period: float = 4.0
+    time_alpha: float = 1.5
+    time_beta: float = 1.0
+    time_scale: float = 0.999
+    time_offset: float = 0.001
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """config.json as it was read, for the fields that only the processing needs."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, not {self.kind!r}")
+
+    @property
+    def image_size(self) -> int:
+        return self.sizes.image
+
+    def to_json(self) -> dict[str, Any]:
+        """LeRobot's fields, and `sizes` only for a network that those cannot express."""
+        features: dict[str, Any] = {
+            IMAGE_PREFIX + name: {"type": "VISUAL", "shape": [3, self.image_size, self.image_size]}
+            for name in self.cameras
+        }
+        if self.state_dim is not None:
+            features["observation.state"] = {"type": "STATE", "shape": [self.state_dim]}
+        outputs = {}
+        if self.action_dim is not None:
+            outputs["action"] = {"type": "ACTION", "shape": [self.action_dim]}
+        document = {key: value for key, value in self.raw.items() if key not in _OPENPI_ONLY}
+        document |= {
+            "type": self.kind,
+            "input_features": features,
+            "output_features": outputs,
+            "chunk_size": self.horizon,
+            "n_action_steps": min(_int(self.raw, "n_action_steps", self.horizon), self.horizon),
+            "max_state_dim": self.max_state_dim,
+            "max_action_dim": self.max_action_dim,
+            "num_inference_steps": self.num_steps,
+            "min_period": self.min_period,
+            "max_period": self.max_period,
+            "time_sampling_beta_alpha": self.time_alpha,
+            "time_sampling_beta_beta": self.time_beta,
+            "time_sampling_scale": self.time_scale,
+            "time_sampling_offset": self.time_offset,
+            "image_resolution": [self.image_size, self.image_size],
+            "empty_cameras": 0,
+            "tokenizer_max_length": self.token_length,
+            "normalization_mapping": dict(self.normalization_mapping),
+        }
+        document.pop("sizes", None)
+        if self.sizes != Sizes():
+            document["sizes"] = {
+                "vlm": list(vars(self.sizes.vlm).values()),
+                "exp": list(vars(self.sizes.exp).values()),
+                "vis": list(vars(self.sizes.vis).values()),
+                "vocab": self.sizes.vocab,
+                "chunk": self.horizon,
+                "toklen": self.token_length,
+                "image": self.sizes.image,
+                "patch": self.sizes.patch,
+            }
+        return document
+
+
+_OPENPI_ONLY = ("action_dim", "action_horizon", "precision")
+
+
+def read_config(directory: str | Path) -> PolicyConfig:
+    """Read a checkpoint folder's config.json, LeRobot's or openpi's; unknown fields are ignored.
+
+    Where the folder has weights, π0.5 or π0 is told by their tensors, not by the `type` field.
+
+    Raises:
+        CheckpointError: no folder, no or bad config.json, or neither π0.5 nor π0.
+    """
+    path = checkpoint_directory(directory)
+    document = read_json(path / CONFIG_FILE)
+    kind = kind_from_tensors(set(tensor_index(path))) if has_weights(path) else document.get("type")
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"{path} is neither π0.5 nor π0: type {document.get('type')!r} in {CONFIG_FILE}, and "
+            "no tensor time_mlp_in (π0.5) or state_proj (π0)"
+        )
+    try:
+        return parse_config(document, kind)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / CONFIG_FILE}: {error}") from None
+
+
+def parse_config(document: Mapping[str, Any], kind: str) -> PolicyConfig:
+    """A PolicyConfig from config.json's fields; what is missing gets the kind's default.
+
+    Raises:
+        ValueError, TypeError: a field of the wrong type or value, named in the message.
+    """
+    small = _mapping(document, "sizes")
+    inputs = _mapping(document, "input_features")
+    outputs = _mapping(document, "output_features")
+    cameras = tuple(
+        name.removeprefix(IMAGE_PREFIX)
+        for name, feature in inputs.items()
+        if _feature_type(feature) == "VISUAL"
+        and not name.startswith(IMAGE_PREFIX + "empty_camera_")
+    )
+    horizon = _int(document, "action_horizon", _int(document, "chunk_size", 50))
+    token_length = _int(document, "tokenizer_max_length", DEFAULT_TOKEN_LENGTH[kind])
+    action_dim = _int(document, "action_dim", _int(document, "max_action_dim", 32))
+    return PolicyConfig(
+        kind=kind,
+        sizes=_sizes(document, small),
+        horizon=_int(small, "chunk", horizon),
+        max_action_dim=action_dim,
+        max_state_dim=_int(document, "max_state_dim", action_dim),
+        token_length=_int(small, "toklen", token_length),
+        cameras=cameras or DEFAULT_CAMERAS,
+        state_dim=_feature_dim(inputs, "observation.state"),
+        action_dim=_feature_dim(outputs, "action"),
+        num_steps=_int(document, "num_inference_steps", 10),
+        normalization_mapping=DEFAULT_NORMALIZATION[kind]
+        | {str(k): str(v) for k, v in _mapping(document, "normalization_mapping").items()},
+        min_period=_float(document, "min_period", 0.004),
+        max_period=_float(document, "max_period", 4.0),
+        time_alpha=_float(document, "time_sampling_beta_alpha", 1.5),
+        time_beta=_float(document, "time_sampling_beta_beta", 1.0),
+        time_scale=_float(document, "time_sampling_scale", 0.999),
+        time_offset=_float(document, "time_sampling_offset", 0.001),
+        raw=dict(document),
+    )
+
+
+def _sizes(document: Mapping[str, Any], small: Mapping[str, Any]) -> Sizes:
+    resolution = document.get("image_resolution") or (224, 224)
+    if not isinstance(resolution, Sequence) or len(set(resolution)) != 1:
+        raise ValueError(f"image_resolution must be two equal numbers, not {resolution!r}")
+    image = _positive(resolution[0], "image_resolution")
+    return Sizes(
+        vlm=GemmaSize(*_ints(small, "vlm", 6))
+        if "vlm" in small
+        else _variant(document, "paligemma_variant", "gemma_2b"),
+        exp=GemmaSize(*_ints(small, "exp", 6))
+        if "exp" in small
+        else _variant(document, "action_expert_variant", "gemma_300m"),
+        vis=VisionSize(*_ints(small, "vis", 4)) if "vis" in small else SO400M,
+        vocab=_int(small, "vocab", 257_152),
+        image=_int(small, "image", image),
+        patch=_int(small, "patch", 14),
+    )
+
+
+def _variant(document: Mapping[str, Any], key: str, default: str) -> GemmaSize:
+    name = document.get(key) or default
+    # A LoRA variant has the sizes of its base; adapters that are not merged fail as unexpected.
+    base = str(name).removesuffix("_lora")
+    if base not in GEMMA_VARIANTS:
+        raise ValueError(f"{key} {name!r} is unknown; known are {sorted(GEMMA_VARIANTS)}")
+    return GEMMA_VARIANTS[base]
+
+
+def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = document.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{key} must be an object, not {value!r}")
+    return value
+
+
+def _positive(value: object, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise TypeError(f"{key} must be a positive whole number, not {value!r}")
+    return value
+
+
+def _int(document: Mapping[str, Any], key: str, default: int) -> int:
+    value = document.get(key)
+    return default if value is None else _positive(value, key)
+
+
+def _ints(document: Mapping[str, Any], key: str, count: int) -> list[int]:
+    values = document[key]
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+        raise ValueError(f"sizes.{key} must be {count} numbers, not {values!r}")
+    return [_positive(value, f"sizes.{key}") for value in values]
+
+
+def _float(document: Mapping[str, Any], key: str, default: float) -> float:
+    value = document.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{key} must be a number, not {value!r}")
+    return float(value)
+
+
+def _feature_type(feature: object) -> object:
+    return feature.get("type") if isinstance(feature, Mapping) else None
+
+
+def _feature_dim(features: Mapping[str, Any], name: str) -> int | None:
+    shape = _mapping(features, name).get("shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, Sequence) or len(shape) != 1:
+        raise ValueError(f"feature {name!r} must have one dimension, not shape {shape!r}")
+    return _positive(shape[0], f"feature {name!r}")

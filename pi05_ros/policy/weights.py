@@ -1,0 +1,153 @@
+"""The tensors that a checkpoint folder holds: names, shapes and files, without reading the data.
+
+Sources: the safetensors format (8-byte header length, JSON header), Hugging Face's sharded index
+(`model.safetensors.index.json`), LeRobot's and openpi's tensor names.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_HEADER_BYTES = 100_000_000
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies, and what it is."""
+
+    name: str
+    """As it stands in the file."""
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors writes it: F32, BF16, …"""
+
+
+def checkpoint_directory(directory: str | Path) -> Path:
+    """The folder as a Path.
+
+    Raises:
+        CheckpointError: it is not there, or it is a file.
+    """
+    path = Path(directory)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix in PICKLE_SUFFIXES:
+            raise CheckpointError(_pickle_message(path))
+        raise CheckpointError(f"{path} is a file; give the folder that holds it and config.json")
+    raise CheckpointError(f"{path}: there is no such folder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file of the checkpoint.
+
+    Raises:
+        CheckpointError: missing, unreadable, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is not a checkpoint: no {path.name} in it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def tensor_index(directory: str | Path) -> dict[str, TensorInfo]:
+    """Every tensor of the folder's safetensors file or shards, by the name in the file.
+
+    Raises:
+        CheckpointError: no weights, pickle weights, a missing shard, or a damaged file.
+    """
+    path = checkpoint_directory(directory)
+    if (path / SINGLE_FILE).is_file():
+        return _read_header(path / SINGLE_FILE)
+    if (path / INDEX_FILE).is_file():
+        return _read_shards(path / INDEX_FILE)
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise CheckpointError(_pickle_message(pickles[0]))
+    raise CheckpointError(f"{path} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def has_weights(directory: Path) -> bool:
+    return (directory / SINGLE_FILE).is_file() or (directory / INDEX_FILE).is_file()
+
+
+def kind_from_tensors(names: set[str]) -> str | None:
+    """`pi05` or `pi0`, by the tensors that only one of them has; None where neither is there."""
+    bare = {name.removeprefix("model.") for name in names}
+    if "state_proj.weight" in bare:
+        return "pi0"
+    if "time_mlp_in.weight" in bare:
+        return "pi05"
+    return None
+
+
+def _pickle_message(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which can run any code when it is opened: "
+        f"convert it to {SINGLE_FILE} on a machine that you trust it on"
+    )
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+                raise ValueError("its header length does not fit the file; is it cut off?")
+            header = json.loads(file.read(size))
+            data_bytes = path.stat().st_size - 8 - size
+        infos = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["data_offsets"][1] > data_bytes:
+                raise ValueError(f"tensor {name!r} ends behind the end of the file; is it cut off?")
+            infos[name] = TensorInfo(
+                name, path, tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
+            )
+        return infos
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+
+
+def _read_shards(index: Path) -> dict[str, TensorInfo]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no weight_map")
+    shards: dict[str, dict[str, TensorInfo]] = {}
+    infos: dict[str, TensorInfo] = {}
+    for name, file_name in weight_map.items():
+        # An index is input: a shard is a plain safetensors name beside it, never a path elsewhere.
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise CheckpointError(f"{index}: {file_name!r} for {name!r} is not a file name")
+        shard = index.parent / file_name
+        if shard.suffix in PICKLE_SUFFIXES:
+            raise CheckpointError(_pickle_message(shard))
+        if not shard.is_file():
+            raise CheckpointError(f"{index} names {file_name}, which is not in the folder")
+        if file_name not in shards:
+            shards[file_name] = _read_header(shard)
+        if name not in shards[file_name]:
+            raise CheckpointError(f"{index} places {name!r} in {file_name}, which does not hold it")
+        infos[name] = shards[file_name][name]
+    return infos
