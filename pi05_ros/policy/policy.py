@@ -1,0 +1,339 @@
+"""The policy: an observation in the robot's units becomes a chunk in the robot's units."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pi05_ros.policy.checkpoint import load_model
+from pi05_ros.policy.config import read_config
+from pi05_ros.policy.images import EMPTY, prepare_image
+from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.processors import Processing, convention_of, read_processing
+from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
+from pi05_ros.policy.robots import Robot, Settings, make_robot, match_cameras
+from pi05_ros.policy.small import SMALL, small_checkpoint
+from pi05_ros.policy.weights import CheckpointError
+from pi05_ros.types import ActionChunk, FloatArray, Observation
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class PolicyOutputError(RuntimeError):
+    """The network gave numbers that must not reach a robot."""
+
+
+class Policy:
+    """π0.5 or π0 with the processing of its checkpoint; implements `pi05_ros.types.Policy`."""
+
+    def __init__(
+        self,
+        model: Pi0,
+        robot: Robot,
+        processing: Processing,
+        tokenizer: PromptTokenizer,
+        cameras: Mapping[str, str],
+        num_steps: int | None = None,
+        seed: int | None = None,
+        label: str = "",
+    ) -> None:
+        """Put the parts together; `from_pretrained` reads them from a folder.
+
+        Args:
+            model: the network, in evaluation mode on its device.
+            robot: the units of states and actions.
+            processing: statistics and conventions.
+            tokenizer: of the network's vocabulary.
+            cameras: the robot's camera name → the network's.
+            num_steps: Euler steps; the checkpoint's number by default.
+            seed: makes the noise of a series of calls repeatable.
+            label: trained or not, for `description`.
+        """
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+        self.model = model
+        self.robot = robot
+        self.processing = processing
+        self.num_steps = model.config.num_steps if num_steps is None else num_steps
+        self.truncated_tokens = 0
+        """How many of the latest prompt's tokens did not fit; its state is lost then."""
+        self._tokenizer = tokenizer
+        self._cameras = dict(cameras)
+        self._label = label
+        self._warned = ""
+        # On the CPU, so that a seed gives the same noise on every device.
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        robot: str = "aloha",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        num_steps: int | None = None,
+        seed: int | None = None,
+        threads: int | None = None,
+    ) -> Policy:
+        """Load a checkpoint folder for a robot.
+
+        Args:
+            path: LeRobot's or openpi's (PyTorch) layout with the tokenizer's files; "small" is
+                the small network that comes with the package.
+            robot: "aloha" or "generic", see `robots`.
+            device: "auto" (CUDA where there is one), "cuda", "cpu", …
+            dtype: "float32" or "bfloat16"; by default bfloat16 on CUDA, float32 elsewhere.
+            num_steps: Euler steps; the checkpoint's number by default.
+            seed: makes the noise of a series of calls repeatable.
+            threads: CPU threads of torch, for the whole process; None leaves them as they are.
+
+        Raises:
+            CheckpointError: not a usable checkpoint, or one that does not fit the robot.
+            ValueError: unknown robot, device or dtype.
+        """
+        directory = _directory(path)
+        target = _device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        precision = _dtype(dtype, target)
+        config = read_config(directory)
+        settings = Settings.read(directory)
+        convention = convention_of(directory)
+        try:
+            body = make_robot(robot, config, convention, settings)
+            processing = read_processing(directory, config, body.state_dim, body.action_dim)
+            rename = {**processing.rename, **settings.cameras}
+            cameras = match_cameras(body.cameras, config.cameras, rename)
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{directory}: {error}") from None
+        if processing.delta_mask is not None and settings.delta_actions is None:
+            body = replace(body, delta_mask=processing.delta_mask)
+        tokenizer = PromptTokenizer.from_directory(
+            directory, config.token_length, config.sizes.vocab
+        )
+        model = load_model(directory, target, precision)
+        return cls(
+            model, body, processing, tokenizer, cameras, num_steps, seed, _training_label(settings)
+        )
+
+    @property
+    def horizon(self) -> int:
+        """Steps in a chunk."""
+        return self.model.config.horizon
+
+    @property
+    def dt_s(self) -> float:
+        """Time between two steps of a chunk."""
+        return self.robot.dt_s
+
+    @property
+    def state_dim(self) -> int:
+        return self.robot.state_dim
+
+    @property
+    def action_dim(self) -> int:
+        return self.robot.action_dim
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The robot's names of the cameras that the checkpoint looks at."""
+        return tuple(self._cameras)
+
+    @property
+    def description(self) -> str:
+        """Which policy, how large, in which precision, trained or not."""
+        name = "π0.5" if self.model.config.kind == "pi05" else "π0"
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+        dtype = str(self.model.experts.vlm.dtype).removeprefix("torch.")
+        return f"{name}, {size} parameters, {dtype}" + (f", {self._label}" if self._label else "")
+
+    @torch.inference_mode()
+    def infer(self, observation: Observation, prefix: FloatArray | None = None) -> ActionChunk:
+        """Predict a chunk.
+
+        Args:
+            observation: RGB pictures by the robot's camera names (one that is left out is
+                masked), state [state_dim] in robot units, instruction.
+            prefix: actions that will be executed anyway; only None is accepted, because the
+                sampler has no guidance.
+
+        Returns:
+            [horizon, action_dim] absolute actions in robot units, not clipped, with the times
+            that images, prompt, network and postprocess took.
+
+        Raises:
+            ValueError: an unknown camera, a picture that is not uint8 RGB, a state of the wrong
+                length or not finite, or a `prefix`.
+            PolicyOutputError: the network's output is not finite.
+        """
+        if prefix is not None:
+            raise ValueError("prefix must be None: guidance needs a sampler that takes a prefix")
+        start = time.perf_counter()
+        state = self._decode_state(observation.state)
+        images, masks = self._prepare_images(observation)
+        after_images = time.perf_counter()
+        normalized_state = self.processing.state.normalize(state)
+        tokens = self._tokenize(observation.instruction, normalized_state)
+        after_prompt = time.perf_counter()
+        normalized = self._sample(images, masks, tokens, normalized_state)
+        after_network = time.perf_counter()
+        actions = self._postprocess(normalized, state)
+        end = time.perf_counter()
+        return ActionChunk(
+            actions=actions,
+            stamp_s=observation.stamp_s,
+            dt_s=self.dt_s,
+            instruction=observation.instruction,
+            timings_s={
+                "images": after_images - start,
+                "prompt": after_prompt - after_images,
+                "network": after_network - after_prompt,
+                "postprocess": end - after_network,
+            },
+            normalized=normalized,
+        )
+
+    def _decode_state(self, state: FloatArray) -> FloatArray:
+        array = np.asarray(state, dtype=np.float64)
+        if array.shape != (self.state_dim,):
+            raise ValueError(
+                f"state must have shape [{self.state_dim}] for robot {self.robot.name!r}, "
+                f"got {list(array.shape)}"
+            )
+        for i in np.flatnonzero(~np.isfinite(array)):
+            raise ValueError(f"state[{i}] is {array[i]}")
+        return self.robot.decode_state(array)
+
+    def _prepare_images(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """[1, n_cameras, 3, side, side] in the network's order, and which are there."""
+        config, device = self.model.config, self.model.device
+        side = config.image_size
+        images = torch.full((1, len(config.cameras), 3, side, side), EMPTY, device=device)
+        masks = torch.zeros((1, len(config.cameras)), dtype=torch.bool)
+        for camera, picture in observation.images.items():
+            if camera not in self._cameras:
+                raise ValueError(
+                    f"unknown camera {camera!r}; this policy looks at {', '.join(self._cameras)}"
+                )
+            index = config.cameras.index(self._cameras[camera])
+            try:
+                images[0, index] = prepare_image(picture, side, self.processing.convention, device)
+            except ValueError as error:
+                raise ValueError(f"camera {camera!r}: {error}") from None
+            masks[0, index] = True
+        return images, masks.to(device)
+
+    def _tokenize(self, instruction: str, normalized_state: FloatArray) -> Tokens:
+        if self.model.config.kind == "pi05":
+            text = pi05_prompt(instruction, normalized_state)
+        else:
+            text = pi0_prompt(instruction, self.processing.convention)
+        tokens = self._tokenizer.encode(text)
+        self.truncated_tokens = tokens.dropped
+        if tokens.dropped and self._warned != instruction:
+            self._warned = instruction
+            logger.warning(
+                "the prompt is %d tokens longer than the network's %d and was cut: shorten the "
+                "instruction %r",
+                tokens.dropped,
+                len(tokens.ids),
+                instruction,
+            )
+        return tokens
+
+    def _sample(
+        self, images: Tensor, masks: Tensor, tokens: Tokens, normalized_state: FloatArray
+    ) -> NDArray[np.float32]:
+        """[horizon, max_action_dim] as the network gives it."""
+        config, device = self.model.config, self.model.device
+        state = None
+        if config.kind == "pi0":
+            state = torch.zeros((1, config.max_state_dim), device=device)
+            state[0, : self.state_dim] = torch.tensor(normalized_state, dtype=torch.float32)
+        shape = (1, config.horizon, config.max_action_dim)
+        noise = torch.randn(shape, generator=self._generator)
+        sampled = self.model.sample_actions(
+            images,
+            masks,
+            torch.from_numpy(tokens.ids)[None].to(device),
+            torch.from_numpy(tokens.mask)[None].to(device),
+            state=state,
+            noise=noise.to(device),
+            num_steps=self.num_steps,
+        )
+        return sampled[0].cpu().numpy()
+
+    def _postprocess(self, normalized: NDArray[np.float32], state: FloatArray) -> FloatArray:
+        self._check_finite("the network's output", normalized)
+        actions = self.processing.action.unnormalize(normalized[:, : self.action_dim])
+        actions = self.robot.to_absolute(actions.astype(np.float64), state)
+        actions = self.robot.encode_action(actions)
+        self._check_finite("the un-normalised chunk", actions)
+        return actions
+
+    @staticmethod
+    def _check_finite(what: str, values: FloatArray | NDArray[np.float32]) -> None:
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            step, dim = bad[0]
+            raise PolicyOutputError(
+                f"{what} has {len(bad)} values that are not finite, the first at step {step}, "
+                f"dimension {dim}"
+            )
+
+
+def _directory(path: str | Path) -> Path:
+    if str(path) == SMALL:
+        return small_checkpoint()
+    directory = Path(path).expanduser()
+    if not directory.exists():
+        raise CheckpointError(
+            f"{path} is not a folder here. Checkpoints are not downloaded: fetch it first, then "
+            f'give its folder, or "{SMALL}" for the small network of this package'
+        )
+    return directory
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}; use auto, cuda or cpu") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: no CUDA device is there; use auto or cpu")
+    return target
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {name}")
+    return DTYPES[name]
+
+
+def _training_label(settings: Settings) -> str:
+    if settings.trained is None:
+        return settings.note
+    label = "trained" if settings.trained else "untrained"
+    return f"{label} ({settings.note})" if settings.note else label

@@ -1,0 +1,301 @@
+"""The processing that a checkpoint folder asks for: LeRobot's processor files, openpi's norm_stats.
+
+Sources: LeRobot 0.6.1 `policy_preprocessor.json` and `policy_postprocessor.json` as
+`make_pi05_pre_post_processors` writes them, openpi `normalize.py` (norm_stats.json).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from pi05_ros.policy.config import IMAGE_PREFIX, PolicyConfig
+from pi05_ros.policy.normalize import Convention, Mode, Normalizer
+from pi05_ros.policy.weights import CheckpointError, read_json
+
+STATE, ACTION = "observation.state", "action"
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
+NORM_STATS = "norm_stats.json"
+PALIGEMMA = "google/paligemma-3b-pt-224"
+
+Statistics = Mapping[str, Mapping[str, ArrayLike | None]]
+"""Feature → statistic → values [dim]."""
+
+Step = tuple[str, dict[str, Any]]
+"""A pipeline step's registry name and config."""
+
+# LeRobot 0.5 called the relative step delta_actions_processor.
+_RELATIVE = ("relative_actions_processor", "delta_actions_processor")
+_KNOWN_STEPS = {
+    "rename_observations_processor",
+    "to_batch_processor",
+    *_RELATIVE,
+    "normalizer_processor",
+    "pi05_prepare_state_tokenizer_processor_step",
+    "pi0_new_line_processor",
+    "tokenizer_processor",
+    "device_processor",
+    "unnormalizer_processor",
+    "absolute_actions_processor",
+}
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What stands between the robot's numbers and the network's."""
+
+    convention: Convention
+    state: Normalizer
+    action: Normalizer
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """Camera name in the data → in the checkpoint, as LeRobot's rename step has it."""
+    delta_mask: tuple[bool, ...] | None = None
+    """LeRobot's relative actions: which dimensions are relative to the state."""
+
+
+def convention_of(directory: Path) -> Convention:
+    """Whose processing files lie in the folder.
+
+    Raises:
+        CheckpointError: neither LeRobot's nor openpi's.
+    """
+    if (directory / f"{PREPROCESSOR}.json").is_file():
+        return "lerobot"
+    if _norm_stats_files(directory):
+        return "openpi"
+    raise CheckpointError(
+        f"{directory} has no normalisation statistics: neither {PREPROCESSOR}.json (LeRobot) nor "
+        f"assets/<name>/{NORM_STATS} (openpi)"
+    )
+
+
+def read_processing(
+    directory: Path, config: PolicyConfig, state_dim: int, action_dim: int
+) -> Processing:
+    """Read the folder's statistics and steps for a robot of these dimensions.
+
+    Raises:
+        CheckpointError: files or statistics are missing, damaged or do not fit, or the pipeline
+            has a step whose effect this project does not know.
+    """
+    if convention_of(directory) == "lerobot":
+        return _read_lerobot(directory, config, state_dim, action_dim)
+    return _read_openpi(directory, config, state_dim, action_dim)
+
+
+def _norm_stats_files(directory: Path) -> list[Path]:
+    plain = directory / NORM_STATS
+    # an asset's name may have a slash, such as physical-intelligence/libero
+    return [plain] if plain.is_file() else sorted((directory / "assets").rglob(NORM_STATS))
+
+
+def _read_openpi(
+    directory: Path, config: PolicyConfig, state_dim: int, action_dim: int
+) -> Processing:
+    files = _norm_stats_files(directory)
+    if len(files) > 1:
+        names = ", ".join(str(file.parent.relative_to(directory)) for file in files)
+        raise CheckpointError(
+            f"{directory} has several {NORM_STATS} ({names}): keep the robot's one"
+        )
+    document = read_json(files[0])
+    stats = document.get("norm_stats", document)
+    mode = Mode.MEAN_STD if config.kind == "pi0" else Mode.QUANTILES
+    parts = []
+    for feature, dim in (("state", state_dim), ("actions", action_dim)):
+        if not isinstance(stats, dict) or not isinstance(stats.get(feature), dict):
+            raise CheckpointError(f"{files[0]} has no {feature!r}")
+        parts.append(Normalizer(feature, mode, stats[feature], dim, "openpi"))
+    return Processing("openpi", parts[0], parts[1])
+
+
+def _read_lerobot(
+    directory: Path, config: PolicyConfig, state_dim: int, action_dim: int
+) -> Processing:
+    before = _steps(directory / f"{PREPROCESSOR}.json")
+    after = _steps(directory / f"{POSTPROCESSOR}.json")
+    rename = before.get("rename_observations_processor", {}).get("config", {}).get("rename_map", {})
+    return Processing(
+        "lerobot",
+        _lerobot_normalizer(directory, before, "normalizer_processor", STATE, state_dim, config),
+        _lerobot_normalizer(directory, after, "unnormalizer_processor", ACTION, action_dim, config),
+        rename={
+            old.removeprefix(IMAGE_PREFIX): new.removeprefix(IMAGE_PREFIX)
+            for old, new in rename.items()
+            if old.startswith(IMAGE_PREFIX)
+        },
+        delta_mask=_relative_mask(before, action_dim),
+    )
+
+
+def _steps(path: Path) -> dict[str, Mapping[str, Any]]:
+    """The pipeline's steps by name."""
+    steps = read_json(path).get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise CheckpointError(f"{path} has no list of steps")
+    named = {str(step.get("registry_name") or step.get("class")): step for step in steps}
+    unknown = sorted(set(named) - _KNOWN_STEPS)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: step {unknown[0]!r} is not known here; leaving it out would change the data"
+        )
+    return named
+
+
+def _lerobot_normalizer(
+    directory: Path,
+    steps: Mapping[str, Mapping[str, Any]],
+    step_name: str,
+    feature: str,
+    dim: int,
+    config: PolicyConfig,
+) -> Normalizer:
+    step = steps.get(step_name)
+    if step is None:
+        raise CheckpointError(f"{directory}: the processor files have no step {step_name!r}")
+    settings = step.get("config") or {}
+    modes = {**config.normalization_mapping, **(settings.get("norm_map") or {})}
+    if modes.get("VISUAL", "IDENTITY") != "IDENTITY":
+        raise CheckpointError(
+            f"{directory}: {step_name} scales pictures by {modes['VISUAL']}; π0 and π0.5 take "
+            "IDENTITY"
+        )
+    mode = modes["STATE" if feature == STATE else "ACTION"]
+    statistics = _read_state_file(directory, step, step_name) if mode != "IDENTITY" else {}
+    prefix = f"{feature}."
+    mine = {k.removeprefix(prefix): v for k, v in statistics.items() if k.startswith(prefix)}
+    return Normalizer(feature, mode, mine, dim, "lerobot", float(settings.get("eps", 1e-8)))
+
+
+def _read_state_file(
+    directory: Path, step: Mapping[str, Any], step_name: str
+) -> dict[str, np.ndarray]:
+    name = step.get("state_file")
+    if name is None:
+        raise CheckpointError(
+            f"{directory}: {step_name} has no state_file: the checkpoint has no normalisation "
+            "statistics, as a base model has none. Fine-tune it, or add those of your data"
+        )
+    if not isinstance(name, str) or Path(name).name != name:
+        raise CheckpointError(f"{directory}: state_file {name!r} of {step_name} is no file name")
+    try:
+        return load_file(directory / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory / name} cannot be read: {error}") from None
+
+
+def _relative_mask(
+    steps: Mapping[str, Mapping[str, Any]], action_dim: int
+) -> tuple[bool, ...] | None:
+    """LeRobot's rule: relative unless the joint's name contains an excluded word."""
+    step = next((steps[name] for name in _RELATIVE if name in steps), None)
+    settings = (step or {}).get("config") or {}
+    if not settings.get("enabled", False):
+        return None
+    words = [str(word).lower() for word in settings.get("exclude_joints") or ()]
+    names = [str(name).lower() for name in settings.get("action_names") or ()][:action_dim]
+    mask = [not any(word in name for word in words) for name in names]
+    return tuple(mask + [True] * (action_dim - len(mask)))
+
+
+def write_processing(
+    directory: Path,
+    config: PolicyConfig,
+    statistics: Statistics,
+    tokenizer: str = PALIGEMMA,
+    rename: Mapping[str, str] | None = None,
+) -> None:
+    """Write LeRobot's two pipelines and their statistics, as LeRobot's own save does.
+
+    Args:
+        directory: an existing folder.
+        config: kind, features and `normalization_mapping`.
+        statistics: "observation.state" and "action" → statistic → values [dim].
+        tokenizer: what LeRobot is to load as the tokenizer.
+        rename: LeRobot's rename map, feature names in full.
+    """
+    features = _features(config)
+    norm_map = dict(config.normalization_mapping)
+    scaling = {"eps": 1e-8, "features": features, "norm_map": norm_map}
+    # LeRobot unnormalises the action alone but stores every statistic.
+    unscaling = {**scaling, "features": {ACTION: features[ACTION]}}
+    relative = {"enabled": False, "exclude_joints": ["gripper"], "action_names": None}
+    tokenize = {
+        "max_length": config.token_length,
+        "task_key": "task",
+        "padding_side": "right",
+        "padding": "max_length",
+        "truncation": True,
+        "tokenizer_name": tokenizer,
+    }
+    device: Step = ("device_processor", {"device": "cpu", "float_dtype": None})
+    start: list[Step] = [
+        ("rename_observations_processor", {"rename_map": dict(rename or {})}),
+        ("to_batch_processor", {}),
+    ]
+    middle: list[Step]
+    if config.kind == "pi05":
+        middle = [
+            ("relative_actions_processor", relative),
+            ("normalizer_processor", scaling),
+            ("pi05_prepare_state_tokenizer_processor_step", {}),
+            ("tokenizer_processor", tokenize),
+            device,
+        ]
+    else:
+        middle = [
+            ("pi0_new_line_processor", {}),
+            ("tokenizer_processor", tokenize),
+            device,
+            ("relative_actions_processor", relative),
+            ("normalizer_processor", scaling),
+        ]
+    end: list[Step] = [
+        ("unnormalizer_processor", unscaling),
+        ("absolute_actions_processor", {"enabled": False}),
+        device,
+    ]
+    tensors = {
+        f"{feature}.{name}": np.ascontiguousarray(value, dtype=np.float32)
+        for feature, stats in statistics.items()
+        for name, value in stats.items()
+        if value is not None
+    }
+    _write_pipeline(directory, PREPROCESSOR, [*start, *middle], tensors)
+    _write_pipeline(directory, POSTPROCESSOR, end, tensors)
+
+
+def _features(config: PolicyConfig) -> dict[str, Any]:
+    if config.state_dim is None or config.action_dim is None:
+        raise ValueError("state_dim and action_dim must be set to write processor files")
+    picture = [3, config.image_size, config.image_size]
+    return {
+        **{IMAGE_PREFIX + name: {"type": "VISUAL", "shape": picture} for name in config.cameras},
+        STATE: {"type": "STATE", "shape": [config.state_dim]},
+        ACTION: {"type": "ACTION", "shape": [config.action_dim]},
+    }
+
+
+def _write_pipeline(
+    directory: Path,
+    name: str,
+    steps: Sequence[Step],
+    tensors: Mapping[str, np.ndarray],
+) -> None:
+    entries: list[dict[str, Any]] = []
+    for index, (step, settings) in enumerate(steps):
+        entry: dict[str, Any] = {"registry_name": step, "config": settings}
+        if step in ("normalizer_processor", "unnormalizer_processor") and tensors:
+            entry["state_file"] = f"{name}_step_{index}_{step}.safetensors"
+            save_file(dict(tensors), directory / entry["state_file"])
+        entries.append(entry)
+    document = {"name": name, "steps": entries}
+    (directory / f"{name}.json").write_text(json.dumps(document, indent=2), encoding="utf-8")

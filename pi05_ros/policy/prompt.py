@@ -1,0 +1,116 @@
+"""Instruction and state → prompt text → tokens.
+
+Sources: openpi `models/tokenizer.py` (PaligemmaTokenizer), LeRobot 0.6.1 `processor_pi05.py` and
+`processor_pi0.py`. π0.5 reads its state from the text, as bin numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pi05_ros.policy.normalize import Convention
+from pi05_ros.policy.weights import CheckpointError
+
+BINS = 256
+_EDGES = np.linspace(-1, 1, BINS + 1)[:-1]
+
+
+def discretize(state: ArrayLike) -> NDArray[np.int64]:
+    """Normalised state [dim] → bins [dim]: 0-255 over [-1, 1), -1 below, 255 from 1 on."""
+    return np.digitize(np.asarray(state), _EDGES).astype(np.int64) - 1
+
+
+def clean_instruction(instruction: str) -> str:
+    """One line, no underscores, no outer spaces, case kept: openpi's rule."""
+    return instruction.strip().replace("_", " ").replace("\n", " ")
+
+
+def pi05_prompt(instruction: str, state: ArrayLike) -> str:
+    """π0.5's prompt; `state` [state_dim] is normalised and not padded."""
+    bins = " ".join(str(value) for value in discretize(state))
+    return f"Task: {clean_instruction(instruction)}, State: {bins};\nAction: "
+
+
+def pi0_prompt(instruction: str, convention: Convention) -> str:
+    """π0's prompt, its state being continuous. LeRobot's keeps the instruction as it is."""
+    if convention == "openpi":
+        return clean_instruction(instruction) + "\n"
+    return instruction if instruction.endswith("\n") else instruction + "\n"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One prompt as the network takes it."""
+
+    ids: NDArray[np.int64]
+    """[length], padded at the right."""
+    mask: NDArray[np.bool_]
+    """[length], False at the padding."""
+    dropped: int = 0
+    """How many tokens did not fit. They are the prompt's end, and with it π0.5's state."""
+
+
+class PromptTokenizer:
+    """A checkpoint's tokenizer: text → BOS and tokens, padded to one length."""
+
+    def __init__(self, tokenizer: Any, length: int, vocab: int) -> None:
+        """Wrap a transformers tokenizer; `vocab` is the network's number of embeddings."""
+        if tokenizer.bos_token_id is None:
+            raise CheckpointError("the tokenizer has no bos_token: it is not PaliGemma's kind")
+        self._tokenizer = tokenizer
+        self._bos = int(tokenizer.bos_token_id)
+        self._pad = int(tokenizer.pad_token_id or 0)
+        self.length = length
+        self.vocab = vocab
+
+    @classmethod
+    def from_directory(cls, directory: Path, length: int, vocab: int) -> PromptTokenizer:
+        """Load the tokenizer from a checkpoint's folder; nothing is downloaded.
+
+        Raises:
+            CheckpointError: the files are missing or damaged.
+        """
+        remedy = (
+            "put tokenizer.json and tokenizer_config.json there, for π0 and π0.5 those of "
+            "google/paligemma-3b-pt-224"
+        )
+        if not (directory / "tokenizer.json").is_file():
+            raise CheckpointError(f"{directory} has no tokenizer: {remedy}")
+        # seconds of import, of use to nobody else
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # transformers and tokenizers raise bare Exceptions
+            first_line = str(error).strip().split("\n")[0]
+            raise CheckpointError(
+                f"the tokenizer in {directory} cannot be loaded ({first_line}): {remedy}"
+            ) from error
+        return cls(tokenizer, length, vocab)
+
+    def encode(self, text: str) -> Tokens:
+        """BOS and the text's tokens, cut and padded to `length`.
+
+        Raises:
+            ValueError: a token that the network has no embedding for.
+        """
+        ids = [self._bos, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        if max(ids) >= self.vocab:
+            raise ValueError(
+                f"token {max(ids)} is outside the network's vocabulary of {self.vocab}: the "
+                "tokenizer is another network's"
+            )
+        kept = ids[: self.length]
+        padded = np.full(self.length, self._pad, dtype=np.int64)
+        padded[: len(kept)] = kept
+        return Tokens(padded, np.arange(self.length) < len(kept), len(ids) - len(kept))
+
+    def decode(self, tokens: Tokens) -> str:
+        """The text of the tokens that are not padding, without the BOS."""
+        ids = tokens.ids[tokens.mask][1:].tolist()
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -1,0 +1,101 @@
+"""Pictures for the network; faults: the other stack's resampling, grey padding, wrong scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from pi05_ros.policy.images import fitted_size, prepare_image
+from pi05_ros.policy.normalize import Convention
+
+DATA = Path(__file__).parents[1] / "data" / "processing"
+
+
+def picture(name: str) -> np.ndarray:
+    return np.asarray(Image.open(DATA / f"{name}.png"))
+
+
+@pytest.mark.parametrize("name", ["small", "tall", "vga"])
+def test_resizes_as_lerobot(name: str) -> None:
+    """Fault: antialiasing, which LeRobot does not do."""
+    got = prepare_image(picture(name), 224, "lerobot")
+    expected = load_file(DATA / "lerobot_rows.safetensors")[name]
+    assert got.shape == (3, 224, 224) and got.dtype == torch.float32
+    torch.testing.assert_close(got.permute(1, 2, 0)[::8], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["small", "tall", "vga"])
+def test_resizes_as_openpi(name: str) -> None:
+    """Fault: resampling in floats; openpi's rounds to bytes. One step of a byte is tolerated."""
+    got = prepare_image(picture(name), 224, "openpi")
+    expected = picture(f"{name}_openpi").astype(np.float64) / 255 * 2 - 1
+    np.testing.assert_allclose(got.permute(1, 2, 0).numpy(), expected, atol=2 / 255 + 1e-6)
+    assert np.isclose(got.permute(1, 2, 0).numpy(), expected, atol=1e-6).mean() > 0.999
+
+
+@pytest.mark.parametrize("convention", ["lerobot", "openpi"])
+def test_a_picture_of_the_right_size_is_only_scaled(convention: Convention) -> None:
+    """Fault: a resample that blurs what already fits."""
+    ramp = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+    got = prepare_image(ramp, 12, convention)
+    expected = torch.from_numpy(ramp).permute(2, 0, 1).float() / 127.5 - 1
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("convention", ["lerobot", "openpi"])
+def test_the_odd_padding_pixel_is_at_the_end(convention: Convention) -> None:
+    """Fault: padding of 0 (grey) or -3, or the picture one pixel off."""
+    white = np.full((5, 10, 3), 255, dtype=np.uint8)
+    got = prepare_image(white, 10, convention)
+    assert (got[:, 2:7] == 1).all()
+    assert (got[:, :2] == -1).all() and (got[:, 7:] == -1).all()
+
+
+@pytest.mark.parametrize("convention", ["lerobot", "openpi"])
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), value=st.integers(0, 255))
+def test_any_size_stays_in_range(
+    convention: Convention, height: int, width: int, value: int
+) -> None:
+    """Fault: a very thin picture fitted to a size of 0, or values outside [-1, 1]."""
+    got = prepare_image(np.full((height, width, 3), value, dtype=np.uint8), 32, convention)
+    assert got.shape == (3, 32, 32)
+    assert got.min() >= -1 and got.max() <= 1
+    rows, columns = fitted_size(height, width, 32)
+    assert max(rows, columns) == 32 and min(rows, columns) >= 1
+    assert got[0, 15, 15] == pytest.approx(value / 255 * 2 - 1, abs=1e-5)
+
+
+def test_views_and_read_only_arrays() -> None:
+    """Fault: a mirrored view, or the read-only buffer of a message, is not accepted."""
+    image = picture("small")
+    flipped = image[:, ::-1]
+    flipped.flags.writeable = False
+    copy = np.ascontiguousarray(flipped)
+    for convention in ("lerobot", "openpi"):
+        got = prepare_image(flipped, 64, convention)
+        torch.testing.assert_close(got, prepare_image(copy, 64, convention))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "uint8.*float32"),
+        (np.zeros((4, 4), np.uint8), r"\[height, width, 3\], got \[4, 4\]"),
+        (np.zeros((3, 4, 4), np.uint8), r"got \[3, 4, 4\]"),
+        (np.zeros((4, 4, 4), np.uint8), r"got \[4, 4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"got \[0, 4, 3\]"),
+        ([[1]], "uint8.*list"),
+    ],
+)
+def test_other_pictures_are_refused(image: np.ndarray, message: str) -> None:
+    """Fault: floats of 0-1 taken for bytes, channels first taken for a thin picture."""
+    with pytest.raises(ValueError, match=message):
+        prepare_image(image, 8, "lerobot")

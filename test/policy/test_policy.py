@@ -1,0 +1,318 @@
+"""Observation → chunk; faults: a stage left out or out of order, bad input that reaches a robot."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pi05_ros import types
+from pi05_ros.policy.checkpoint import save_model
+from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.normalize import Normalizer
+from pi05_ros.policy.policy import Policy, PolicyOutputError
+from pi05_ros.policy.processors import ACTION, STATE, write_processing
+from pi05_ros.policy.robots import aloha
+from pi05_ros.policy.small import CAMERAS, create_small_checkpoint, small_config, small_statistics
+from pi05_ros.policy.weights import CheckpointError
+from pi05_ros.types import Observation
+
+STATE_0 = np.linspace(-0.3, 0.6, 14)
+STATS = {"q01": [-1.5] * 14, "q99": [2.0] * 14, "mean": [0.2] * 14, "std": [0.7] * 14}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("policy") / "checkpoint"
+    create_small_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> Policy:
+    return Policy.from_pretrained(checkpoint, device="cpu", num_steps=4)
+
+
+@pytest.fixture
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint, to be changed."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copied"))
+
+
+def load(path: Path, **settings: Any) -> Policy:
+    return Policy.from_pretrained(path, device="cpu", num_steps=2, **settings)
+
+
+def observe(**changes: Any) -> Observation:
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for name in CAMERAS}
+    return replace(Observation(images, STATE_0, "wave", stamp_s=12.5), **changes)
+
+
+def test_a_chunk_of_the_small_network(loaded: Policy) -> None:
+    """Fault: fields of the chunk left empty or of the wrong shape."""
+    policy: types.Policy = loaded  # mypy holds the protocol
+    chunk = policy.infer(observe())
+    assert chunk.actions.shape == (policy.horizon, policy.action_dim) == (50, 14)
+    assert chunk.actions.dtype == np.float64
+    assert chunk.normalized is not None and chunk.normalized.shape == (50, 32)
+    assert (chunk.stamp_s, chunk.dt_s, chunk.instruction) == (12.5, 0.02, "wave")
+    assert list(chunk.timings_s) == ["images", "prompt", "network", "postprocess"]
+    assert all(seconds > 0 for seconds in chunk.timings_s.values())
+    assert policy.state_dim == 14 and tuple(policy.cameras) == CAMERAS
+
+
+def test_actions_are_the_networks_output_unnormalised(loaded: Policy) -> None:
+    """Fault: clipping, or dimensions out of order, behind the network."""
+    chunk = loaded.infer(observe())
+    stats = small_statistics()[ACTION]
+    assert chunk.normalized is not None
+    expected = (chunk.normalized[:, :14] + 1) / 2 * (stats["q99"] - stats["q01"]) + stats["q01"]
+    np.testing.assert_allclose(chunk.actions, expected, atol=1e-5)
+
+
+def test_what_the_network_is_given(loaded: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: cameras in the order of the observation, not of the network; noise not drawn."""
+    seen: dict[str, Any] = {}
+
+    def sample(
+        images: torch.Tensor,
+        masks: torch.Tensor,
+        tokens: torch.Tensor,
+        token_masks: torch.Tensor,
+        **named: Any,
+    ) -> torch.Tensor:
+        seen.update(images=images, masks=masks, tokens=tokens, token_masks=token_masks, **named)
+        return torch.zeros(1, 50, 32)
+
+    monkeypatch.setattr(loaded.model, "sample_actions", sample)
+    grey = {
+        "cam_right_wrist": np.full((112, 112, 3), 255, np.uint8),
+        "cam_high": np.full((112, 112, 3), 51, np.uint8),
+    }
+    loaded.infer(observe(images=grey))
+    assert seen["masks"].tolist() == [[True, False, True]]
+    values = seen["images"][0, :, 0, 0, 0].tolist()
+    assert values == pytest.approx([-0.6, -1.0, 1.0], abs=1e-6)
+    assert seen["images"].shape == (1, 3, 3, 112, 112)
+    assert seen["tokens"].shape == seen["token_masks"].shape == (1, 96)
+    assert seen["state"] is None and seen["num_steps"] == 4
+    assert seen["noise"].shape == (1, 50, 32)
+    assert 0.8 < seen["noise"].std() < 1.2
+
+
+def test_the_seed_repeats_a_series(checkpoint: Path) -> None:
+    """Fault: evaluation runs that cannot be repeated; or the same noise in every chunk."""
+    series = []
+    for seed in (7, 7, 8):
+        policy = load(checkpoint, seed=seed)
+        series.append([policy.infer(observe()).actions for _ in range(2)])
+    np.testing.assert_array_equal(series[0], series[1])
+    assert not np.array_equal(series[0], series[2])
+    assert not np.array_equal(series[0][0], series[0][1])
+
+
+def test_pi0_reads_the_continuous_state(copied: Path) -> None:
+    """Fault: π0 without its state, or with one that is not normalised."""
+    config = replace(
+        small_config(),
+        kind="pi0",
+        normalization_mapping={
+            "VISUAL": "IDENTITY",
+            "STATE": "MEAN_STD",
+            "ACTION": "MEAN_STD",
+        },
+    )
+    torch.manual_seed(0)
+    save_model(Pi0(config), copied)
+    write_processing(copied, config, {STATE: STATS, ACTION: STATS})
+    policy = load(copied, seed=0)
+    assert policy.description.startswith("π0, ")
+    seen: list[torch.Tensor] = []
+    policy.model.state_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    chunk = policy.infer(observe())
+    np.testing.assert_allclose(seen[0][0, :14], (STATE_0 - 0.2) / 0.7, rtol=1e-5, atol=1e-6)
+    assert (seen[0][0, 14:] == 0).all()
+    assert chunk.normalized is not None
+    np.testing.assert_allclose(chunk.actions, chunk.normalized[:, :14] * 0.7 + 0.2, atol=1e-5)
+
+
+def test_openpi_checkpoint_in_openpis_order(copied: Path) -> None:
+    """Fault: un-normalise, make absolute, flip: in another order each gives another pose."""
+    for path in copied.glob("policy_p*"):
+        path.unlink()
+    (copied / "pi05_ros.json").unlink()
+    (copied / "assets" / "trossen").mkdir(parents=True)
+    (copied / "assets" / "trossen" / "norm_stats.json").write_text(
+        json.dumps({"norm_stats": {"state": STATS, "actions": STATS}})
+    )
+    policy = load(copied)
+    chunk = policy.infer(observe())
+    assert chunk.normalized is not None
+    robot = aloha()
+    actions = (chunk.normalized[:, :14].astype(np.float64) + 1) / 2 * (3.5 + 1e-6) - 1.5
+    joints = [i for i in range(14) if i not in (6, 13)]
+    actions[:, joints] += robot.decode_state(STATE_0)[joints]
+    np.testing.assert_allclose(chunk.actions, robot.encode_action(actions), atol=1e-9)
+
+
+def test_lerobots_relative_actions(copied: Path) -> None:
+    """Fault: actions relative to the state sent as absolute ones: a jump towards zero."""
+    (copied / "pi05_ros.json").unlink()
+    path = copied / "policy_preprocessor.json"
+    document = json.loads(path.read_text())
+    step = next(s for s in document["steps"] if s["registry_name"] == "relative_actions_processor")
+    step["config"]["enabled"] = True
+    path.write_text(json.dumps(document))
+    policy = load(copied)
+    chunk = policy.infer(observe())
+    assert chunk.normalized is not None
+    relative = policy.processing.action.unnormalize(chunk.normalized[:, :14])
+    np.testing.assert_allclose(chunk.actions, relative + STATE_0, atol=1e-6)
+
+
+def test_a_long_instruction_is_reported(loaded: Policy, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: the state silently cut off; or a warning in every cycle."""
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            loaded.infer(observe(instruction="é" * 60))
+    assert loaded.truncated_tokens == 120 + 23 - 96
+    assert len(caplog.records) == 1 and "shorten the instruction" in caplog.text
+    loaded.infer(observe())
+    assert loaded.truncated_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"images": {"cam_low": np.zeros((4, 4, 3), np.uint8)}},
+            "unknown camera 'cam_low'.*cam_hi",
+        ),
+        ({"images": {"cam_high": np.zeros((4, 4, 3))}}, "camera 'cam_high': needs uint8"),
+        ({"images": {"cam_high": np.zeros((4, 4), np.uint8)}}, "camera 'cam_high': needs shape"),
+        ({"state": np.zeros(7)}, r"shape \[14\] for robot 'aloha', got \[7\]"),
+        ({"state": np.zeros((1, 14))}, r"shape \[14\]"),
+        ({"state": np.where(np.arange(14) == 3, np.nan, 0.0)}, r"state\[3\] is nan"),
+        ({"state": np.where(np.arange(14) == 5, np.inf, 0.0)}, r"state\[5\] is inf"),
+    ],
+)
+def test_bad_observations_are_named(loaded: Policy, changes: dict[str, Any], message: str) -> None:
+    """Fault: a chunk predicted from nonsense."""
+    with pytest.raises(ValueError, match=message):
+        loaded.infer(observe(**changes))
+
+
+def test_a_prefix_is_refused(loaded: Policy) -> None:
+    """Fault: a scheduler that relies on guidance gets an unguided chunk."""
+    with pytest.raises(ValueError, match="prefix must be None"):
+        loaded.infer(observe(), prefix=np.zeros((4, 14)))
+
+
+def test_output_that_is_not_finite_is_no_chunk(
+    loaded: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: NaN in a joint command; also where un-normalising overflows."""
+    broken = torch.zeros(1, 50, 32)
+    broken[0, 3, 20] = float("nan")
+    monkeypatch.setattr(loaded.model, "sample_actions", lambda *_, **__: broken)
+    with pytest.raises(PolicyOutputError, match=r"1 values that are not finite.*step 3, .* 20"):
+        loaded.infer(observe())
+    huge = torch.full((1, 50, 32), 3e38)
+    monkeypatch.setattr(loaded.model, "sample_actions", lambda *_, **__: huge)
+    wide = Normalizer(ACTION, "QUANTILES", {"q01": [0] * 14, "q99": [9] * 14}, 14)
+    monkeypatch.setattr(loaded, "processing", replace(loaded.processing, action=wide))
+    with np.errstate(over="ignore"), pytest.raises(PolicyOutputError, match="un-normalised chunk"):
+        loaded.infer(observe())
+
+
+def _edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(directory: Path) -> None:
+        document = json.loads((directory / name).read_text())
+        change(document)
+        (directory / name).write_text(json.dumps(document))
+
+    return edit
+
+
+def _short_statistics(directory: Path) -> None:
+    stats = {key: value[:7] for key, value in small_statistics()[STATE].items()}
+    write_processing(directory, small_config(), {STATE: stats, ACTION: stats})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), r"no config\.json"),
+        (lambda d: (d / "model.safetensors").unlink(), "has no weights"),
+        (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda d: (d / "policy_preprocessor.json").unlink(), "no normalisation statistics"),
+        (_short_statistics, r"observation\.state\.q01 has shape \[7\], the robot needs 14"),
+        (
+            _edit("config.json", lambda c: c["output_features"]["action"].update(shape=[8])),
+            "action_dim 14, the checkpoint 8",
+        ),
+        (
+            _edit(
+                "config.json",
+                lambda c: c["input_features"].update(
+                    {
+                        "observation.images.top": c["input_features"].pop(
+                            "observation.images.cam_high"
+                        )
+                    }
+                ),
+            ),
+            "no match for camera cam_high among the checkpoint's top",
+        ),
+        (_edit("pi05_ros.json", lambda s: s.update(robot="generic")), "is for robot 'generic'"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_named(
+    copied: Path, edit: Callable[[Path], None], message: str
+) -> None:
+    """Fault: found out while the robot moves."""
+    edit(copied)
+    with pytest.raises(CheckpointError, match=message):
+        load(copied)
+
+
+def test_wrong_arguments_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    """Fault: a hub name taken for a folder, a device that is not there, a typo in the robot."""
+    with pytest.raises(CheckpointError, match=r"lerobot/pi05_base is not a folder.*fetch it first"):
+        Policy.from_pretrained("lerobot/pi05_base")
+    with pytest.raises(CheckpointError, match="is a file"):
+        Policy.from_pretrained(checkpoint / "config.json", device="cpu")
+    with pytest.raises(ValueError, match="unknown robot 'alhoa'"):
+        load(checkpoint, robot="alhoa")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        Policy.from_pretrained(checkpoint, device="gpu")
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, not float16"):
+        load(checkpoint, dtype="float16")
+    with pytest.raises(ValueError, match="num_steps must be at least 1"):
+        Policy.from_pretrained(checkpoint, device="cpu", num_steps=0)
+
+
+def test_bfloat16_is_close(checkpoint: Path) -> None:
+    """Fault: a dtype that is accepted and ignored, or a stage that overflows in it."""
+    exact = Policy.from_pretrained(checkpoint, device="cpu", num_steps=5, seed=0)
+    rounded = Policy.from_pretrained(
+        checkpoint, device="cpu", num_steps=5, seed=0, dtype="bfloat16"
+    )
+    assert "bfloat16" in rounded.description
+    difference = rounded.infer(observe()).actions - exact.infer(observe()).actions
+    assert 0 < np.abs(difference).max() < 0.2
+
+
+def test_small_is_a_name(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    """Fault: the demo's checkpoint not found."""
+    monkeypatch.setattr("pi05_ros.policy.policy.small_checkpoint", lambda: checkpoint)
+    assert "untrained" in Policy.from_pretrained("small", device="cpu").description
