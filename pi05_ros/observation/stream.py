@@ -1,0 +1,110 @@
+"""One stream of stamped items: order, age, rate, and jumps of the clock."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+RATE_WINDOW_S = 2.0
+# Reordering on the way is shorter than this; a bag that loops or a simulator's reset is longer.
+CLOCK_JUMP_S = 1.0
+
+Payload = TypeVar("Payload")
+
+
+@dataclass(frozen=True)
+class CameraStatistics:
+    """A camera's stream as a diagnostic."""
+
+    received: int
+    rate_hz: float
+    """By stamps over the last 2 s; `age_s` shows a stop at once."""
+    age_s: float
+    """Of the newest frame; infinite without one."""
+    used: int
+    """Frames that went into a snapshot, each counted once."""
+    clock_jumps: int
+    """Times that the stamps went back by more than 1 s."""
+
+
+@dataclass(frozen=True)
+class Stamped(Generic[Payload]):
+    """An item and when it was taken."""
+
+    stamp_s: float
+    payload: Payload
+
+
+class Stream(Generic[Payload]):
+    """One stream's recent items in the order of their stamps. Its owner holds the lock."""
+
+    def __init__(self, history_s: float) -> None:
+        self._history_s = history_s
+        self._items: deque[Stamped[Payload]] = deque()
+        self._stamps_s: deque[float] = deque()
+        self._received = 0
+        self._used = 0
+        self._clock_jumps = 0
+        self._last_used_s = -math.inf
+
+    @property
+    def newest(self) -> Stamped[Payload] | None:
+        return self._items[-1] if self._items else None
+
+    def put(self, stamp_s: float, payload: Payload) -> None:
+        self._received += 1
+        newest = self.newest
+        if newest is not None and stamp_s <= newest.stamp_s:
+            if stamp_s >= newest.stamp_s - CLOCK_JUMP_S:
+                return
+            self.clear()
+            self._clock_jumps += 1
+        self._items.append(Stamped(stamp_s, payload))
+        while self._items[0].stamp_s < stamp_s - self._history_s:
+            self._items.popleft()
+        self._stamps_s.append(stamp_s)
+        while self._stamps_s[0] < stamp_s - RATE_WINDOW_S:
+            self._stamps_s.popleft()
+
+    def clear(self) -> None:
+        self._items.clear()
+        self._stamps_s.clear()
+        self._last_used_s = -math.inf
+
+    def nearest(self, stamp_s: float) -> Stamped[Payload]:
+        return min(self._items, key=lambda item: abs(item.stamp_s - stamp_s))
+
+    def fault(self, now_s: float, max_age_s: float) -> str | None:
+        """What is wrong with the newest item's time, if anything."""
+        newest = self.newest
+        if newest is None:
+            return "nothing received"
+        age_s = now_s - newest.stamp_s
+        if age_s > max_age_s:
+            if newest.stamp_s == 0:
+                return "stamps are 0, the driver must fill header.stamp"
+            return f"newest is {age_s:.3f} s old, limit {max_age_s:.3f} s"
+        if not age_s >= -max_age_s:
+            return (
+                f"stamp is {-age_s:.3f} s in the future, limit {max_age_s:.3f} s; "
+                "check the clocks and use_sim_time"
+            )
+        return None
+
+    def mark_used(self, stamp_s: float) -> None:
+        if stamp_s != self._last_used_s:
+            self._used += 1
+            self._last_used_s = stamp_s
+
+    def statistics(self, now_s: float) -> CameraStatistics:
+        stamps_s = [stamp_s for stamp_s in self._stamps_s if stamp_s >= now_s - RATE_WINDOW_S]
+        span_s = stamps_s[-1] - stamps_s[0] if stamps_s else 0.0
+        return CameraStatistics(
+            received=self._received,
+            rate_hz=(len(stamps_s) - 1) / span_s if span_s > 0 else 0.0,
+            age_s=math.inf if self.newest is None else now_s - self.newest.stamp_s,
+            used=self._used,
+            clock_jumps=self._clock_jumps,
+        )
