@@ -1,0 +1,53 @@
+# make demo   the simulated robot, the policy node, an instruction, motion (demo_out/)
+# make test   lint, types and tests: what CI runs
+# Both work in a fresh clone with nothing set up; they keep everything in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+# The CPU build serves the demo and the tests. From PyPI, torch for Linux brings gigabytes of CUDA
+# packages: give TORCH_INDEX=<PyTorch's index of CPU builds> where pip does not find one by itself.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+INSTRUCTION ?=
+DEMO_ARGS ?=
+# busy-waiting OpenMP threads stall each other and the simulator on two cores
+export OMP_WAIT_POLICY ?= passive
+
+PACKAGED := setup.py pyproject.toml CMakeLists.txt package.xml $(wildcard msg/* config/* launch/* scripts/* cmake/*)
+
+.PHONY: demo test lint install clean system
+.DEFAULT_GOAL := install
+
+demo: $(VENV)/demo.stamp
+	$(VENV)/bin/pi05 demo $(if $(INSTRUCTION),--instruction "$(INSTRUCTION)") $(DEMO_ARGS)
+
+test: $(VENV)/dev.stamp lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+install: $(VENV)/demo.stamp
+
+system:
+	@sh scripts/system_packages.sh
+
+$(VENV)/torch.stamp: scripts/check_python.py
+	$(PYTHON) scripts/check_python.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
+	$(PIP) install --quiet --editable '.[sim,eval]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
+	$(PIP) install --quiet --editable '.[sim,eval,train,dev]'
+	@touch $@ $(VENV)/demo.stamp
+
+clean:
+	rm -rf $(VENV) build demo_out pi05_ros/msg pi05_ros/*.so *.egg-info

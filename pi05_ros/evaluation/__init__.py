@@ -1,0 +1,1 @@
+"""What a run was like: figures, verdicts, plots and videos."""

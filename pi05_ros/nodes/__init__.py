@@ -1,0 +1,1 @@
+"""ROS 2 nodes: wiring only. The one room that imports rclpy and message packages."""

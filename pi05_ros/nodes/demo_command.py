@@ -1,0 +1,80 @@
+"""Arguments of `pi05 demo`, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from rich.console import Console
+
+DEFAULT_INSTRUCTION = "touch the red cube with the left arm"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "--instruction",
+        action="append",
+        metavar="TEXT",
+        type=_instruction,
+        help=f"what the robot is asked to do; may be repeated (default: {DEFAULT_INSTRUCTION!r})",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=8.0, help="of motion for each instruction (default: 8)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo_out"), help="folder of the results"
+    )
+    parser.add_argument("--checkpoint", default="", help="checkpoint folder (default: the params')")
+    parser.add_argument("--params-file", default="", help="params file (default: aloha.yaml)")
+    parser.add_argument("--no-video", action="store_true", help="leave the video out")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo; the exit code."""
+    from pi05_ros.nodes.environment import prepare
+
+    prepare()
+    console = Console()
+    try:
+        from pi05_ros.nodes.demo import DemoOptions, run_demo
+    except ModuleNotFoundError as error:
+        if error.name not in ("mujoco", "matplotlib", "av"):
+            raise
+        _say(console, f"the demo needs {error.name}. Install it: pip install 'pi05_ros[sim,eval]'")
+        return 1
+    if options.params_file and not Path(options.params_file).is_file():
+        _say(console, f"no params file {options.params_file!r}")
+        return 1
+    return run_demo(
+        DemoOptions(
+            instructions=options.instruction or [DEFAULT_INSTRUCTION],
+            seconds=options.seconds,
+            output=options.output,
+            checkpoint=options.checkpoint,
+            params_file=options.params_file,
+            video=not options.no_video,
+        ),
+        console,
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, style="bold red", markup=False)
+
+
+def _instruction(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an instruction must not be empty")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1.0 <= value <= 600.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time from 1 to 600 seconds")
+    return value

@@ -1,0 +1,76 @@
+"""The demo's two child processes: started with their own domain and logs, and always stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pi05_ros.nodes.environment import share_directory
+
+STOP_TIMEOUT_S = 8.0
+NODES = ("aloha_sim_node", "policy_node")
+
+
+class DemoProcesses:
+    """`aloha_sim_node` and `policy_node` with the same params file."""
+
+    def __init__(self, output: Path, checkpoint: str = "", params_file: str = "") -> None:
+        # A domain of one's own: a robot on the same network must not hear the demo.
+        os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+        os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        self._output = output
+        params = params_file or str(share_directory() / "config" / "aloha.yaml")
+        common = ["--ros-args", "--params-file", params]
+        overrides = ["-p", "status_rate_hz:=5.0"]
+        if checkpoint:
+            overrides += ["-p", f"checkpoint:={checkpoint}"]
+        self._commands = {"aloha_sim_node": common, "policy_node": [*common, *overrides]}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def log(self, name: str) -> Path:
+        return self._output / f"{name}.log"
+
+    def start(self) -> None:
+        for name in NODES:
+            with self.log(name).open("wb") as log:
+                self._running[name] = subprocess.Popen(
+                    [sys.executable, "-m", "pi05_ros.nodes.start", name, *self._commands[name]],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C is the demo's to pass on, in order
+                )
+
+    def problem(self) -> str:
+        """The first process that has ended, with its last words; empty while all run."""
+        for name, process in self._running.items():
+            code = process.poll()
+            if code is not None:
+                return f"{name} ended with code {code}: {self._last_words(name)}"
+        return ""
+
+    def stop(self) -> list[str]:
+        """Interrupt both, wait, and say who did not end cleanly."""
+        found = []
+        for process in self._running.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        for name, process in self._running.items():
+            try:
+                code = process.wait(max(0.1, deadline_s - time.monotonic()))
+                if code != 0:
+                    found.append(f"{name} ended with code {code}: {self._last_words(name)}")
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                found.append(f"{name} did not stop within {STOP_TIMEOUT_S:g} s")
+        self._running.clear()
+        return found
+
+    def _last_words(self, name: str) -> str:
+        lines = self.log(name).read_text(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'it said nothing'} (whole log: {self.log(name)})"

@@ -1,0 +1,45 @@
+"""What a process needs around it before rclpy starts: the ament index, the image transport."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+PACKAGE = "pi05_ros"
+
+
+def share_directory() -> Path:
+    """Where `config/` and `launch/` are: `share/pi05_ros` of the prefix that the package is in.
+
+    Raises:
+        SystemExit: the package was put on the path without being installed.
+    """
+    prefixes = [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
+    for prefix in [*prefixes, Path(sys.prefix)]:
+        if (prefix / "share" / PACKAGE / "config").is_dir():
+            return prefix / "share" / PACKAGE
+    raise SystemExit(
+        f"{PACKAGE}: its share directory is in none of {[*map(str, prefixes), sys.prefix]}. "
+        "Install the package (pip install . or colcon build) and source the install space."
+    )
+
+
+def prepare() -> None:
+    """Set what the user has not set; call before the first rclpy import of a process.
+
+    FastDDS's default shared-memory segment (0.5 MB) is smaller than one 640x480 picture, and most
+    of them get lost; the profile shipped in `config/` holds them.
+    """
+    os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
+    if not any(os.environ.get(v) for v in ("FASTDDS_DEFAULT_PROFILES_FILE", "RMW_FASTRTPS_XML")):
+        profile = share_directory() / "config" / "fastdds_shm.xml"
+        os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
+    try:
+        import rclpy  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(
+            f"{PACKAGE}: no ROS 2 for this Python ({sys.executable}): {error}. Source a ROS "
+            "installation (source /opt/ros/<distro>/setup.bash), or install the package with pip "
+            "on x86-64 Linux with Python 3.10-3.13, which brings ROS 2 wheels."
+        ) from error

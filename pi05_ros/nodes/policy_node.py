@@ -1,0 +1,376 @@
+"""Node `policy`: camera frames, joint states and an instruction in, joint trajectories out.
+
+In: `instruction`, `joint_states`, one image topic per camera. Out: `<controller>/joint_trajectory`
+per controller, `~/action_chunk`, `~/status`, `~/active_instruction`, `/diagnostics`.
+`configure` loads and warms up the policy, `activate` starts motion, `deactivate` ends it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros import types
+from pi05_ros.control.latency import LatencyTracker
+from pi05_ros.control.limits import MotionLimiter
+from pi05_ros.control.scheduler import make_scheduler
+from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.executor import ExecutorError, InferenceExecutor
+from pi05_ros.msg import ActionChunk, PolicyStatus
+from pi05_ros.nodes import parameters as declared
+from pi05_ros.nodes.messages import (
+    IMAGE_QOS,
+    INSTRUCTION_QOS,
+    JOINT_QOS,
+    LATCHED_QOS,
+    TRAJECTORY_QOS,
+    chunk_message,
+    serialized_stamp_s,
+    to_seconds,
+    trajectory_message,
+)
+from pi05_ros.nodes.parameters import ParameterError, PolicyParameters, declare, declare_named
+from pi05_ros.nodes.status import policy_diagnostics, policy_status
+from pi05_ros.observation.buffer import (
+    CameraStream,
+    Gates,
+    InstructionError,
+    ObservationBuffer,
+)
+from pi05_ros.observation.decode import DecodeError, decode_image, decode_joint_state
+from pi05_ros.runner import PolicyRunner
+from pi05_ros.types import ImageArray, JointGroup
+
+ImageType = type[Image] | type[CompressedImage]
+IMAGE_TYPES: dict[str, ImageType] = {"raw": Image, "compressed": CompressedImage}
+
+
+class PolicyNode(LifecycleNode):
+    """Wires `PolicyRunner` to topics."""
+
+    def __init__(self) -> None:
+        super().__init__("policy")
+        self.parameters = declare(self, PolicyParameters)
+        self.phase = PolicyStatus.UNCONFIGURED
+        self.policy: types.Policy | None = None
+        self.runner: PolicyRunner | None = None
+        self.joints: JointGroup | None = None
+        self.controllers: dict[str, list[int]] = {}
+        self.jitter = LatencyTracker()
+        self.ticks = 0
+        self.trajectories = 0
+        self.last_failure = ""
+        self._last_tick_s: float | None = None
+        self._entities: list[Callable[[], object]] = []
+        self._status_publisher = self.create_publisher(PolicyStatus, "~/status", 10)
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._instruction_publisher = self.create_publisher(
+            String, "~/active_instruction", LATCHED_QOS
+        )
+        self.create_timer(1.0 / self.parameters.status_rate_hz, self.publish_status)
+        if self.parameters.autostart:
+            self._autostart = self.create_timer(0.0, self._on_autostart)
+
+    def now_s(self) -> float:
+        return float(self.get_clock().now().nanoseconds * 1e-9)
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            self._configure()
+        except (ParameterError, ExecutorError, ValueError) as error:
+            self.get_logger().error(f"configure: {error}")
+            self._tear_down()
+            return TransitionCallbackReturn.FAILURE
+        self._enter(PolicyStatus.INACTIVE)
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self.runner is not None
+        self.runner.activate()
+        self._last_tick_s = None
+        self._tick_timer.reset()
+        self._enter(PolicyStatus.ACTIVE)
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self.runner is not None
+        self._tick_timer.cancel()
+        hold = self.runner.deactivate(self.now_s())
+        if hold is not None:
+            self._publish_trajectory(hold)
+        self._enter(PolicyStatus.INACTIVE)
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._tear_down()
+        self._enter(PolicyStatus.UNCONFIGURED)
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._tear_down()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._tear_down()
+        self._enter(PolicyStatus.ERROR)
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        self.parameters = parameters = declare(self, PolicyParameters)
+        cameras = declare_named(self, "cameras", declared.CameraParameters)
+        self.joints = joints = declared.joint_group(
+            declare_named(self, "joints", declared.JointParameters)
+        )
+        self.controllers = declared.controller_columns(
+            declare_named(self, "controllers", declared.ControllerParameters), joints
+        )
+        unknown = declared.unknown_overrides(self)
+        if unknown:
+            raise ParameterError(
+                f"unknown parameters {unknown}; docs/parameters.md lists those that there are"
+            )
+        executor = InferenceExecutor(functools.partial(load_policy, parameters))
+        self._entities.append(lambda: executor.stop(5.0))
+        executor.start()
+        self.policy = executor.wait_ready(parameters.load_timeout_s)
+        check_fit(self.policy, joints, cameras)
+        self.get_logger().info(f"warm: {self.policy.description}")
+
+        dt_s = 1.0 / parameters.control_rate_hz
+        buffer = ObservationBuffer(
+            [CameraStream(name, camera.required) for name, camera in cameras.items()],
+            joints.names,
+            Gates(
+                max_image_age_s=parameters.max_image_age_s,
+                max_skew_s=parameters.max_skew_s,
+                max_joint_age_s=parameters.max_joint_age_s,
+                max_instruction_chars=parameters.max_instruction_chars,
+            ),
+        )
+        self.runner = PolicyRunner(
+            buffer,
+            executor,
+            make_scheduler(
+                parameters.scheduler,
+                gripper=joints.gripper,
+                m=parameters.ensemble_m,
+                replan_interval_s=parameters.replan_interval_s,
+            ),
+            CommandStream(
+                joints,
+                MotionLimiter(joints, dt_s, position_margin=parameters.position_margin),
+                dt_s,
+                lookahead_steps=max(1, round(parameters.lookahead_s / dt_s)),
+                lead_s=parameters.lead_s,
+            ),
+            joints,
+            decode_stored_image,
+        )
+        self._connect(cameras, dt_s)
+        if parameters.instruction:
+            self._take_instruction(parameters.instruction)
+
+    def _connect(self, cameras: dict[str, declared.CameraParameters], dt_s: float) -> None:
+        for name, camera in cameras.items():
+            topic = camera.topic or f"{name}/image_raw"
+            image_type = IMAGE_TYPES[camera.transport]
+            self._subscribe(
+                image_type,
+                topic if camera.transport == "raw" else f"{topic}/compressed",
+                functools.partial(self._on_image, name, image_type),
+                IMAGE_QOS,
+                raw=True,  # stored as it came: a frame that no inference uses is never converted
+            )
+        self._subscribe(JointState, "joint_states", self._on_joint_state, JOINT_QOS)
+        self._subscribe(String, "instruction", self._on_instruction, INSTRUCTION_QOS)
+        self._chunk_publisher = self.create_publisher(ActionChunk, "~/action_chunk", 10)
+        self._entities.append(lambda: self.destroy_publisher(self._chunk_publisher))
+        self._trajectory_publishers = {
+            controller: self.create_publisher(
+                JointTrajectory, f"{controller}/joint_trajectory", TRAJECTORY_QOS
+            )
+            for controller in self.controllers
+        }
+        for publisher in self._trajectory_publishers.values():
+            self._entities.append(functools.partial(self.destroy_publisher, publisher))
+        self._tick_timer = self.create_timer(dt_s, self._on_tick)
+        self._tick_timer.cancel()
+        self._entities.append(lambda: self.destroy_timer(self._tick_timer))
+
+    def _subscribe(self, message_type: type, topic: str, callback: Callable, qos: object,
+                   raw: bool = False) -> None:  # fmt: skip
+        subscription = self.create_subscription(message_type, topic, callback, qos, raw=raw)
+        self._entities.append(lambda: self.destroy_subscription(subscription))
+
+    def _tear_down(self) -> None:
+        while self._entities:
+            self._entities.pop()()
+        self.runner, self.policy = None, None
+
+    def _on_autostart(self) -> None:
+        self._autostart.cancel()
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def _on_image(self, camera: str, image_type: ImageType, data: bytes) -> None:
+        assert self.runner is not None
+        self.runner.buffer.put_image(camera, serialized_stamp_s(data), (image_type, data))
+
+    def _on_joint_state(self, message: JointState) -> None:
+        assert self.runner is not None and self.joints is not None
+        try:
+            positions = decode_joint_state(message, self.joints.names)
+        except DecodeError as error:
+            self.get_logger().warning(f"joint_states: {error}", throttle_duration_sec=1.0)
+            return
+        self.runner.buffer.put_joints(to_seconds(message.header.stamp), positions)
+
+    def _on_instruction(self, message: String) -> None:
+        self._take_instruction(message.data)
+        self.publish_status()
+
+    def _take_instruction(self, text: str) -> None:
+        assert self.runner is not None
+        try:
+            instruction = self.runner.set_instruction(text)
+        except InstructionError as error:
+            self.get_logger().warning(f"instruction refused: {error}")
+            return
+        self._instruction_publisher.publish(String(data=instruction))
+        self.get_logger().info(f"instruction: {instruction!r}")
+
+    def _on_tick(self) -> None:
+        assert self.runner is not None and self.joints is not None
+        started_s = time.monotonic()
+        if self._last_tick_s is not None:
+            period_s = 1.0 / self.parameters.control_rate_hz
+            self.jitter.add(abs(started_s - self._last_tick_s - period_s))
+        self._last_tick_s = started_s
+        self.ticks += 1
+        if self._deaf_controllers():
+            self.runner.halt()
+            return
+        tick = self.runner.tick(self.now_s())
+        for failure in tick.failures:
+            self.last_failure = failure
+            self.get_logger().warning(f"inference: {failure}", throttle_duration_sec=1.0)
+        if tick.trajectory is not None:
+            self._publish_trajectory(tick.trajectory)
+        for chunk, latency_s in tick.chunks:
+            self._chunk_publisher.publish(chunk_message(chunk, self.joints.names, latency_s))
+
+    def _deaf_controllers(self) -> list[str]:
+        """Controllers that nobody runs: a stream to them would be followed in mid-way later."""
+        if self.parameters.dry_run:
+            return []
+        return [
+            name
+            for name, publisher in self._trajectory_publishers.items()
+            if publisher.get_subscription_count() == 0
+        ]
+
+    def _publish_trajectory(self, points: TrajectoryPoints) -> None:
+        if self.parameters.dry_run:
+            return
+        assert self.joints is not None
+        for controller, columns in self.controllers.items():
+            self._trajectory_publishers[controller].publish(
+                trajectory_message(
+                    [self.joints.names[column] for column in columns],
+                    points.stamp_s,
+                    points.times_from_start_s,
+                    points.positions[:, columns],
+                    points.velocities[:, columns],
+                )
+            )
+            self.trajectories += 1
+
+    def problems(self, now_s: float) -> list[str]:
+        """Why no inference can start or no command goes out; one line each."""
+        if self.runner is None:
+            return ["not configured"]
+        problems = self.runner.buffer.problems(now_s)
+        problems += [f"nobody listens to {name}/joint_trajectory: is the controller running?"
+                     for name in self._deaf_controllers()]  # fmt: skip
+        return problems
+
+    def publish_status(self) -> None:
+        now_s = self.now_s()
+        self._status_publisher.publish(policy_status(self, now_s))
+        self._diagnostics_publisher.publish(policy_diagnostics(self, now_s))
+
+    def _enter(self, phase: int) -> None:
+        self.phase = phase
+        self.publish_status()
+
+
+def load_policy(parameters: PolicyParameters) -> types.Policy:
+    """Load the checkpoint; called on the executor thread, which owns the device."""
+    from pi05_ros.policy import Policy
+
+    return Policy.from_pretrained(
+        parameters.checkpoint,
+        robot=parameters.robot,
+        device=parameters.device,
+        dtype=None if parameters.dtype == "auto" else parameters.dtype,
+        num_steps=parameters.num_steps,
+        seed=None if parameters.seed < 0 else parameters.seed,
+        threads=parameters.threads or max(1, (os.cpu_count() or 2) - 1),
+    )
+
+
+def check_fit(
+    policy: types.Policy, joints: JointGroup, cameras: dict[str, declared.CameraParameters]
+) -> None:
+    """Raise ParameterError where the params file and the policy don't fit together."""
+    for key, dim in (("state", policy.state_dim), ("action", policy.action_dim)):
+        if dim != len(joints):
+            raise ParameterError(
+                f"joints.names has {len(joints)} joints, but the policy's {key} has {dim} values"
+            )
+    for name in cameras:
+        if name not in policy.cameras:
+            raise ParameterError(
+                f"cameras.names: the policy has no camera {name!r}; it was made for "
+                f"{list(policy.cameras)}"
+            )
+
+
+def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
+    """A stored serialized picture → RGB [H, W, 3]."""
+    image_type, data = stored
+    return decode_image(deserialize_message(data, image_type))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of the executable `policy_node`."""
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = PolicyNode()
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except ParameterError as error:
+        print(f"policy: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if node is not None:
+            if node.phase == PolicyStatus.ACTIVE and rclpy.ok():
+                node.trigger_deactivate()
+            node.on_shutdown(LifecycleState(0, "unknown"))
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0

@@ -1,0 +1,40 @@
+"""Entry points of the executables: the environment first, then the node.
+
+`python -m pi05_ros.nodes.start policy_node --ros-args …` starts a node without its script.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pi05_ros.nodes.environment import prepare
+
+
+def policy_node(args: Sequence[str] | None = None) -> int:
+    """Run the node `policy` until it is interrupted; the process's exit code."""
+    prepare()
+    from pi05_ros.nodes.policy_node import main
+
+    return main(args)
+
+
+def aloha_sim_node(args: Sequence[str] | None = None) -> int:
+    """Run the node `aloha_sim` until it is interrupted; the process's exit code."""
+    prepare()
+    try:
+        from pi05_ros.nodes.aloha_sim_node import main
+    except ModuleNotFoundError as error:
+        if error.name != "mujoco":
+            raise
+        raise SystemExit(
+            "aloha_sim: MuJoCo is not installed. Install it: pip install 'pi05_ros[sim]'"
+        ) from error
+    return main(args)
+
+
+if __name__ == "__main__":
+    nodes = {"policy_node": policy_node, "aloha_sim_node": aloha_sim_node}
+    if len(sys.argv) < 2 or sys.argv[1] not in nodes:
+        raise SystemExit(f"usage: python -m pi05_ros.nodes.start {{{','.join(nodes)}}} [ROS args]")
+    raise SystemExit(nodes[sys.argv[1]](sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""One control tick: finished chunks in, the next inference asked for, a trajectory out.
+
+Knows neither ROS nor the network. The node drives it with ROS time and real messages; an
+evaluation drives the same class with a simulator's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pi05_ros.control.latency import LatencyTracker
+from pi05_ros.control.scheduler import ChunkScheduler
+from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
+from pi05_ros.observation.buffer import NotReady, ObservationBuffer
+from pi05_ros.types import ActionChunk, FloatArray, ImageArray, JointGroup
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What one control tick brought."""
+
+    trajectory: TrajectoryPoints | None = None
+    """To be published; None while there is nothing to follow."""
+    chunks: list[tuple[ActionChunk, float]] = field(default_factory=list)
+    """Chunks that arrived, in joint units, with their latency from stamp to use in seconds."""
+    failures: list[str] = field(default_factory=list)
+    """Inferences that failed, one line each."""
+
+
+class PolicyRunner:
+    """Connects the observation buffer, the executor, the scheduler and the command stream.
+
+    All methods are called from one thread, the control thread. Times are seconds on the clock of
+    the observation stamps.
+    """
+
+    def __init__(
+        self,
+        buffer: ObservationBuffer,
+        executor: InferenceExecutor,
+        scheduler: ChunkScheduler,
+        stream: CommandStream,
+        joints: JointGroup,
+        decode_image: Callable[[Any], ImageArray],
+    ) -> None:
+        self.buffer = buffer
+        self.executor = executor
+        self.scheduler = scheduler
+        self.stream = stream
+        self.latency = LatencyTracker()
+        self.network_latency = LatencyTracker()
+        self._joints = joints
+        self._decode_image = decode_image
+        self._active = False
+        self._last_observation_s = float("-inf")
+        self._last_tick_s = float("-inf")
+        self._instruction = ""
+
+    @property
+    def active(self) -> bool:
+        return self._active
+
+    def activate(self) -> None:
+        """From the next tick on, infer and move. The first chunk starts at the measured state."""
+        self._forget()
+        self._active = True
+
+    def deactivate(self, now_s: float) -> TrajectoryPoints | None:
+        """Stop: results in flight are thrown away; the return value brakes the arms to rest."""
+        self._active = False
+        hold = self.stream.hold(now_s) if self.stream.active else None
+        self._forget()
+        return hold
+
+    def set_instruction(self, text: str) -> str:
+        """Take an instruction; what is in flight for another one is thrown away.
+
+        Returns the instruction as it will be used.
+
+        Raises:
+            InstructionError: empty, too long or not text; the instruction stays as it was.
+        """
+        before = self.buffer.instruction
+        instruction = self.buffer.set_instruction(text)
+        if instruction != before:
+            self.executor.discard()
+        return instruction
+
+    def halt(self) -> None:
+        """Forget the motion without a last command: nobody is there to follow it."""
+        self._forget()
+
+    def tick(self, now_s: float) -> Tick:
+        """Advance to `now_s`; returns what to publish."""
+        if not self._active:
+            return Tick()
+        if now_s < self._last_tick_s - self.stream.dt_s:
+            # the clock was set back, or a recording starts over
+            self.buffer.clear()
+            self._forget()
+        self._last_tick_s = now_s
+        tick = Tick()
+        for result in self.executor.results():
+            self._take(result, now_s, tick)
+        self._request(now_s)
+        if not self.stream.active:
+            return tick
+        return replace(tick, trajectory=self.stream.tick(now_s, self.scheduler.targets))
+
+    def _take(self, result: InferenceResult, now_s: float, tick: Tick) -> None:
+        if result.chunk is None:
+            tick.failures.append(result.error or "inference failed without a reason")
+            return
+        chunk = replace(result.chunk, actions=self._joints.to_joints(result.chunk.actions))
+        if chunk.instruction != self._instruction:
+            # chunks for another instruction are another plan: averaging both follows neither
+            self.scheduler.clear()
+            self._instruction = chunk.instruction
+        latency_s = max(0.0, now_s - chunk.stamp_s)
+        self.latency.add(latency_s)
+        self.network_latency.add(result.infer_s)
+        tick.chunks.append((chunk, latency_s))
+        accepted = self.scheduler.add(chunk, now_s)
+        if accepted and not self.stream.active:
+            self.stream.start(self.buffer.positions(), now_s)
+
+    def _request(self, now_s: float) -> None:
+        if self.executor.state is not ExecutorState.READY:
+            return
+        if not self.scheduler.wants_inference(now_s):
+            return
+        try:
+            snapshot = self.buffer.snapshot(now_s)
+        except NotReady:
+            return
+        if snapshot.stamp_s <= self._last_observation_s:
+            return
+        self._last_observation_s = snapshot.stamp_s
+        self.executor.submit(lambda: snapshot.decode(self._decode_image, self._to_policy))
+
+    def _to_policy(self, positions: FloatArray) -> FloatArray:
+        return self._joints.to_policy(positions)
+
+    def _forget(self) -> None:
+        self.executor.discard()
+        self.scheduler.clear()
+        self.stream.stop()
+        self._last_observation_s = float("-inf")
+        self._last_tick_s = float("-inf")
+        self._instruction = ""

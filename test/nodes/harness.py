@@ -1,0 +1,195 @@
+"""A node process under test, and a robot's other half to talk to it with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.msg import ActionChunk, PolicyStatus
+from pi05_ros.nodes.messages import (
+    IMAGE_QOS,
+    INSTRUCTION_QOS,
+    LATCHED_QOS,
+    TRAJECTORY_QOS,
+    image_message,
+    joint_state_message,
+)
+
+ROOT = Path(__file__).parents[2]
+PARAMS_FILE = ROOT / "config" / "aloha.yaml"
+CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+CONTROLLERS = ("left_arm_controller", "right_arm_controller")
+JOINTS = tuple(
+    f"{side}_{joint}"
+    for side in ("left", "right")
+    for joint in (
+        *("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"),
+        "gripper",
+    )
+)
+HOME = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.024] * 2)
+FRAME_PERIOD_S = 1 / 30
+
+
+class NodeProcess:
+    """One of the package's executables as a process of its own."""
+
+    def __init__(self, name: str, log: Path, *arguments: str) -> None:
+        self.log_path = log
+        command = [sys.executable, "-m", "pi05_ros.nodes.start", name, "--ros-args"]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*command, "--params-file", str(PARAMS_FILE), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait(self, timeout_s: float) -> int:
+        """Until it ends by itself; its exit code."""
+        return self._process.wait(timeout_s)
+
+    def stop(self, timeout_s: float = 10.0) -> int:
+        """Interrupt it as Ctrl-C does; its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+
+class Peer:
+    """What stands around the policy node: cameras, joints, controllers, a person."""
+
+    def __init__(self) -> None:
+        rclpy.init()
+        self.node = rclpy.create_node("peer")
+        self.statuses: list[PolicyStatus] = []
+        self.chunks: list[ActionChunk] = []
+        self.trajectories: dict[str, list[JointTrajectory]] = {name: [] for name in CONTROLLERS}
+        self.active_instructions: list[str] = []
+        self.positions = HOME.copy()
+        self.make_image: Callable[[str, float], Image] = default_image
+        self.cameras: Sequence[str] = ()
+        self.publish_joints = False
+        node = self.node
+        node.create_subscription(PolicyStatus, "policy/status", self.statuses.append, 10)
+        node.create_subscription(ActionChunk, "policy/action_chunk", self.chunks.append, 10)
+        node.create_subscription(
+            String,
+            "policy/active_instruction",
+            lambda message: self.active_instructions.append(message.data),
+            LATCHED_QOS,
+        )
+        for name in CONTROLLERS:
+            node.create_subscription(
+                JointTrajectory,
+                f"{name}/joint_trajectory",
+                self.trajectories[name].append,
+                TRAJECTORY_QOS,
+            )
+        self._images = {
+            name: node.create_publisher(Image, f"{name}/image_raw", IMAGE_QOS) for name in CAMERAS
+        }
+        self._joints = node.create_publisher(JointState, "joint_states", 10)
+        self._instruction = node.create_publisher(String, "instruction", INSTRUCTION_QOS)
+        self._change_state = node.create_client(ChangeState, "policy/change_state")
+        self._set_parameters: dict[str, Any] = {}
+        node.create_timer(FRAME_PERIOD_S, self._publish)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._executor.shutdown(timeout_sec=1.0)
+        self._thread.join(2.0)
+        self.node.destroy_node()
+        rclpy.try_shutdown()
+
+    def run_robot(self) -> None:
+        """Publish pictures of all cameras and joint states from here on."""
+        self.cameras, self.publish_joints = CAMERAS, True
+
+    def forget(self) -> None:
+        for kept in (self.statuses, self.chunks, *self.trajectories.values()):
+            kept.clear()
+
+    def change_state(self, transition: str, timeout_s: float = 60.0) -> bool:
+        number = getattr(Transition, f"TRANSITION_{transition.upper()}")
+        request = ChangeState.Request(transition=Transition(id=number))
+        return bool(self._call(self._change_state, request, timeout_s).success)
+
+    def set_parameter(self, node: str, name: str, value: Any) -> SetParametersResult:
+        if node not in self._set_parameters:
+            client = self.node.create_client(SetParameters, f"{node}/set_parameters")
+            self._set_parameters[node] = client
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
+        return self._call(self._set_parameters[node], request, 10.0).results[0]
+
+    def instruct(self, text: str) -> None:
+        self.wait(lambda: self._instruction.get_subscription_count() > 0, "instruction subscriber")
+        self._instruction.publish(String(data=text))
+
+    def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
+        deadline_s = time.monotonic() + timeout_s
+        while not (value := condition()):
+            assert time.monotonic() < deadline_s, f"no {what} within {timeout_s:g} s"
+            time.sleep(0.02)
+        return value
+
+    def fresh_status(self) -> PolicyStatus:
+        seen = len(self.statuses)
+        self.wait(lambda: len(self.statuses) > seen + 1, "status")
+        return self.statuses[-1]
+
+    def _call(self, client: Any, request: Any, timeout_s: float) -> Any:
+        self.wait(client.service_is_ready, client.srv_name, timeout_s)
+        future = client.call_async(request)
+        self.wait(future.done, f"answer of {client.srv_name}", timeout_s)
+        return future.result()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def _publish(self) -> None:
+        now_s = self.node.get_clock().now().nanoseconds * 1e-9
+        if self.publish_joints:
+            velocities = np.zeros_like(self.positions)
+            self._joints.publish(joint_state_message(JOINTS, self.positions, velocities, now_s))
+        for name in self.cameras:
+            self._images[name].publish(self.make_image(name, now_s))
+
+
+def default_image(camera: str, stamp_s: float) -> Image:
+    return image_message(np.full((48, 64, 3), 127, np.uint8), stamp_s, camera)

@@ -1,0 +1,168 @@
+"""Parameters: declared once, checked with a message that names them, documented from the source."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from pi05_ros.nodes import parameters as declared
+from pi05_ros.nodes.environment import share_directory
+from pi05_ros.nodes.parameters import (
+    CameraParameters,
+    ControllerParameters,
+    JointParameters,
+    ParameterError,
+    PolicyParameters,
+    SimParameters,
+    declare,
+    declare_named,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture()
+def make_node(ros: None) -> Iterator[Any]:
+    nodes = []
+
+    def make(**values: Any) -> Node:
+        overrides = [Parameter(name.replace("__", "."), value=v) for name, v in values.items()]
+        node = Node("test_parameters", parameter_overrides=overrides)
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
+
+
+def joint(**changes: Any) -> JointParameters:
+    values: dict[str, Any] = {
+        "lower": -1.0,
+        "upper": 1.0,
+        "max_velocity": 2.0,
+        "max_acceleration": 3.0,
+    }
+    return JointParameters(**{**values, **changes})
+
+
+def test_values_come_from_the_overrides(make_node: Any) -> None:
+    node = make_node(ensemble_m=0.5, scheduler="latest")
+    parameters = declare(node, PolicyParameters)
+    assert (parameters.ensemble_m, parameters.scheduler) == (0.5, "latest")
+    assert parameters.control_rate_hz == 50.0
+    assert "weight" in node.describe_parameter("ensemble_m").description
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("control_rate_hz", 0.0), ("num_steps", 0), ("scheduler", "newest"), ("device", 3)],
+)
+def test_bad_values_are_named(make_node: Any, name: str, value: Any) -> None:
+    with pytest.raises(ParameterError, match=name):
+        declare(make_node(**{name: value}), PolicyParameters)
+
+
+def test_named_blocks(make_node: Any) -> None:
+    node = make_node(cameras__names=["top"], cameras__top__topic="top/image")
+    cameras = declare_named(node, "cameras", CameraParameters)
+    assert cameras == {"top": CameraParameters(topic="top/image")}
+
+
+def test_missing_names_point_to_the_params_file(make_node: Any) -> None:
+    with pytest.raises(ParameterError, match=r"joints\.names.*params file"):
+        declare_named(make_node(), "joints", JointParameters)
+
+
+def test_typing_errors_are_found(make_node: Any) -> None:
+    """Pins: rclpy drops a misspelt parameter silently, and the default applies."""
+    node = make_node(cameras__names=["top"], cameras__top__required=True, cameras__tpo__topic="x")
+    declare_named(node, "cameras", CameraParameters)
+    assert declared.unknown_overrides(node) == ["cameras.tpo.topic"]
+
+
+def test_grippers_are_scaled_to_the_policy() -> None:
+    joints = declared.joint_group({"g": joint(lower=0.0, policy_zero=0.02, policy_one=0.06)})
+    assert joints.to_policy(joints.to_joints(joints.lower * 0 + 0.25))[0] == pytest.approx(0.25)
+    assert joints.to_joints(joints.lower * 0 + 0.5)[0] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lower": 2.0},
+        {"max_velocity": 0.0},
+        {"max_acceleration": float("nan")},
+        {"policy_one": 0.0},
+    ],
+)
+def test_impossible_joints_are_named(changes: dict[str, float]) -> None:
+    with pytest.raises(ParameterError, match="elbow"):
+        declared.joint_group({"elbow": joint(**changes)})
+
+
+def test_controllers_share_out_the_joints() -> None:
+    joints = declared.joint_group({"a": joint(), "b": joint(), "c": joint()})
+    columns = declared.controller_columns(
+        {"one": ControllerParameters(["c", "a"]), "two": ControllerParameters(["b"])}, joints
+    )
+    assert columns == {"one": [2, 0], "two": [1]}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "message"),
+    [
+        (["a"], ["b"], r"no controller commands \['c'\]"),
+        (["a", "b"], ["b", "c"], "'b' belongs to 'one'"),
+        (["a", "x"], ["b", "c"], "'x' is not in joints.names"),
+    ],
+)
+def test_joints_without_or_with_two_controllers(
+    one: list[str], two: list[str], message: str
+) -> None:
+    joints = declared.joint_group({"a": joint(), "b": joint(), "c": joint()})
+    with pytest.raises(ParameterError, match=message):
+        declared.controller_columns(
+            {"one": ControllerParameters(one), "two": ControllerParameters(two)}, joints
+        )
+
+
+def test_the_shipped_params_file_is_complete_and_known(make_node: Any) -> None:
+    """Pins: a parameter that was renamed in the code and not in config/aloha.yaml."""
+    tree = yaml.safe_load((ROOT / "config" / "aloha.yaml").read_text())
+    flat: dict[str, Any] = {}
+
+    def flatten(prefix: str, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                flatten(f"{prefix}{key}__", value)
+            else:
+                flat[prefix + key] = value
+
+    flatten("", tree["/**/policy"]["ros__parameters"])
+    node = make_node(**flat)
+    declare(node, PolicyParameters)
+    assert len(declare_named(node, "cameras", CameraParameters)) == 3
+    joints = declared.joint_group(declare_named(node, "joints", JointParameters))
+    assert len(joints) == 14
+    assert joints.gripper.sum() == 2
+    columns = declared.controller_columns(
+        declare_named(node, "controllers", ControllerParameters), joints
+    )
+    assert [len(c) for c in columns.values()] == [7, 7]
+    assert declared.unknown_overrides(node) == []
+    sim = make_node(**tree["/**/aloha_sim"]["ros__parameters"])
+    assert declare(sim, SimParameters).width == 640
+    assert declared.unknown_overrides(sim) == []
+
+
+def test_docs_are_generated_from_the_declarations() -> None:
+    assert (ROOT / "docs" / "parameters.md").read_text() == declared.markdown()
+
+
+def test_share_directory_has_the_transport_profile() -> None:
+    assert (share_directory() / "config" / "fastdds_shm.xml").is_file()

@@ -1,0 +1,251 @@
+"""The control tick: what must hold between an arriving chunk and a published trajectory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pi05_ros.control.limits import MotionLimiter
+from pi05_ros.control.scheduler import make_scheduler
+from pi05_ros.control.trajectory import CommandStream
+from pi05_ros.executor import InferenceExecutor
+from pi05_ros.observation.buffer import CameraStream, Gates, InstructionError, ObservationBuffer
+from pi05_ros.runner import PolicyRunner, Tick
+from pi05_ros.types import ActionChunk, FloatArray, JointGroup, JointSpec, Observation
+
+DT_S = 0.02
+HOME = np.array([0.1, 0.03])
+
+
+class ScriptedPolicy:
+    """Wants one constant target, in policy units; waits for `gate` when it has one."""
+
+    horizon, dt_s, state_dim, action_dim = 50, DT_S, 2, 2
+    cameras = ("top",)
+    description = "scripted"
+
+    def __init__(self) -> None:
+        self.target = np.array([0.5, 1.0])
+        self.gate: threading.Event | None = None
+        self.seen: list[Observation] = []
+        self.fail = False
+
+    def infer(self, observation: Observation, prefix: FloatArray | None = None) -> ActionChunk:
+        if observation.stamp_s > 0:  # not the warm-up
+            self.seen.append(observation)
+            if self.gate is not None:
+                self.gate.wait(5.0)
+        if self.fail:
+            raise RuntimeError("out of luck")
+        return ActionChunk(
+            np.tile(self.target, (self.horizon, 1)),
+            observation.stamp_s,
+            self.dt_s,
+            observation.instruction,
+        )
+
+
+class Rig:
+    """A runner with its parts, driven by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.policy = ScriptedPolicy()
+        self.joints = JointGroup(
+            [
+                JointSpec("elbow", -1.0, 1.0, 2.0, 10.0),
+                JointSpec("grip", 0.0, 0.06, 0.2, 2.0, 0.04, 0.02, gripper=True),
+            ]
+        )
+        self.executor = InferenceExecutor(lambda: self.policy)
+        self.executor.start()
+        self.executor.wait_ready(10.0)
+        limiter = MotionLimiter(self.joints, DT_S)
+        self.runner = PolicyRunner(
+            ObservationBuffer([CameraStream("top")], self.joints.names, Gates()),
+            self.executor,
+            make_scheduler("temporal_ensemble", gripper=self.joints.gripper),
+            CommandStream(self.joints, limiter, DT_S),
+            self.joints,
+            lambda message: message,
+        )
+        self.now_s = 100.0
+
+    def see(self) -> None:
+        """Fresh picture and joint state at the present time."""
+        self.runner.buffer.put_image("top", self.now_s, np.zeros((4, 4, 3), np.uint8))
+        self.runner.buffer.put_joints(self.now_s, HOME)
+
+    def tick(self, see: bool = True) -> Tick:
+        self.now_s += DT_S
+        if see:
+            self.see()
+        return self.runner.tick(self.now_s)
+
+    def until(self, condition: Callable[[Tick], Any], ticks: int = 300, see: bool = True) -> Tick:
+        for _ in range(ticks):
+            tick = self.tick(see)
+            if condition(tick):
+                return tick
+            time.sleep(0.002)
+        raise AssertionError("it did not happen")
+
+
+@pytest.fixture()
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    if rig.policy.gate is not None:
+        rig.policy.gate.set()
+    rig.executor.stop(5.0)
+
+
+def test_nothing_moves_without_an_instruction(rig: Rig) -> None:
+    rig.runner.activate()
+    assert all(rig.tick().trajectory is None for _ in range(20))
+    assert rig.policy.seen == []
+
+
+def test_nothing_moves_before_activation(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    assert all(rig.tick() == Tick() for _ in range(20))
+    assert rig.policy.seen == []
+
+
+def test_the_first_trajectory_starts_at_the_measured_state(rig: Rig) -> None:
+    """Pins: a jump from where the arm is to where the chunk would like it to be."""
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
+    assert trajectory is not None
+    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+    assert np.allclose(trajectory.velocities[-1], 0.0)
+
+
+def test_units_are_converted_on_both_ways(rig: Rig) -> None:
+    """Pins: gripper metres given to a policy that was trained on 0-1, and the other way round."""
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    tick = rig.until(lambda tick: tick.chunks)
+    assert np.allclose(rig.policy.seen[0].state, [0.1, 0.25])
+    assert np.allclose(tick.chunks[0][0].actions, [0.5, 0.06])
+    final = rig.until(
+        lambda tick: (
+            tick.trajectory is not None
+            and np.allclose(tick.trajectory.positions[-1], [0.5, 0.06], atol=1e-3)
+        )
+    )
+    assert final.trajectory is not None
+
+
+def test_latency_is_measured_from_the_observation(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    chunk, latency_s = rig.until(lambda tick: tick.chunks).chunks[0]
+    assert latency_s == pytest.approx(rig.now_s - chunk.stamp_s)
+    assert chunk.stamp_s == rig.policy.seen[0].stamp_s
+
+
+def test_an_observation_is_used_once(rig: Rig) -> None:
+    """Pins: inferring again and again on the last frame of a camera that stopped."""
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.chunks)
+    for _ in range(20):
+        rig.tick(see=False)
+        time.sleep(0.005)
+    stamps = [observation.stamp_s for observation in rig.policy.seen]
+    assert len(stamps) == len(set(stamps))
+
+
+def test_deactivation_discards_what_is_in_flight(rig: Rig) -> None:
+    """Pins: a chunk that was asked for before the stop and moves the arm after it."""
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.policy.gate = threading.Event()
+    rig.until(lambda _: rig.executor.busy_since_s is not None)
+    hold = rig.runner.deactivate(rig.now_s)
+    assert hold is not None
+    assert np.allclose(hold.velocities[-1], 0.0)
+    rig.policy.gate.set()
+    time.sleep(0.05)
+    assert rig.tick() == Tick()
+    rig.policy.gate = None
+    rig.runner.activate()
+    first = rig.tick()
+    assert first.chunks == []
+
+
+def test_a_new_instruction_discards_the_old_ones_chunk(rig: Rig) -> None:
+    """Pins: averaging the plans of two instructions, which follows neither."""
+    rig.runner.set_instruction("left")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.policy.gate = threading.Event()
+    rig.until(lambda _: rig.executor.busy_since_s is not None)
+    rig.runner.set_instruction("right")
+    rig.policy.gate.set()
+    rig.policy.gate = None
+    rig.policy.target = np.array([-0.5, 0.0])
+    tick = rig.until(lambda tick: tick.chunks)
+    assert tick.chunks[0][0].instruction == "right"
+    assert rig.runner.scheduler.live_chunks(rig.now_s) == 1
+
+
+def test_the_same_instruction_again_changes_nothing(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    before = rig.executor.statistics.discarded
+    rig.runner.activate()
+    rig.until(lambda tick: tick.chunks)
+    rig.runner.set_instruction(" wave ")
+    assert rig.runner.scheduler.live_chunks(rig.now_s) > 0
+    assert rig.executor.statistics.discarded == before
+
+
+def test_a_refused_instruction_leaves_the_one_before(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    with pytest.raises(InstructionError):
+        rig.runner.set_instruction("   ")
+    assert rig.runner.buffer.instruction == "wave"
+
+
+def test_failures_are_reported_and_the_arm_comes_to_rest(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.policy.fail = True
+    tick = rig.until(lambda tick: tick.failures)
+    assert "out of luck" in tick.failures[0]
+    resting = rig.until(
+        lambda tick: tick.trajectory is not None and np.allclose(tick.trajectory.velocities, 0.0)
+    )
+    assert resting.trajectory is not None
+
+
+def test_a_clock_that_jumps_back_starts_over(rig: Rig) -> None:
+    """Pins: a looping bag that replays old times into a trajectory of the future."""
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.now_s -= 50.0
+    assert rig.tick().trajectory is None
+    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
+    assert trajectory is not None
+    assert abs(trajectory.stamp_s - rig.now_s) < 1.0
+    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+
+
+def test_halt_forgets_the_motion(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.runner.halt()
+    assert not rig.runner.stream.active
+    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
+    assert trajectory is not None
+    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
