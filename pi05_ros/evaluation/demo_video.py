@@ -18,9 +18,11 @@ from pi05_ros.sim.arms import SimulatedAloha
 from pi05_ros.sim.cameras import CAMERAS, CameraRenderer
 from pi05_ros.types import ImageArray
 
-FPS = 20
-WIDTH, HEIGHT = 960, 540
+FPS = 15
+SCENE = (720, 540)
 INSET = (240, 180)
+WIDTH, HEIGHT = SCENE[0] + INSET[0], SCENE[1]
+"""Pixels: the scene, and the three policy cameras in a column on its right."""
 
 
 def write_text(picture: ImageArray, lines: Sequence[str]) -> None:
@@ -40,19 +42,16 @@ class SceneWriter:
 
     def __init__(self) -> None:
         model = SimulatedAloha().model
-        self._scene = CameraRenderer(model, width=WIDTH, height=HEIGHT, quality="pretty")
+        self._scene = CameraRenderer(model, width=SCENE[0], height=SCENE[1], quality="pretty")
         self._insets = CameraRenderer(model, width=INSET[0], height=INSET[1], quality="fast")
 
     def draw(self, qpos: Sequence[float], lines: Sequence[str]) -> ImageArray:
         """RGB [HEIGHT, WIDTH, 3]."""
         state = np.asarray(qpos)
-        picture = self._scene.render(state, "scene").copy()
-        for k, camera in enumerate(CAMERAS[:3]):
-            top = k * INSET[1]
-            inset = self._insets.render(state, camera)
-            picture[top : top + INSET[1], WIDTH - INSET[0] :] = inset
-        write_text(picture[:, : WIDTH - INSET[0]], lines)
-        return picture
+        scene = self._scene.render(state, "scene")
+        write_text(scene, lines)
+        views = [self._insets.render(state, camera) for camera in CAMERAS]
+        return np.hstack([scene, np.vstack(views)])
 
     def close(self) -> None:
         self._scene.close()

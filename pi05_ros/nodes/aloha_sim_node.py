@@ -171,14 +171,15 @@ class AlohaSimNode(Node):
             self.get_logger().fatal(self.failed)
             raise SystemExit(1)
         loop, controllers = self.loop.statistics, self._controllers
-        falls_behind = loop.lost_s > self._lost_s
+        lost_s = loop.lost_s - self._lost_s
+        self._lost_s = loop.lost_s
+        falls_behind = lost_s > 0
         if falls_behind:
             self.get_logger().warning(
-                f"the simulator runs at {loop.real_time_factor:.0%} of real time: fewer cameras, a "
-                "lower camera_rate_hz or smaller pictures make it faster",
+                f"the simulator lost {lost_s:.2f} s against real time in {STATUS_PERIOD_S} s: "
+                "fewer cameras, a lower camera_rate_hz or smaller pictures make it faster",
                 throttle_duration_sec=5.0,
             )
-        self._lost_s = loop.lost_s
         parts = [
             PartStatus(
                 "physics",

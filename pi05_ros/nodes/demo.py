@@ -150,6 +150,7 @@ def _perform(options: DemoOptions, client: DemoClient, stages: Stages) -> None:
             rate_hz=count / counted_s,
         )
     _keep_figures(client.record, last)
+    client.keep_last_trajectories()
     client.keep_simulator_figures()
     stages.end(stage)
 

@@ -18,7 +18,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, String
-from trajectory_msgs.msg import JointTrajectory
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.evaluation.demo_record import DemoRecord
 from pi05_ros.msg import ActionChunk, PolicyStatus
@@ -50,6 +50,7 @@ class DemoClient:
         self._diagnostics: dict[str, dict[str, str]] = {}
         self._messages: dict[str, str] = {}
         self._diagnostics_seen = 0
+        self._last_trajectory: dict[str, JointTrajectory] = {}
         node.create_subscription(PolicyStatus, "policy/status", self._on_status, 10)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         node.create_subscription(JointState, "joint_states", self._on_joint_state, 50)
@@ -131,6 +132,11 @@ class DemoClient:
         published = {name: int(values[f"{name} published"]) for name in status.cameras}
         return published, dict(zip(status.cameras, status.frames_received, strict=True))
 
+    def keep_last_trajectories(self) -> None:
+        """Put the rest of the last trajectories into the record: nothing replaces it any more."""
+        for controller, message in self._last_trajectory.items():
+            self._keep_points(controller, message, message.points[1:])
+
     def keep_simulator_figures(self) -> None:
         """Put what the simulator said of itself into the record."""
         record = self.record
@@ -188,8 +194,14 @@ class DemoClient:
         self.record.chunks.append((self._now_s(), stamp_s, message.latency_s))
 
     def _on_trajectory(self, controller: str, message: JointTrajectory) -> None:
-        first = message.points[0]
-        due_s = to_seconds(message.header.stamp) + to_seconds(first.time_from_start)
         self.record.controller_joints[controller] = list(message.joint_names)
-        self.record.commanded_s[controller].append(due_s)
-        self.record.commanded[controller].append(list(first.positions))
+        self._keep_points(controller, message, message.points[:1])
+        self._last_trajectory[controller] = message
+
+    def _keep_points(
+        self, controller: str, message: JointTrajectory, points: Sequence[JointTrajectoryPoint]
+    ) -> None:
+        for point in points:
+            due_s = to_seconds(message.header.stamp) + to_seconds(point.time_from_start)
+            self.record.commanded_s[controller].append(due_s)
+            self.record.commanded[controller].append(list(point.positions))
