@@ -6,13 +6,14 @@ evaluation drives the same class with a simulator's clock.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.scheduler import ChunkScheduler
-from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
 from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer
 from pi05_ros.types import ActionChunk, FloatArray, ImageArray, JointGroup
@@ -57,6 +58,7 @@ class PolicyRunner:
         self._active = False
         self._last_observation_s = float("-inf")
         self._last_tick_s = float("-inf")
+        self._braking_s = (0.0, 0.0)
         self._instruction = ""
 
     @property
@@ -71,7 +73,11 @@ class PolicyRunner:
     def deactivate(self, now_s: float) -> TrajectoryPoints | None:
         """Stop: results in flight are thrown away; the return value brakes the arms to rest."""
         self._active = False
-        hold = self.stream.hold(now_s) if self.stream.active else None
+        hold = None
+        if self.stream.active:
+            with contextlib.suppress(ClockJumpedBackError):  # the last trajectory's tail brakes
+                hold = self.stream.hold(now_s)
+            self._braking_s = (now_s, self.stream.rest_time_s)
         self._forget()
         return hold
 
@@ -98,17 +104,23 @@ class PolicyRunner:
         if not self._active:
             return Tick()
         if now_s < self._last_tick_s - self.stream.dt_s:
-            # the clock was set back, or a recording starts over
-            self.buffer.clear()
-            self._forget()
+            self._start_over()
         self._last_tick_s = now_s
         tick = Tick()
         for result in self.executor.results():
             self._take(result, now_s, tick)
         self._request(now_s)
         if not self.stream.active:
+            # arms that still brake after a deactivation would be asked to stand at once
+            since_s, until_s = self._braking_s
+            if self.scheduler.live_chunks(now_s) == 0 or since_s <= now_s < until_s:
+                return tick
+            self.stream.start(self.buffer.positions(), now_s)
+        try:
+            return replace(tick, trajectory=self.stream.tick(now_s, self.scheduler.targets))
+        except ClockJumpedBackError:
+            self._start_over()
             return tick
-        return replace(tick, trajectory=self.stream.tick(now_s, self.scheduler.targets))
 
     def _take(self, result: InferenceResult, now_s: float, tick: Tick) -> None:
         if result.chunk is None:
@@ -123,9 +135,10 @@ class PolicyRunner:
         self.latency.add(latency_s)
         self.network_latency.add(result.infer_s)
         tick.chunks.append((chunk, latency_s))
-        accepted = self.scheduler.add(chunk, now_s)
-        if accepted and not self.stream.active:
-            self.stream.start(self.buffer.positions(), now_s)
+        try:
+            self.scheduler.add(chunk, now_s)
+        except ValueError as error:
+            tick.failures.append(str(error))
 
     def _request(self, now_s: float) -> None:
         if self.executor.state is not ExecutorState.READY:
@@ -143,6 +156,11 @@ class PolicyRunner:
 
     def _to_policy(self, positions: FloatArray) -> FloatArray:
         return self._joints.to_policy(positions)
+
+    def _start_over(self) -> None:
+        """The clock was set back, or a recording starts from its beginning."""
+        self.buffer.clear()
+        self._forget()
 
     def _forget(self) -> None:
         self.executor.discard()

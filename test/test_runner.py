@@ -181,6 +181,22 @@ def test_deactivation_discards_what_is_in_flight(rig: Rig) -> None:
     assert first.chunks == []
 
 
+def test_motion_goes_on_only_after_the_brake(rig: Rig) -> None:
+    """Pins: an activation during the brake that asks moving arms to stand at once."""
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(
+        lambda tick: tick.trajectory is not None and np.abs(tick.trajectory.velocities[0]).max() > 1
+    )
+    hold = rig.runner.deactivate(rig.now_s)
+    assert hold is not None
+    rest_s = hold.stamp_s + hold.times_from_start_s[-1]
+    rig.runner.activate()
+    tick = rig.until(lambda tick: tick.trajectory is not None)
+    assert tick.trajectory is not None
+    assert rig.now_s >= rest_s
+
+
 def test_a_new_instruction_discards_the_old_ones_chunk(rig: Rig) -> None:
     """Pins: averaging the plans of two instructions, which follows neither."""
     rig.runner.set_instruction("left")

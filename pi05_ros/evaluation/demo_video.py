@@ -18,9 +18,9 @@ from pi05_ros.sim.arms import SimulatedAloha
 from pi05_ros.sim.cameras import CAMERAS, CameraRenderer
 from pi05_ros.types import ImageArray
 
-FPS = 15
-SCENE = (720, 540)
-INSET = (240, 180)
+FPS = 12
+SCENE = (640, 480)
+INSET = (214, 160)
 WIDTH, HEIGHT = SCENE[0] + INSET[0], SCENE[1]
 """Pixels: the scene, and the three policy cameras in a column on its right."""
 

@@ -8,28 +8,26 @@ per controller, `~/action_chunk`, `~/status`, `~/active_instruction`, `/diagnost
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros import types
 from pi05_ros.control.latency import LatencyTracker
-from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.scheduler import make_scheduler
-from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.control.trajectory import TrajectoryPoints
 from pi05_ros.executor import ExecutorError, InferenceExecutor
 from pi05_ros.msg import ActionChunk, PolicyStatus
 from pi05_ros.nodes import parameters as declared
+from pi05_ros.nodes.assembly import ImageType, check_fit, load_policy, make_runner
 from pi05_ros.nodes.messages import (
     IMAGE_QOS,
     INSTRUCTION_QOS,
@@ -43,17 +41,15 @@ from pi05_ros.nodes.messages import (
 )
 from pi05_ros.nodes.parameters import ParameterError, PolicyParameters, declare, declare_named
 from pi05_ros.nodes.status import policy_diagnostics, policy_status
-from pi05_ros.observation.buffer import (
-    CameraStream,
-    Gates,
-    InstructionError,
-    ObservationBuffer,
-)
-from pi05_ros.observation.decode import DecodeError, decode_image, decode_joint_state
+from pi05_ros.observation.buffer import InstructionError
+from pi05_ros.observation.decode import DecodeError, decode_joint_state
 from pi05_ros.runner import PolicyRunner
-from pi05_ros.types import ImageArray, JointGroup
+from pi05_ros.types import JointGroup
 
-ImageType = type[Image] | type[CompressedImage]
+STOP_TIMEOUT_S = 5.0
+"""A policy that is still busy then is left behind; its thread ends with the process."""
+RATE_TICKS = 251
+"""Ticks that the measured control rate is taken over."""
 IMAGE_TYPES: dict[str, ImageType] = {"raw": Image, "compressed": CompressedImage}
 
 
@@ -72,7 +68,7 @@ class PolicyNode(LifecycleNode):
         self.ticks = 0
         self.trajectories = 0
         self.last_failure = ""
-        self._last_tick_s: float | None = None
+        self._tick_times_s: deque[float] = deque(maxlen=RATE_TICKS)
         self._entities: list[Callable[[], object]] = []
         self._status_publisher = self.create_publisher(PolicyStatus, "~/status", 10)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -82,6 +78,13 @@ class PolicyNode(LifecycleNode):
         self.create_timer(1.0 / self.parameters.status_rate_hz, self.publish_status)
         if self.parameters.autostart:
             self._autostart = self.create_timer(0.0, self._on_autostart)
+
+    @property
+    def tick_rate_hz(self) -> float:
+        """Measured over the last ticks; 0 before the second one."""
+        times_s = self._tick_times_s
+        span_s = times_s[-1] - times_s[0] if len(times_s) > 1 else 0.0
+        return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
 
     def now_s(self) -> float:
         return float(self.get_clock().now().nanoseconds * 1e-9)
@@ -99,7 +102,7 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self.runner is not None
         self.runner.activate()
-        self._last_tick_s = None
+        self._tick_times_s.clear()
         self._tick_timer.reset()
         self._enter(PolicyStatus.ACTIVE)
         return super().on_activate(state)
@@ -142,47 +145,18 @@ class PolicyNode(LifecycleNode):
                 f"unknown parameters {unknown}; docs/parameters.md lists those that there are"
             )
         executor = InferenceExecutor(functools.partial(load_policy, parameters))
-        self._entities.append(lambda: executor.stop(5.0))
+        self._entities.append(lambda: executor.stop(STOP_TIMEOUT_S))
         executor.start()
         self.policy = executor.wait_ready(parameters.load_timeout_s)
         check_fit(self.policy, joints, cameras)
         self.get_logger().info(f"warm: {self.policy.description}")
-
-        dt_s = 1.0 / parameters.control_rate_hz
-        buffer = ObservationBuffer(
-            [CameraStream(name, camera.required) for name, camera in cameras.items()],
-            joints.names,
-            Gates(
-                max_image_age_s=parameters.max_image_age_s,
-                max_skew_s=parameters.max_skew_s,
-                max_joint_age_s=parameters.max_joint_age_s,
-                max_instruction_chars=parameters.max_instruction_chars,
-            ),
-        )
-        self.runner = PolicyRunner(
-            buffer,
-            executor,
-            make_scheduler(
-                parameters.scheduler,
-                gripper=joints.gripper,
-                m=parameters.ensemble_m,
-                replan_interval_s=parameters.replan_interval_s,
-            ),
-            CommandStream(
-                joints,
-                MotionLimiter(joints, dt_s, position_margin=parameters.position_margin),
-                dt_s,
-                lookahead_steps=max(1, round(parameters.lookahead_s / dt_s)),
-                lead_s=parameters.lead_s,
-            ),
-            joints,
-            decode_stored_image,
-        )
-        self._connect(cameras, dt_s)
+        self.runner = make_runner(parameters, cameras, joints, executor)
+        self._connect(cameras)
         if parameters.instruction:
             self._take_instruction(parameters.instruction)
 
-    def _connect(self, cameras: dict[str, declared.CameraParameters], dt_s: float) -> None:
+    def _connect(self, cameras: dict[str, declared.CameraParameters]) -> None:
+        assert self.runner is not None
         for name, camera in cameras.items():
             topic = camera.topic or f"{name}/image_raw"
             image_type = IMAGE_TYPES[camera.transport]
@@ -205,7 +179,7 @@ class PolicyNode(LifecycleNode):
         }
         for publisher in self._trajectory_publishers.values():
             self._entities.append(functools.partial(self.destroy_publisher, publisher))
-        self._tick_timer = self.create_timer(dt_s, self._on_tick)
+        self._tick_timer = self.create_timer(self.runner.stream.dt_s, self._on_tick)
         self._tick_timer.cancel()
         self._entities.append(lambda: self.destroy_timer(self._tick_timer))
 
@@ -254,10 +228,10 @@ class PolicyNode(LifecycleNode):
     def _on_tick(self) -> None:
         assert self.runner is not None and self.joints is not None
         started_s = time.monotonic()
-        if self._last_tick_s is not None:
-            period_s = 1.0 / self.parameters.control_rate_hz
-            self.jitter.add(abs(started_s - self._last_tick_s - period_s))
-        self._last_tick_s = started_s
+        if self._tick_times_s:
+            interval_s = started_s - self._tick_times_s[-1]
+            self.jitter.add(abs(interval_s - self.runner.stream.dt_s))
+        self._tick_times_s.append(started_s)
         self.ticks += 1
         if self._deaf_controllers():
             self.runner.halt()
@@ -314,44 +288,6 @@ class PolicyNode(LifecycleNode):
     def _enter(self, phase: int) -> None:
         self.phase = phase
         self.publish_status()
-
-
-def load_policy(parameters: PolicyParameters) -> types.Policy:
-    """Load the checkpoint; called on the executor thread, which owns the device."""
-    from pi05_ros.policy import Policy
-
-    return Policy.from_pretrained(
-        parameters.checkpoint,
-        robot=parameters.robot,
-        device=parameters.device,
-        dtype=None if parameters.dtype == "auto" else parameters.dtype,
-        num_steps=parameters.num_steps,
-        seed=None if parameters.seed < 0 else parameters.seed,
-        threads=parameters.threads or max(1, (os.cpu_count() or 2) - 1),
-    )
-
-
-def check_fit(
-    policy: types.Policy, joints: JointGroup, cameras: dict[str, declared.CameraParameters]
-) -> None:
-    """Raise ParameterError where the params file and the policy don't fit together."""
-    for key, dim in (("state", policy.state_dim), ("action", policy.action_dim)):
-        if dim != len(joints):
-            raise ParameterError(
-                f"joints.names has {len(joints)} joints, but the policy's {key} has {dim} values"
-            )
-    for name in cameras:
-        if name not in policy.cameras:
-            raise ParameterError(
-                f"cameras.names: the policy has no camera {name!r}; it was made for "
-                f"{list(policy.cameras)}"
-            )
-
-
-def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
-    """A stored serialized picture → RGB [H, W, 3]."""
-    image_type, data = stored
-    return decode_image(deserialize_message(data, image_type))
 
 
 def main(args: Sequence[str] | None = None) -> int:

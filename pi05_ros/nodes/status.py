@@ -52,7 +52,7 @@ def policy_status(node: PolicyNode, now_s: float) -> PolicyStatus:
     message.live_chunks = runner.scheduler.live_chunks(now_s)
     message.horizon_left_s = runner.scheduler.remaining_s(now_s)
     jitter = node.jitter.summary() or NOTHING_MEASURED
-    message.tick_rate_hz = node.parameters.control_rate_hz
+    message.tick_rate_hz = node.tick_rate_hz
     message.tick_jitter_p50_s, message.tick_jitter_p99_s = jitter.p50_s, jitter.p99_s
     clamps = runner.stream.clamps
     message.joints = list(node.joints.names)

@@ -1,0 +1,94 @@
+"""What `configure` puts together from the parameters: the policy and the runner around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from pi05_ros import types
+from pi05_ros.control.limits import MotionLimiter
+from pi05_ros.control.scheduler import make_scheduler
+from pi05_ros.control.trajectory import CommandStream
+from pi05_ros.executor import InferenceExecutor
+from pi05_ros.nodes.parameters import CameraParameters, ParameterError, PolicyParameters
+from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
+from pi05_ros.observation.decode import decode_image
+from pi05_ros.runner import PolicyRunner
+from pi05_ros.types import ImageArray, JointGroup
+
+ImageType = type[Image] | type[CompressedImage]
+
+
+def load_policy(parameters: PolicyParameters) -> types.Policy:
+    """Load the checkpoint; called on the executor thread, which owns the device."""
+    from pi05_ros.policy import Policy
+
+    return Policy.from_pretrained(
+        parameters.checkpoint,
+        robot=parameters.robot,
+        device=parameters.device,
+        dtype=None if parameters.dtype == "auto" else parameters.dtype,
+        num_steps=parameters.num_steps,
+        seed=None if parameters.seed < 0 else parameters.seed,
+        threads=parameters.threads or max(1, (os.cpu_count() or 2) - 1),
+    )
+
+
+def check_fit(
+    policy: types.Policy, joints: JointGroup, cameras: Mapping[str, CameraParameters]
+) -> None:
+    """Raise ParameterError where the params file and the policy don't fit together."""
+    for key, dim in (("state", policy.state_dim), ("action", policy.action_dim)):
+        if dim != len(joints):
+            raise ParameterError(
+                f"joints.names has {len(joints)} joints, but the policy's {key} has {dim} values"
+            )
+    for name in cameras:
+        if name not in policy.cameras:
+            raise ParameterError(
+                f"cameras.names: the policy has no camera {name!r}; it was made for "
+                f"{list(policy.cameras)}"
+            )
+
+
+def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
+    """A stored serialized picture → RGB [H, W, 3]."""
+    image_type, data = stored
+    return decode_image(deserialize_message(data, image_type))
+
+
+def make_runner(
+    parameters: PolicyParameters,
+    cameras: Mapping[str, CameraParameters],
+    joints: JointGroup,
+    executor: InferenceExecutor,
+) -> PolicyRunner:
+    """The control side of the node, as its parameters want it."""
+    dt_s = 1.0 / parameters.control_rate_hz
+    buffer = ObservationBuffer(
+        [CameraStream(name, camera.required) for name, camera in cameras.items()],
+        joints.names,
+        Gates(
+            max_image_age_s=parameters.max_image_age_s,
+            max_skew_s=parameters.max_skew_s,
+            max_joint_age_s=parameters.max_joint_age_s,
+            max_instruction_chars=parameters.max_instruction_chars,
+        ),
+    )
+    scheduler = make_scheduler(
+        parameters.scheduler,
+        gripper=joints.gripper,
+        m=parameters.ensemble_m,
+        replan_interval_s=parameters.replan_interval_s,
+    )
+    stream = CommandStream(
+        joints,
+        MotionLimiter(joints, dt_s, position_margin=parameters.position_margin),
+        dt_s,
+        lookahead_steps=max(1, round(parameters.lookahead_s / dt_s)),
+        lead_s=parameters.lead_s,
+    )
+    return PolicyRunner(buffer, executor, scheduler, stream, joints, decode_stored_image)
