@@ -6,8 +6,11 @@ for library in libEGL.so.1 libGL.so.1; do
   ldconfig -p | grep -q "$library" || missing="$missing libegl1 libgl1"
 done
 # the driver that draws without a GPU is loaded by libEGL, under a name that differs by version
-ls /usr/lib/*/dri/swrast_dri.so /usr/lib/*/libgallium-*.so >/dev/null 2>&1 ||
-  missing="$missing libgl1-mesa-dri"
+driver=""
+for file in /usr/lib/*/dri/swrast_dri.so /usr/lib/*/libgallium-*.so; do
+  [ -e "$file" ] && driver=$file
+done
+[ -n "$driver" ] || missing="$missing libgl1-mesa-dri"
 command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
 command -v c++ >/dev/null 2>&1 || missing="$missing g++"
 [ -z "$missing" ] && exit 0

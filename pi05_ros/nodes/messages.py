@@ -12,7 +12,6 @@ from rclpy.qos import (
     HistoryPolicy,
     QoSProfile,
     ReliabilityPolicy,
-    qos_profile_sensor_data,
 )
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -21,7 +20,11 @@ from pi05_ros import types
 from pi05_ros.msg import ActionChunk
 from pi05_ros.types import FloatArray, ImageArray
 
-IMAGE_QOS = qos_profile_sensor_data
+# Sensor data with room for half a second at 30 Hz: a process that the machine lets wait longer than
+# the usual depth of 5 holds would lose frames.
+IMAGE_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST, depth=15, reliability=ReliabilityPolicy.BEST_EFFORT
+)
 JOINT_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.BEST_EFFORT
 )
