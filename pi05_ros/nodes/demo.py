@@ -89,7 +89,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     try:
         with Stages(console) as stages:
             processes.start()
-            client = DemoClient(record, processes.problem)
+            client = DemoClient(record, processes)
             _perform(options, client, stages)
     except DemoError as error:
         console.print(f"demo failed: {error}", style="bold red", highlight=False)

@@ -22,6 +22,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.evaluation.demo_record import DemoRecord
 from pi05_ros.msg import ActionChunk, PolicyStatus
+from pi05_ros.nodes.demo_processes import DemoProcesses
 from pi05_ros.nodes.messages import INSTRUCTION_QOS, TRAJECTORY_QOS, to_seconds
 
 ALL_CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
@@ -40,9 +41,9 @@ class DemoError(RuntimeError):
 class DemoClient:
     """Spins a node in a thread of its own; every method is called from the main thread."""
 
-    def __init__(self, record: DemoRecord, problem: Callable[[], str]) -> None:
+    def __init__(self, record: DemoRecord, processes: DemoProcesses) -> None:
         self.record = record
-        self._problem = problem
+        self._processes = processes
         rclpy.init()
         self._node = node = rclpy.create_node("pi05_demo")
         self.status = PolicyStatus()
@@ -80,7 +81,7 @@ class DemoClient:
 
     def check(self) -> None:
         """Raise DemoError when one of the processes has ended."""
-        problem = self._problem()
+        problem = self._processes.problem()
         if problem:
             raise DemoError(problem)
 
@@ -94,7 +95,8 @@ class DemoClient:
         response = self._call(self._change_state, request, timeout_s, transition)
         if not response.success:
             time.sleep(0.2)  # the log's last line is on its way
-            raise DemoError(f"the policy node refused to {transition}; see policy_node.log")
+            reason = self._processes.last_words("policy_node")
+            raise DemoError(f"the policy node refused to {transition}: {reason}")
 
     def fresh_status(self) -> PolicyStatus:
         """A status that was published after this call."""

@@ -49,7 +49,7 @@ class DemoProcesses:
         for name, process in self._running.items():
             code = process.poll()
             if code is not None:
-                return f"{name} ended with code {code}: {self._last_words(name)}"
+                return f"{name} ended with code {code}: {self.last_words(name)}"
         return ""
 
     def stop(self) -> list[str]:
@@ -63,7 +63,7 @@ class DemoProcesses:
             try:
                 code = process.wait(max(0.1, deadline_s - time.monotonic()))
                 if code != 0:
-                    found.append(f"{name} ended with code {code}: {self._last_words(name)}")
+                    found.append(f"{name} ended with code {code}: {self.last_words(name)}")
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -71,6 +71,7 @@ class DemoProcesses:
         self._running.clear()
         return found
 
-    def _last_words(self, name: str) -> str:
+    def last_words(self, name: str) -> str:
+        """The last line of a process's log, and where the whole of it is."""
         lines = self.log(name).read_text(errors="replace").strip().splitlines()
         return f"{lines[-1] if lines else 'it said nothing'} (whole log: {self.log(name)})"
