@@ -14,6 +14,10 @@ COMMANDS = {
         "pi05_ros.nodes.demo_command",
         "a simulated ALOHA, the policy node, an instruction, motion",
     ),
+    "record": (
+        "pi05_ros.recording.command",
+        "demonstrations of the scripted experts as a LeRobot data set or as bags",
+    ),
 }
 """Name → module with `add_arguments(parser)` and `run(options) -> exit code`, and a summary."""
 

@@ -42,8 +42,8 @@ ROOMS = {
     "policy": room("types", "numpy torch safetensors transformers tokenizers huggingface_hub PIL"),
     "executor": room("types", "numpy"),
     "runner": room("types control observation executor", "numpy"),
-    "sim": room("types", "numpy mujoco"),
-    "recording": room("types observation", "numpy cv2 rosbags pyarrow pandas av"),
+    "sim": room("types", "numpy mujoco rich"),
+    "recording": room("types observation sim", "numpy cv2 rosbags pyarrow av rich"),
     "evaluation": room(
         f"{LIBRARY} sim recording",
         "numpy scipy mujoco cv2 av matplotlib rosbags rich yaml",
