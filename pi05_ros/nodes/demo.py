@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +24,7 @@ from rich.progress import (
 
 from pi05_ros.evaluation.demo_plot import plot
 from pi05_ros.evaluation.demo_record import CameraCount, DemoRecord, failures, table
+from pi05_ros.evaluation.demo_video import write_video
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes.demo_client import DemoClient, DemoError
 from pi05_ros.nodes.demo_processes import DemoProcesses
@@ -175,10 +177,6 @@ def _report(options: DemoOptions, record: DemoRecord, console: Console) -> int:
     written = [options.output / "joints.png"]
     plot(record, written[0])
     if options.video and len(record.qpos_s) > 1:
-        import cv2
-
-        from pi05_ros.evaluation.demo_video import write_video
-
         video, picture = options.output / "scene.mp4", options.output / "scene.png"
         middle = write_video(record, video)
         cv2.imwrite(str(picture), cv2.cvtColor(middle, cv2.COLOR_RGB2BGR))

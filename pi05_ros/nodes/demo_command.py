@@ -39,10 +39,10 @@ def run(options: argparse.Namespace) -> int:
     console = Console()
     try:
         from pi05_ros.nodes.demo import DemoOptions, run_demo
-    except ModuleNotFoundError as error:
-        if error.name not in ("mujoco", "matplotlib", "av"):
+    except ImportError as error:
+        if error.name not in ("mujoco", "matplotlib", "av") and "mujoco" not in str(error):
             raise
-        _say(console, f"the demo needs {error.name}. Install it: pip install 'pi05_ros[sim,eval]'")
+        _say(console, f"{error}. The demo needs pi05_ros[sim,eval]")
         return 1
     if options.params_file and not Path(options.params_file).is_file():
         _say(console, f"no params file {options.params_file!r}")

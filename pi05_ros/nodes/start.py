@@ -24,12 +24,10 @@ def aloha_sim_node(args: Sequence[str] | None = None) -> int:
     prepare()
     try:
         from pi05_ros.nodes.aloha_sim_node import main
-    except ModuleNotFoundError as error:
-        if error.name != "mujoco":
+    except ImportError as error:
+        if error.name != "mujoco" and "mujoco" not in str(error):
             raise
-        raise SystemExit(
-            "aloha_sim: MuJoCo is not installed. Install it: pip install 'pi05_ros[sim]'"
-        ) from error
+        raise SystemExit(f"aloha_sim: {error}") from error
     return main(args)
 
 

@@ -54,7 +54,7 @@ FRAME_PERIOD_S = 1 / 30
 class NodeProcess:
     """One of the package's executables as a process of its own."""
 
-    def __init__(self, name: str, log: Path, *arguments: str) -> None:
+    def __init__(self, name: str, log: Path, *arguments: str, **environment: str) -> None:
         self.log_path = log
         command = [sys.executable, "-m", "pi05_ros.nodes.start", name, "--ros-args"]
         with log.open("wb") as output:
@@ -62,7 +62,7 @@ class NodeProcess:
                 [*command, "--params-file", str(PARAMS_FILE), *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
             )
 
     @property

@@ -144,3 +144,13 @@ def test_an_unknown_camera_ends_the_process_with_its_name(tmp_path: Path) -> Non
     assert process.wait(60.0) == 2
     assert "cam_low" in process.log
     assert "Traceback" not in process.log
+
+
+def test_missing_opengl_ends_the_process_with_the_remedy(tmp_path: Path) -> None:
+    """Pins: a simulator that runs on without cameras, or a traceback from PyOpenGL."""
+    process = NodeProcess(
+        *("aloha_sim_node", tmp_path / "log", "-r", "__ns:=/blind"), MUJOCO_GL="disable"
+    )
+    assert process.wait(60.0) == 1
+    assert "apt-get install" in process.log
+    assert "Traceback" not in process.log

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from harness import CONTROLLERS, JOINTS, NodeProcess, Peer, default_image
-from sensor_msgs.msg import Image
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from harness import CAMERAS, CONTROLLERS, JOINTS, NodeProcess, Peer, default_image
+from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros.msg import PolicyStatus
-from pi05_ros.nodes.messages import to_seconds
+from pi05_ros.nodes.messages import IMAGE_QOS, to_seconds
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,8 @@ def test_an_instruction_becomes_trajectories(peer: Peer, process: NodeProcess) -
     assert status.state == PolicyStatus.ACTIVE
     assert status.inference_failures == 0
     assert min(status.frames_received) > 0
-    assert status.problems == []
+    # a machine under load may hold frames back for longer than the gate once in a while
+    peer.wait(lambda: peer.statuses[-1].problems == [], "status without problems")
 
     assert peer.change_state("deactivate")
     time.sleep(0.3)
@@ -136,6 +139,67 @@ def test_pictures_of_another_size_and_encoding_are_used(peer: Peer, process: Nod
     assert peer.change_state("activate")
     peer.instruct("wave with the left arm")
     peer.wait(lambda: moved(peer), "trajectory")
+
+
+def test_compressed_pictures_are_used(peer: Peer, process: NodeProcess) -> None:
+    """Pins: a transport parameter that changes the topic and not the message type."""
+    assert peer.change_state("configure"), process.log  # declares the cameras' parameters
+    assert peer.change_state("cleanup")
+    names = [f"cameras.{camera}.transport" for camera in CAMERAS]
+    for name in names:
+        assert peer.set_parameter("policy", name, "compressed").successful
+    publishers = [
+        peer.node.create_publisher(CompressedImage, f"{camera}/image_raw/compressed", IMAGE_QOS)
+        for camera in CAMERAS
+    ]
+    _, jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 127, np.uint8))
+
+    def publish() -> None:
+        message = CompressedImage(format="rgb8; jpeg compressed bgr8", data=jpeg.tobytes())
+        message.header.stamp = peer.node.get_clock().now().to_msg()
+        for publisher in publishers:
+            publisher.publish(message)
+
+    timer = peer.node.create_timer(1 / 30, publish)
+    try:
+        assert peer.change_state("configure"), process.log
+        peer.publish_joints = True
+        assert peer.change_state("activate")
+        peer.instruct("wave with the left arm")
+        peer.wait(lambda: moved(peer), "trajectory")
+        assert peer.fresh_status().inference_failures == 0
+    finally:
+        peer.node.destroy_timer(timer)
+        for name in names:
+            assert peer.set_parameter("policy", name, "raw").successful
+        for publisher in publishers:
+            peer.node.destroy_publisher(publisher)
+
+
+def test_diagnostics_have_one_status_per_part(peer: Peer, process: NodeProcess) -> None:
+    assert peer.change_state("configure"), process.log
+    peer.cameras, peer.publish_joints = ("cam_high", "cam_left_wrist"), True
+    latest: dict[str, DiagnosticStatus] = {}
+
+    def keep(message: DiagnosticArray) -> None:
+        latest.update({status.name: status for status in message.status})
+
+    subscription = peer.node.create_subscription(DiagnosticArray, "/diagnostics", keep, 10)
+    try:
+        peer.wait(
+            lambda: (
+                "/policy: camera cam_high" in latest
+                and latest["/policy: camera cam_high"].level == DiagnosticStatus.OK
+            ),
+            "camera that is fine",
+        )
+        silent = latest["/policy: camera cam_right_wrist"]
+        assert silent.level == DiagnosticStatus.WARN
+        assert "cam_right_wrist" in silent.message
+        for part in ("node", "executor", "scheduler", "limits", "controllers"):
+            assert f"/policy: {part}" in latest
+    finally:
+        peer.node.destroy_subscription(subscription)
 
 
 def test_undecodable_pictures_are_named_and_move_nothing(peer: Peer, process: NodeProcess) -> None:
