@@ -35,6 +35,8 @@ class DemoRecord:
 
     joint_names: list[str]
     instructions: list[tuple[float, str]] = field(default_factory=list)
+    outcomes: list[str] = field(default_factory=list)
+    """One line for each instruction, where it can be judged."""
     measured_s: list[float] = field(default_factory=list)
     measured: list[list[float]] = field(default_factory=list)
     """Joint positions, rad and m, at `measured_s`."""
@@ -49,7 +51,6 @@ class DemoRecord:
     """The simulator's whole state, from which the video is drawn."""
     cameras: dict[str, CameraCount] = field(default_factory=dict)
     policy: str = ""
-    trained: bool = True
     latency_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
     network_s: float = 0.0
     inferences: int = 0
@@ -163,8 +164,9 @@ def table(record: DemoRecord) -> Table:
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column()
     rows.add_row("policy", record.policy)
-    for _, text in record.instructions:
-        rows.add_row("instruction", text)
+    for k, (_, text) in enumerate(record.instructions):
+        outcome = f": {record.outcomes[k]}" if k < len(record.outcomes) else ""
+        rows.add_row("instruction", f"{text}{outcome}")
     for name, camera in record.cameras.items():
         rows.add_row(
             name,

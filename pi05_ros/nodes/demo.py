@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from pi05_ros.evaluation.demo_judgement import judge_run
 from pi05_ros.evaluation.demo_plot import plot
 from pi05_ros.evaluation.demo_record import CameraCount, DemoRecord, failures, table
 from pi05_ros.evaluation.demo_video import write_video
@@ -39,9 +40,8 @@ SETTLE_S = 0.4
 class DemoOptions:
     """What `pi05 demo` may be asked for."""
 
-    instructions: Sequence[str]
-    seconds: float
-    """Of motion for each instruction."""
+    instructions: Sequence[tuple[str, float]]
+    """Text, and how many seconds it stands before the next one or the end."""
     output: Path
     checkpoint: str = ""
     params_file: str = ""
@@ -122,11 +122,11 @@ def _perform(options: DemoOptions, client: DemoClient, stages: Stages) -> None:
     stages.end(stage)
 
     client.change_state("activate", 10.0)
-    for text in options.instructions:
-        stage = stages.begin(f'instruction: "{text}"', total=options.seconds)
+    for text, seconds in options.instructions:
+        stage = stages.begin(f'instruction: "{text}"', total=seconds)
         client.send_instruction(text)
         started_s = time.monotonic()
-        while (elapsed_s := time.monotonic() - started_s) < options.seconds:
+        while (elapsed_s := time.monotonic() - started_s) < seconds:
             client.check()
             status = client.status
             detail = (
@@ -173,6 +173,7 @@ def _keep_figures(record: DemoRecord, status: PolicyStatus) -> None:
 
 
 def _report(options: DemoOptions, record: DemoRecord, console: Console) -> int:
+    record.outcomes = [str(outcome) for outcome in judge_run(record)]
     console.print(table(record))
     written = [options.output / "joints.png"]
     plot(record, written[0])

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-DEFAULT_INSTRUCTION = "touch the red cube with the left arm"
+THREE_IN_TURN = (
+    ("touch the red cube with the left arm", 4.0),
+    ("touch the blue cube with the right arm", 0.8),
+    ("touch the green cube with the right arm", 4.0),
+)
+"""Instruction and seconds; the second one is changed in mid-motion."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="TEXT",
         type=_instruction,
-        help=f"what the robot is asked to do; may be repeated (default: {DEFAULT_INSTRUCTION!r})",
+        help="what the robot is asked to do; may be repeated "
+        "(default: three in turn, the second of which is changed in mid-motion)",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=8.0, help="of motion for each instruction (default: 8)"
+        "--seconds", type=_seconds, default=6.0, help="for each --instruction (default: 6)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("demo_out"), help="folder of the results"
@@ -49,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
         return 1
     return run_demo(
         DemoOptions(
-            instructions=options.instruction or [DEFAULT_INSTRUCTION],
-            seconds=options.seconds,
+            instructions=[(text, options.seconds) for text in options.instruction or ()]
+            or THREE_IN_TURN,
             output=options.output,
             checkpoint=options.checkpoint,
             params_file=options.params_file,
