@@ -38,6 +38,7 @@ system:
 $(VENV)/torch.stamp: scripts/check_python.py
 	$(PYTHON) scripts/check_python.py
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip  # Python 3.10's takes many minutes to choose versions
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
