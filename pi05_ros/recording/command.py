@@ -48,7 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data (default: 0)")
     parser.add_argument("--fps", type=int, default=50, help="frames per second (default: 50)")
-    parser.add_argument("--size", type=int, default=112, help="of pictures, pixels (default: 112)")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(112, 84),
+        metavar=("WIDTH", "HEIGHT"),
+        help="of pictures, pixels (default: 112 84)",
+    )
     parser.add_argument(
         "--format", choices=("lerobot", "mcap"), default="lerobot", help="default: lerobot"
     )
@@ -92,9 +99,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    for name, least in (("episodes", 1), ("workers", 1), ("size", 16), ("seed", 0)):
+    for name, least in (("episodes", 1), ("workers", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise DatasetError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    if min(options.size) < 16:
+        raise DatasetError(f"--size must be at least 16 16, got {' '.join(map(str, options.size))}")
     if options.format == "mcap" and (options.states or options.video):
         raise DatasetError("a bag holds whole episodes of pictures: no --states, no --video")
     if options.video and options.states:
@@ -114,7 +123,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         weights=tuple(weights),
         seed=options.seed,
         fps=options.fps,
-        size_px=options.size,
+        size_px=tuple(options.size),
         chunks=options.labels == "chunk",
         visits=options.states,
         instructions=options.instructions,

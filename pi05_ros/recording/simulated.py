@@ -47,7 +47,8 @@ class Recipe:
         weights: how often each is, relative to the others.
         seed: of everything that is random.
         fps: frames per second; a divisor of 50.
-        size_px: side of the square pictures.
+        size_px: width and height of the pictures; 4:3 as the simulated robot publishes, so that the
+            policy pads what it trains on as it pads what it gets.
         chunks: label every frame with the expert's next `HORIZON` steps.
         visits: record a few moments of many random situations instead of whole episodes.
         instructions: labels of each picture of a visit, for different instructions.
@@ -58,7 +59,7 @@ class Recipe:
     weights: tuple[float, ...] = ()
     seed: int = 0
     fps: int = CONTROL_HZ
-    size_px: int = 112
+    size_px: tuple[int, int] = (112, 84)
     chunks: bool = False
     visits: bool = False
     instructions: int = 4
@@ -110,8 +111,10 @@ def features(recipe: Recipe, use_video: bool = False) -> Features:
         extras[layout.CHUNK_KEY] = Extra((HORIZON, len(JOINT_NAMES)))
     if recipe.visits:
         extras[PICTURE_KEY] = Extra((1,), "int64")
-    size = (recipe.size_px, recipe.size_px)
-    return Features(dict.fromkeys(CAMERAS, size), JOINT_NAMES, JOINT_NAMES, extras, use_video)
+    width, height = recipe.size_px
+    return Features(
+        dict.fromkeys(CAMERAS, (height, width)), JOINT_NAMES, JOINT_NAMES, extras, use_video
+    )
 
 
 class GripperUnits:
@@ -152,7 +155,7 @@ class SimulatedRecorder:
         self._cameras = CAMERAS
         self._sim = SimulatedAloha()
         self._expert = Expert(self._sim)
-        self._renderer = CameraRenderer(self._sim.model, recipe.size_px, recipe.size_px)
+        self._renderer = CameraRenderer(self._sim.model, *recipe.size_px)
         self._units = GripperUnits()
         self._stride = CONTROL_HZ // recipe.fps
         self._physics_steps = round(DT_S / self._sim.model.opt.timestep)

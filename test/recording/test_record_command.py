@@ -19,7 +19,7 @@ from pi05_ros.recording.simulated import CUBES_KEY, PICTURE_KEY
 def record(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(parser.parse_args(["--size", "32", "--workers", "1", *map(str, arguments)]))
+    return run(parser.parse_args(["--size", "32", "24", "--workers", "1", *map(str, arguments)]))
 
 
 def test_states_become_a_dataset_to_train_on(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_video_is_written_when_asked_for(tmp_path: Path) -> None:
     assert record("--output", tmp_path / "data", *options) == 0
     assert (tmp_path / "data/videos/observation.images.cam_high/chunk-000/file-000.mp4").is_file()
     dataset = LeRobotDataset(tmp_path / "data", fps=10)
-    assert dataset.sample(len(dataset) - 1, 50).images["cam_high"].shape == (32, 32, 3)
+    assert dataset.sample(len(dataset) - 1, 50).images["cam_high"].shape == (24, 32, 3)
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,16 @@ GRIPPERS = [k for k, name in enumerate(JOINT_NAMES) if name.endswith("gripper")]
 
 @pytest.fixture(scope="module")
 def demonstration() -> Iterator[list[Frame]]:
-    recorder = SimulatedRecorder(Recipe(verbs=("pick",), seed=3, chunks=True, fps=25, size_px=32))
+    recorder = SimulatedRecorder(
+        Recipe(verbs=("pick",), seed=3, chunks=True, fps=25, size_px=(32, 24))
+    )
     yield recorder.episode(0)
     recorder.close()
 
 
 @pytest.fixture(scope="module")
 def visit() -> Iterator[list[Frame]]:
-    recorder = SimulatedRecorder(Recipe(verbs=("touch", "wave"), visits=True, size_px=32))
+    recorder = SimulatedRecorder(Recipe(verbs=("touch", "wave"), visits=True, size_px=(32, 24)))
     yield recorder.episode(2)
     recorder.close()
 
@@ -81,8 +83,8 @@ def test_a_visit_has_several_instructions_for_each_picture(visit: list[Frame]) -
 
 def test_frames_fit_their_features(visit: list[Frame], demonstration: list[Frame]) -> None:
     for frame, recipe in (
-        (visit[0], Recipe(visits=True, size_px=32)),
-        (demonstration[0], Recipe(chunks=True, size_px=32)),
+        (visit[0], Recipe(visits=True, size_px=(32, 24))),
+        (demonstration[0], Recipe(chunks=True, size_px=(32, 24))),
     ):
         expected = features(recipe)
         assert set(frame.images or {}) == set(expected.cameras)
@@ -106,7 +108,7 @@ def same(a: Frame, b: Frame) -> bool:
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
-    recipe = Recipe(verbs=("home", "wave"), visits=True, size_px=32, seed=5)
+    recipe = Recipe(verbs=("home", "wave"), visits=True, size_px=(32, 24), seed=5)
     alone = list(workers.episodes(recipe, 4, workers=1))
     together = list(workers.episodes(recipe, 4, workers=2))
     assert [len(frames) for frames in alone] == [len(frames) for frames in together]
@@ -121,7 +123,7 @@ class Doomed(SimulatedRecorder):
 
 
 def test_an_expert_that_keeps_failing_ends_the_recording() -> None:
-    recorder = Doomed(Recipe(visits=True, size_px=32))
+    recorder = Doomed(Recipe(visits=True, size_px=(32, 24)))
     with pytest.raises(DatasetError, match="failed 20 times at episode 7"):
         recorder.episode(7)
     recorder.close()
