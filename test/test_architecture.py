@@ -39,7 +39,10 @@ ROOMS = {
     "types": room(packages="numpy"),
     "control": room("types", "numpy"),
     "observation": room("types", "numpy cv2 rosbags"),
-    "policy": room("types", "numpy torch safetensors transformers tokenizers huggingface_hub PIL"),
+    "policy": room(
+        "types",
+        "numpy torch safetensors transformers tokenizers huggingface_hub PIL rich yaml tensorstore",
+    ),
     "executor": room("types", "numpy"),
     "runner": room("types control observation executor", "numpy"),
     "sim": room("types", "numpy mujoco rich"),
@@ -48,7 +51,7 @@ ROOMS = {
         f"{LIBRARY} sim recording",
         "numpy scipy mujoco cv2 av matplotlib rosbags rich yaml",
     ),
-    "training": room("types policy recording sim", "numpy torch safetensors transformers av rich"),
+    "training": room("types policy recording", "numpy torch safetensors accelerate yaml rich"),
     "nodes": room(
         f"{LIBRARY} sim recording evaluation", "numpy ros ament_index_python cv2 rich yaml"
     ),

@@ -59,14 +59,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     Returns:
         [B, S, heads · head_dim].
     """
-    group = query.shape[1] // key.shape[1]
-    if group > 1:
-        # A view for one kv head. `enable_gqa` would rule out CUDA's fused kernels under a mask.
-        key, value = (
-            x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value)
-        )
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # Training's autocast: the fused kernel's backward pass takes twice as long there.
+        out = _attend_in_steps(query, key, value, mask)
+    else:
+        group = query.shape[1] // key.shape[1]
+        if group > 1:
+            # A view for one kv head. `enable_gqa` would rule out CUDA's fused kernels under a mask.
+            key, value = (
+                x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value)
+            )
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
+
+
+def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Without the fused kernel; [B, heads, S, head_dim] as `query`, softmax in float32."""
+    shape = query.shape
+    # The queries that share a kv head stand below one another in one matrix.
+    stacked = (query * shape[-1] ** -0.5).reshape(shape[0], key.shape[1], -1, shape[-1])
+    logits = stacked @ key.transpose(-1, -2)
+    if mask is not None:
+        by_head = logits.view(*shape[:3], -1).masked_fill(~mask, torch.finfo(logits.dtype).min)
+        logits = by_head.view_as(logits)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).view(shape)
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:

@@ -1,0 +1,378 @@
+"""Batches for every step of a training, the same ones for the same seed, prepared ahead.
+
+A batch depends on the seed, the stage and the step alone, so that a resumed training needs no
+state of a random generator to go on as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pi05_ros.recording.reader import LeRobotDataset, Sample
+from pi05_ros.recording.simulated import PICTURE_KEY
+from pi05_ros.training.config import ConfigError, StageConfig, TrainConfig
+from pi05_ros.training.preparation import Preparation
+from pi05_ros.training.words import PromptLayout
+
+AHEAD = 4
+"""Batches prepared while one is learnt from."""
+VALIDATION = 1 << 20
+"""Stands where a stage's number stands, in the seed of the validation's batches."""
+
+
+@dataclass
+class Batch:
+    """One step's data. P pictures, J instructions each, K pairs of noise and time for each."""
+
+    images: Tensor
+    """[P, n_cameras, 3, side, side] in [-1, 1]."""
+    image_masks: Tensor
+    """[P, n_cameras] bool."""
+    tokens: Tensor
+    """[P · J, L] int64."""
+    token_masks: Tensor
+    """[P · J, L] bool."""
+    actions: Tensor
+    """[P · J, H, max_action_dim] normalised, padded with zeros."""
+    states: Tensor
+    """[P · J, max_state_dim] normalised, padded with zeros: π0's input."""
+    noise: Tensor
+    """[P · J · K, H, max_action_dim]."""
+    times: Tensor
+    """[P · J · K]."""
+    positions: Tensor
+    """[P, objects, 3] centred and scaled; NaN where a dataset does not have them."""
+    named: Tensor
+    """[P · J] the object that the instruction names, or -1."""
+    name_tokens: Tensor
+    """[P · J] index of the token that names it; 0 where nothing is named."""
+    state_tokens: Tensor
+    """[P · J, state_dim] indices of the state's tokens; empty where the prompt has none."""
+
+    def to(self, device: torch.device) -> Batch:
+        moved = (getattr(self, f.name).to(device, non_blocking=True) for f in fields(self))
+        return Batch(*moved)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Frames of one dataset that show the same pictures, each with an instruction of its own."""
+
+    dataset: int
+    frames: tuple[int, ...]
+
+
+class Examples:
+    """The frames of several datasets, grouped by picture."""
+
+    def __init__(
+        self,
+        datasets: Sequence[LeRobotDataset],
+        config: TrainConfig,
+        preparation: Preparation,
+        layout: PromptLayout | None,
+    ) -> None:
+        self.datasets = list(datasets)
+        self.preparation = preparation
+        self.layout = layout
+        self.train: list[_Group] = []
+        self.held_out: list[_Group] = []
+        weights: list[NDArray[np.float64]] = []
+        for index, (dataset, settings) in enumerate(
+            zip(self.datasets, config.data.datasets, strict=True)
+        ):
+            split = dataset.split(config.data.held_out, config.seed)
+            groups = group_frames(dataset, dataset.frames_of(split.train))
+            self.train += [_Group(index, frames) for frames in groups]
+            weights.append(np.full(len(groups), settings.weight))
+            self.held_out += [
+                _Group(index, frames)
+                for frames in group_frames(dataset, dataset.frames_of(split.held_out))
+            ]
+        joined = np.concatenate(weights)
+        if not len(joined) or not (joined >= 0).all() or joined.sum() <= 0:
+            raise ConfigError("data.datasets: there is nothing to draw: weights must be above 0")
+        self._cumulative = np.cumsum(joined / joined.sum())
+        self._task_weights = config.data.task_weights
+        self._positions = _read_positions(self.datasets, config)
+
+    @property
+    def frames(self) -> int:
+        """Frames to train on, counting a picture once for each of its instructions."""
+        return sum(len(group.frames) for group in self.train)
+
+    @property
+    def objects(self) -> int:
+        """Objects whose positions are known; 0 where no dataset has them."""
+        return next((p.shape[1] for p in self._positions if p is not None), 0)
+
+    def batch(self, stage: StageConfig, seed: Sequence[int]) -> Batch:
+        """The training batch that belongs to a seed."""
+        rng = np.random.default_rng(list(seed))
+        drawn = np.searchsorted(self._cumulative, rng.random(stage.batch), side="right")
+        groups = [self.train[min(int(i), len(self.train) - 1)] for i in drawn]
+        return self._assemble(groups, stage.tasks_per_picture, stage.samples_per_prefix, rng)
+
+    def validation(
+        self, frames: int, batch: int, seed: int, other_text: bool = False
+    ) -> Iterator[Batch]:
+        """Batches of held-out frames, always the same ones.
+
+        With `other_text` each has the instruction of the next one in its batch.
+        """
+        order = np.random.default_rng([seed, VALIDATION]).permutation(len(self.held_out))[:frames]
+        for start in range(0, len(order), batch):
+            rng = np.random.default_rng([seed, VALIDATION, start])
+            groups = [self.held_out[int(i)] for i in order[start : start + batch]]
+            yield self._assemble(groups, 1, 1, rng, other_text)
+
+    def _assemble(
+        self,
+        groups: list[_Group],
+        tasks: int,
+        repeats: int,
+        rng: np.random.Generator,
+        other_text: bool = False,
+    ) -> Batch:
+        preparation, config = self.preparation, self.preparation.config
+        pictures = [
+            preparation.images(self._sample(group.dataset, group.frames[0])) for group in groups
+        ]
+        rows = [
+            (group.dataset, frame)
+            for group in groups
+            for frame in self._draw_frames(group, tasks, rng)
+        ]
+        count = len(rows)
+        texts = [self.datasets[dataset].task(frame) for dataset, frame in rows]
+        if other_text:
+            texts = texts[1:] + texts[:1]
+        actions = np.zeros((count, config.horizon, config.max_action_dim), dtype=np.float32)
+        states = np.zeros((count, config.max_state_dim), dtype=np.float32)
+        ids = np.zeros((count, config.token_length), dtype=np.int64)
+        masks = np.zeros((count, config.token_length), dtype=bool)
+        for row, (dataset, frame) in enumerate(rows):
+            source = self.datasets[dataset]
+            chunk = source.actions(frame, config.horizon)[0]
+            state, action, tokens = preparation.numbers(source.state[frame], chunk, texts[row])
+            actions[row, :, : action.shape[1]] = action
+            states[row, : len(state)] = state
+            ids[row], masks[row] = tokens.ids, tokens.mask
+        named, name_tokens, state_tokens = self._find_words(ids, masks)
+        shape = (count * repeats, config.horizon, config.max_action_dim)
+        times = rng.beta(config.time_alpha, config.time_beta, count * repeats)
+        return Batch(
+            images=torch.stack([images for images, _ in pictures]),
+            image_masks=torch.stack([mask for _, mask in pictures]),
+            tokens=torch.from_numpy(ids),
+            token_masks=torch.from_numpy(masks),
+            actions=torch.from_numpy(actions),
+            states=torch.from_numpy(states),
+            noise=torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
+            times=torch.from_numpy(
+                (times * config.time_scale + config.time_offset).astype(np.float32)
+            ),
+            positions=torch.from_numpy(self._positions_of(groups)),
+            named=torch.from_numpy(named),
+            name_tokens=torch.from_numpy(name_tokens),
+            state_tokens=torch.from_numpy(state_tokens),
+        )
+
+    def _sample(self, dataset: int, frame: int) -> Sample:
+        return self.datasets[dataset].sample(
+            frame, self.preparation.config.horizon, tuple(self.preparation.cameras)
+        )
+
+    def _draw_frames(
+        self, group: _Group, tasks: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        frames = np.array(group.frames)
+        if len(frames) == 1:
+            return frames.repeat(tasks)
+        weights = np.ones(len(frames))
+        if self._task_weights:
+            source = self.datasets[group.dataset]
+            for index, frame in enumerate(frames):
+                words = source.task(int(frame)).split()
+                weights[index] = max(
+                    (w for word, w in self._task_weights.items() if word in words), default=1.0
+                )
+        chosen = rng.choice(
+            len(frames), tasks, replace=tasks > len(frames), p=weights / weights.sum()
+        )
+        return frames[chosen]
+
+    def _find_words(
+        self, ids: NDArray[np.int64], masks: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        count = len(ids)
+        if self.layout is None:
+            return np.full(count, -1), np.zeros(count, np.int64), np.zeros((count, 0), np.int64)
+        found = [self.layout.named_object(row) for row in ids]
+        states = np.stack([self.layout.state_tokens(mask) for mask in masks])
+        return np.array([n for n, _ in found]), np.array([t for _, t in found]), states
+
+    def _positions_of(self, groups: Sequence[_Group]) -> NDArray[np.float32]:
+        values = np.full((len(groups), self.objects, 3), np.nan, dtype=np.float32)
+        for row, group in enumerate(groups):
+            known = self._positions[group.dataset]
+            if known is not None:
+                values[row] = known[group.frames[0]]
+        return values
+
+
+def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tuple[int, ...]]:
+    """The frames that show the same pictures under different instructions, together.
+
+    Only data labelled by an expert has those, and says so by its feature `picture_index`. Elsewhere
+    every frame stands alone.
+    """
+    if PICTURE_KEY not in dataset.extras or len(frames) == 0:
+        return [(int(frame),) for frame in frames]
+    pictures = dataset.extra(PICTURE_KEY)[frames]
+    order = np.argsort(pictures, kind="stable")
+    pieces = np.split(frames[order], np.flatnonzero(np.diff(pictures[order])) + 1)
+    return [tuple(int(frame) for frame in piece) for piece in pieces]
+
+
+def _read_positions(
+    datasets: Sequence[LeRobotDataset], config: TrainConfig
+) -> list[NDArray[np.float32] | None]:
+    """[n, objects, 3] of every dataset, centred and scaled over all; None where one has none."""
+    key = config.helpers.positions
+    objects = len(config.helpers.names)
+    raw: list[NDArray[np.float32] | None] = []
+    for dataset in datasets:
+        if key not in dataset.extras:
+            raw.append(None)
+            continue
+        values = dataset.extra(key).astype(np.float32).reshape(len(dataset), -1)
+        if values.shape[1] != objects * 3:
+            raise ConfigError(
+                f"{dataset.root}: {key!r} has {values.shape[1]} numbers, for the {objects} names "
+                f"of helpers.names it must have {objects * 3}"
+            )
+        raw.append(values.reshape(-1, objects, 3))
+    known = [values for values in raw if values is not None]
+    if not known:
+        return raw
+    joined = np.concatenate(known).reshape(-1, 3)
+    mean = joined.mean(0)
+    # One scale for all axes: an axis along which little happens shall not count as much.
+    scale = np.sqrt(joined.var(0).mean()) + 1e-3
+    return [None if values is None else (values - mean) / scale for values in raw]
+
+
+class _Steps(Dataset[Batch]):
+    """The batches of a stage as PyTorch's loader wants them: by step."""
+
+    def __init__(self, examples: Examples, stage: StageConfig, seed: Sequence[int]) -> None:
+        self._examples, self._stage, self._seed = examples, stage, tuple(seed)
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._examples.batch(self._stage, (*self._seed, step))
+
+
+class Loader:
+    """A stage's batches from a step on, prepared in a thread or in processes.
+
+    Close it, or use it in a `with` statement.
+    """
+
+    def __init__(
+        self, examples: Examples, stage: StageConfig, seed: Sequence[int], first: int, workers: int
+    ) -> None:
+        self._steps = _Steps(examples, stage, seed)
+        self._first = first
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        if workers:
+            loader = DataLoader(
+                self._steps,
+                batch_size=None,
+                sampler=_Count(first),
+                num_workers=workers,
+                prefetch_factor=AHEAD,
+            )
+            self._iterator: Iterator[Any] | None = iter(loader)
+        else:
+            self._iterator = None
+            self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
+            self._thread.start()
+
+    def next(self) -> Batch:
+        """The next step's batch.
+
+        Raises:
+            Whatever preparing it raised.
+        """
+        if self._iterator is not None:
+            batch: Batch = next(self._iterator)
+            return batch
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _fill(self) -> None:
+        step = self._first
+        while not self._closed.is_set():
+            item: Batch | BaseException
+            try:
+                item = self._steps[step]
+            except Exception as error:
+                item = error
+            while not self._closed.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return
+            step += 1
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._iterator = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Count:
+    """first, first + 1, … without an end."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __iter__(self) -> Iterator[int]:
+        step = self._first
+        while True:
+            yield step
+            step += 1
+
+
+def describe(examples: Examples) -> Mapping[str, int]:
+    """Counts for the log and the model card."""
+    return {
+        "pictures": len(examples.train),
+        "frames": examples.frames,
+        "held_out_pictures": len(examples.held_out),
+    }

@@ -1,0 +1,330 @@
+"""What a training's YAML file says, with clear errors for what it should not say."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+LOSSES = ("flow", "chunk", "named_position", "scene")
+PARTS = ("vision", "projector", "embedder", "prefix", "bridge", "expert")
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = ("float32", "bfloat16")
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and the remedy."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One LeRobot v3 dataset."""
+
+    root: str
+    weight: float = 1.0
+    """How often its pictures are drawn, relative to one picture of another dataset."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learnt from."""
+
+    datasets: tuple[DatasetConfig, ...]
+    held_out: float = 0.05
+    """Fraction of the episodes of each dataset that only the validation sees."""
+    minimum_half_range: float = 0.0
+    """Floor of (q99 - q01) / 2 in robot units: a joint that hardly moves is not blown up."""
+    workers: int = 0
+    """Processes that prepare batches; 0 is a thread."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Word of an instruction → how often frames with it are drawn, relative to the others."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Where the network comes from."""
+
+    start: str = "small"
+    """A checkpoint folder to go on from, or "small": a small network with fresh weights."""
+    vlm: tuple[int, ...] = ()
+    """(width, depth, mlp_dim, heads, kv_heads, head_dim), for "small" alone, like those below."""
+    exp: tuple[int, ...] = ()
+    vis: tuple[int, ...] = ()
+    """(width, depth, heads, mlp_dim)."""
+    image: int | None = None
+    patch: int | None = None
+    horizon: int | None = None
+
+
+@dataclass(frozen=True)
+class HelperConfig:
+    """Losses that only help training; what they add to the network is not saved.
+
+    `named_position` and `scene` need the dataset feature `positions`, `chunk` needs none.
+    """
+
+    positions: str = "scene.cube_positions"
+    """Feature with x, y, z of every object, in m, of every frame."""
+    names: tuple[str, ...] = ("red", "green", "blue")
+    """The word that names each object in an instruction, in the feature's order."""
+    position_layers: tuple[int, ...] = (2, 4)
+    """Where `named_position` reads: the language model's layers whose input it takes."""
+    chunk_layers: tuple[int, ...] = (3, 4)
+    scene_camera: str = "cam_high"
+    """The camera whose tokens `scene` reads all objects' positions from."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stretch of training. Each stage starts from the averaged weights of the one before."""
+
+    name: str
+    losses: dict[str, float]
+    """Loss → weight; see `LOSSES`."""
+    steps: int | None = None
+    minutes: float | None = None
+    """Instead of `steps`: time spent in steps, on one process alone. Not exactly repeatable."""
+    train: tuple[str, ...] = PARTS
+    """`PARTS` that learn. `bridge` is the key and value map of the prefix's last layer."""
+    batch: int = 16
+    """Pictures per step and process, each of all cameras."""
+    tasks_per_picture: int = 1
+    """Instructions drawn for each picture, where a dataset has several."""
+    samples_per_prefix: int = 1
+    """Pairs of noise and time for each picture and instruction; the prefix is encoded once."""
+    insulate: bool = False
+    """The flow loss trains the expert and the bridge alone; other losses train the prefix."""
+    optimizer: str = "adamw"
+    """"muon" for the matrices inside the transformers, AdamW for the rest."""
+    lr: float = 2.5e-5
+    warmup_steps: int = 0
+    hold: float = 0.0
+    """Fraction of the stage with the full rate, before the cosine."""
+    final_lr: float = 0.1
+    """Fraction of `lr` at the end of the cosine."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.99
+    """Of the averaged weights, which are validated, saved and shipped; 0 turns it off."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Losses on held-out episodes, with the averaged weights."""
+
+    every_steps: int = 200
+    frames: int = 256
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Closed-loop evaluation, by a function that the rest of the package or the user brings."""
+
+    function: str = ""
+    """"module:function", called with the checkpoint's folder; returns name → figure."""
+    every_minutes: float = 0.0
+    """0: only at the end."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training, as its YAML file has it."""
+
+    output: str
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    helpers: HelperConfig = field(default_factory=HelperConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    robot: str = "aloha"
+    adapt_to_pi: bool = False
+    delta_actions: bool = False
+    freeze_vision_encoder: bool = False
+    """LeRobot's: the image tower does not learn, its projector does."""
+    train_expert_only: bool = False
+    """LeRobot's: nothing of PaliGemma learns, neither tower nor language model."""
+    gradient_checkpointing: bool = False
+    """LeRobot's: layers are computed again in the backward pass; less memory, more time."""
+    device: str = "auto"
+    precision: str = "bfloat16"
+    """Of the matrix products (autocast); weights and optimiser are float32."""
+    save_precision: str = "bfloat16"
+    accelerate: bool = False
+    """Several processes or GPUs by Hugging Face accelerate's own configuration."""
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves it to PyTorch."""
+    log_steps: int = 10
+    checkpoint_steps: int = 200
+    """Between two states that a killed training goes on from."""
+    tensorboard: bool = False
+    note: str = ""
+    """For the checkpoint's settings and model card."""
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("save_precision", self.save_precision, PRECISIONS)
+        for what, count in (
+            ("log_steps", self.log_steps),
+            ("checkpoint_steps", self.checkpoint_steps),
+            ("validation.every_steps", self.validation.every_steps),
+        ):
+            if count < 1:
+                raise ConfigError(f"{what} must be at least 1, not {count}")
+        if not self.stages:
+            raise ConfigError("stages: at least one is needed")
+        if not self.data.datasets:
+            raise ConfigError("data.datasets: at least one is needed")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"stages: every name must be there once, got {', '.join(names)}")
+        for stage in self.stages:
+            self._check_stage(stage)
+
+    def _check_stage(self, stage: StageConfig) -> None:
+        where = f"stage {stage.name!r}"
+        for loss in stage.losses:
+            _one_of(f"{where}: losses", loss, LOSSES)
+        if not any(weight > 0 for weight in stage.losses.values()):
+            raise ConfigError(f"{where}: losses needs a weight above 0")
+        for part in stage.train:
+            _one_of(f"{where}: train", part, PARTS)
+        _one_of(f"{where}: optimizer", stage.optimizer, OPTIMIZERS)
+        if (stage.steps is None) == (stage.minutes is None):
+            raise ConfigError(f"{where}: give either steps or minutes")
+        if stage.minutes is not None and self.accelerate:
+            raise ConfigError(f"{where}: with accelerate give steps, the processes' clocks differ")
+        for key in ("batch", "tasks_per_picture", "samples_per_prefix"):
+            if getattr(stage, key) < 1:
+                raise ConfigError(f"{where}: {key} must be at least 1")
+        for key in ("lr", "clip"):
+            if not getattr(stage, key) > 0:
+                raise ConfigError(f"{where}: {key} must be above 0")
+        for key in ("hold", "final_lr", "ema"):
+            if not 0 <= getattr(stage, key) <= 1:
+                raise ConfigError(f"{where}: {key} must be from 0 to 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        plain = asdict(self)
+        return typing.cast("dict[str, Any]", _lists(plain))
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """Read a training's YAML file.
+
+    Raises:
+        ConfigError: not there, not YAML, an unknown or missing key, a value of the wrong type.
+    """
+    file = Path(path)
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+    try:
+        return parse_config(document)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def parse_config(document: object) -> TrainConfig:
+    """A TrainConfig from YAML's mappings and lists.
+
+    Raises:
+        ConfigError: an unknown or missing key, a value of the wrong type; with the key's path.
+    """
+    return _parse_dataclass(TrainConfig, document, "")
+
+
+def _parse_dataclass(kind: type[T], document: object, where: str) -> T:
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{where or 'the file'} must be a mapping, not {document!r}")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    prefix = f"{where}." if where else ""
+    for key in document:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown key {prefix}{key}; {hint}")
+    values = {}
+    for name, entry in known.items():
+        if name in document:
+            values[name] = _parse(hints[name], document[name], prefix + name)
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            raise ConfigError(f"{prefix}{name} is missing")
+    return kind(**values)
+
+
+def _parse(kind: Any, value: object, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _parse(next(a for a in arguments if a is not type(None)), value, where)
+    if is_dataclass(kind):
+        return _parse_dataclass(typing.cast("type[Any]", kind), value, where)
+    if origin is tuple:
+        return _parse_tuple(arguments, value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a mapping, not {value!r}")
+        return {str(k): _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3, without a dot, as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where} must be {_NAMES[kind]}, not {value!r}")
+    return kind(value)
+
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+}
+
+
+def _parse_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} must be a list, not {value!r}")
+    if arguments[-1] is Ellipsis:
+        kinds = [arguments[0]] * len(value)
+    elif len(arguments) == len(value):
+        kinds = list(arguments)
+    else:
+        raise ConfigError(f"{where} must have {len(arguments)} entries, not {len(value)}")
+    return tuple(
+        _parse(kind, entry, f"{where}[{index}]")
+        for index, (kind, entry) in enumerate(zip(kinds, value, strict=True))
+    )
+
+
+def _lists(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _lists(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_lists(entry) for entry in value]
+    return value
+
+
+def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{where}: {value!r} is unknown; known: {', '.join(known)}")
