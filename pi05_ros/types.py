@@ -54,6 +54,16 @@ class ActionChunk:
         return self.stamp_s + (self.horizon - 1) * self.dt_s
 
 
+@dataclass(frozen=True)
+class ActionPrefix:
+    """What the robot will do from an observation's stamp on, unless a further chunk changes it."""
+
+    actions: FloatArray
+    """[n, action_dim] absolute, step k due at the stamp + k * dt_s; n may be below the horizon."""
+    frozen: int
+    """The first so many are executed before a chunk from that observation can arrive."""
+
+
 class Policy(Protocol):
     """What the executor runs. π0.5 is one; any other policy comes as an adapter of this."""
 
@@ -79,8 +89,8 @@ class Policy(Protocol):
     def description(self) -> str:
         """One line for a person: which policy, how large, trained or not."""
 
-    def infer(self, observation: Observation, prefix: FloatArray | None = None) -> ActionChunk:
-        """Predict a chunk; `prefix` [n, action_dim] holds actions that will be executed anyway."""
+    def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+        """Predict a chunk, one that continues `prefix` if it is given (policy units)."""
 
 
 @dataclass(frozen=True)

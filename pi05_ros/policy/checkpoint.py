@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pi05_ros.policy.config import CONFIG_FILE, read_config
+from pi05_ros.policy.mapped_file import MappedFile
 from pi05_ros.policy.model import Pi0, parameter_dtype
 from pi05_ros.policy.weights import (
+    BYTES_EACH,
     SINGLE_FILE,
     CheckpointError,
     TensorInfo,
@@ -37,7 +38,6 @@ EMBEDDING = LANGUAGE + "embed_tokens.weight"
 # PaliGemma's is a copy of the embedding, the expert's was never trained; neither is used.
 LM_HEAD = PALIGEMMA + "lm_head.weight"
 EXPERT_LM_HEAD = EXPERT + "lm_head.weight"
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 LISTED = 10
 
 
@@ -151,8 +151,8 @@ def load_model(
     with torch.device("meta"):
         model = Pi0(config)
     sources = key_map(model)
-    index = _bare_index(directory)
-    _check_tensors(directory, sources, index)
+    index = network_tensors(directory)
+    check_tensors(directory, sources, index)
     model.load_state_dict(
         _read_parameters(directory, model, sources, index, device, dtype), assign=True
     )
@@ -170,25 +170,21 @@ def _read_parameters(
     parameters: dict[str, Tensor] = {}
     broken: list[str] = []
     with ExitStack() as stack:
-        files = {}
-        for file in {info.file for info in index.values()}:
-            try:
-                files[file] = stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file} is not a safetensors file: {error}") from None
+        files = {
+            file: stack.enter_context(MappedFile(file))
+            for file in sorted({info.file for info in index.values()})
+        }
         for ours, source in sources.items():
             # One allocation in the final place: fused parts and other dtypes are copied into it.
             shape = model.get_parameter(ours).shape
             whole = torch.empty(shape, dtype=parameter_dtype(ours, dtype), device=device)
             rows = [part_shape[0] for part_shape in source.shapes]
             for name, part in zip(source.names, whole.split(rows), strict=True):
-                stored = index[name]
-                part.copy_(files[stored.file].get_tensor(stored.name))
-                if not torch.isfinite(part).all():
+                if not files[index[name].file].copy_to(part, index[name]):
                     broken.append(name)
             parameters[ours] = whole
     if broken:
-        raise CheckpointError(f"{directory}: {_listed('not finite', broken)}")
+        raise CheckpointError(f"{directory}: {listed('not finite', broken)}")
     return parameters
 
 
@@ -223,7 +219,7 @@ def save_model(model: Pi0, directory: str | Path) -> None:
     partial.replace(path / CONFIG_FILE)
 
 
-def _bare_index(directory: str | Path) -> dict[str, TensorInfo]:
+def network_tensors(directory: str | Path) -> dict[str, TensorInfo]:
     """The file's tensors by LeRobot's names without `model.`, less what no network uses."""
     index: dict[str, TensorInfo] = {}
     for name, info in tensor_index(directory).items():
@@ -239,9 +235,10 @@ def _bare_index(directory: str | Path) -> dict[str, TensorInfo]:
     return index
 
 
-def _check_tensors(
+def check_tensors(
     directory: str | Path, sources: dict[str, Source], index: dict[str, TensorInfo]
 ) -> None:
+    """Raise CheckpointError where names, shapes or types are not those that `sources` need."""
     expected = {
         name: shape
         for source in sources.values()
@@ -257,14 +254,15 @@ def _check_tensors(
             if index[name].shape != expected[name]
         ],
         "not floating-point": [
-            f"{name} {index[name].dtype}" for name in both if index[name].dtype not in FLOAT_DTYPES
+            f"{name} {index[name].dtype}" for name in both if index[name].dtype not in BYTES_EACH
         ],
     }
-    found = [_listed(what, names) for what, names in problems.items() if names]
+    found = [listed(what, names) for what, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{directory} does not fit its config.json: " + "; ".join(found))
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
+def listed(what: str, names: Sequence[str]) -> str:
+    """How many, and the first of them."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"{len(names)} {what}: {', '.join(names[:LISTED])}{more}"

@@ -18,6 +18,7 @@ from pi05_ros.policy.weights import (
     has_weights,
     kind_from_tensors,
     read_json,
+    refuse_jax_weights,
     tensor_index,
 )
 
@@ -193,6 +194,8 @@ def read_config(directory: str | Path) -> PolicyConfig:
         CheckpointError: no folder, no or bad config.json, or neither π0.5 nor π0.
     """
     path = checkpoint_directory(directory)
+    if not has_weights(path):
+        refuse_jax_weights(path)
     document = read_json(path / CONFIG_FILE)
     kind = kind_from_tensors(set(tensor_index(path))) if has_weights(path) else document.get("type")
     if kind not in KINDS:
@@ -221,13 +224,13 @@ def parse_config(document: Mapping[str, Any], kind: str) -> PolicyConfig:
         if _feature_type(feature) == "VISUAL"
         and not name.startswith(IMAGE_PREFIX + "empty_camera_")
     )
-    horizon = _int(document, "action_horizon", _int(document, "chunk_size", 50))
+    horizon = _horizon(document, small)
     token_length = _int(document, "tokenizer_max_length", DEFAULT_TOKEN_LENGTH[kind])
     action_dim = _int(document, "action_dim", _int(document, "max_action_dim", 32))
     return PolicyConfig(
         kind=kind,
         sizes=_sizes(document, small),
-        horizon=_int(small, "chunk", horizon),
+        horizon=horizon,
         max_action_dim=action_dim,
         max_state_dim=_int(document, "max_state_dim", action_dim),
         token_length=_int(small, "toklen", token_length),
@@ -245,6 +248,25 @@ def parse_config(document: Mapping[str, Any], kind: str) -> PolicyConfig:
         time_offset=_float(document, "time_sampling_offset", 0.001),
         raw=dict(document),
     )
+
+
+def _horizon(document: Mapping[str, Any], small: Mapping[str, Any]) -> int:
+    said = {
+        key: _int(part, name, 50)
+        for key, part, name in (
+            ("sizes.chunk", small, "chunk"),
+            ("action_horizon", document, "action_horizon"),
+            ("chunk_size", document, "chunk_size"),
+        )
+        if part.get(name) is not None
+    }
+    if len(set(said.values())) > 1:
+        raise ValueError("the horizon is " + " and ".join(f"{k} {v}" for k, v in said.items()))
+    horizon = next(iter(said.values()), 50)
+    executed = _int(document, "n_action_steps", horizon)
+    if executed > horizon:
+        raise ValueError(f"n_action_steps {executed} is above the horizon of {horizon}")
+    return horizon
 
 
 def _sizes(document: Mapping[str, Any], small: Mapping[str, Any]) -> Sizes:

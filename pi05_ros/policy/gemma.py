@@ -91,8 +91,13 @@ class AdaRMSNorm(nn.Module):
     """
 
     def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Norm [B, S, width] by `modulation` [B or 1, 3, width]: scale, shift, gate."""
-        scale, shift, gate = modulation.float()[:, :, None].unbind(1)
+        """Norm [B, S, width] by `modulation` [B or 1, 3, width]: scale, shift, gate.
+
+        With one time per token it is [B or 1, 3, S, width].
+        """
+        if modulation.ndim == 3:
+            modulation = modulation[:, :, None]
+        scale, shift, gate = modulation.float().unbind(1)
         return (_rms(x) * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
 
 

@@ -16,6 +16,7 @@ in any case.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from pi05_ros.policy.config import PolicyConfig
 from pi05_ros.policy.gemma import KeyValue, Rotary, TwoExperts, block_mask, rotary
+from pi05_ros.policy.guidance import Guide
 from pi05_ros.policy.layers import Linear
 from pi05_ros.policy.siglip import VisionTower
 
@@ -199,7 +201,8 @@ class Pi0(nn.Module):
         Args:
             prefix: from `encode_prefix`.
             x_t: [B, H, action dim] noisy actions.
-            time_features: of [B] times, or of one time for the whole batch.
+            time_features: of [B] times, or of one time for the whole batch; π0.5 also takes
+                one per token, [B or 1, norms, 3, H, width].
             state: [B, max_state_dim], π0 alone.
 
         Returns:
@@ -214,7 +217,7 @@ class Pi0(nn.Module):
         )
         return self.action_out_proj(hidden[:, -self.config.horizon :]).float()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample_actions(
         self,
         images: Tensor,
@@ -227,6 +230,7 @@ class Pi0(nn.Module):
         *,
         generator: torch.Generator | None = None,
         pack: bool = True,
+        guide: Guide | None = None,
     ) -> Tensor:
         """Integrate from noise at t = 1 to actions at t = 0 in equal Euler steps.
 
@@ -235,6 +239,7 @@ class Pi0(nn.Module):
             state: [B, max_state_dim], π0 alone.
             noise: [B, H, action dim]; drawn from `generator` where it is not given.
             num_steps: Euler steps.
+            guide: pulls the actions towards those of a chunk before.
 
         Returns:
             [B, H, action dim] normalised actions, float32, not clipped.
@@ -246,12 +251,22 @@ class Pi0(nn.Module):
             raise ValueError(f"num_steps must be at least 1, not {num_steps}")
         self._check_prefix(images, image_masks, tokens, token_masks)
         self._check_state(state, len(tokens))
-        x_t = self._noise(len(tokens), noise, generator)
-        prefix = self.encode_prefix(images, image_masks, tokens, token_masks, pack)
-        dt = -1.0 / num_steps
-        times = torch.tensor([1.0 + step * dt for step in range(num_steps)], device=self.device)
-        for time_features in self.time_features(times).split(1):
-            x_t = x_t + dt * self.denoise(prefix, x_t, time_features, state)
+        # the guide may differentiate, and what inference mode has made cannot be
+        with torch.inference_mode(guide is None or not guide.differentiates):
+            x_t = self._noise(len(tokens), noise, generator)
+            state = None if state is None else state.clone()
+            prefix = self.encode_prefix(images, image_masks, tokens, token_masks, pack)
+            dt = -1.0 / num_steps
+            times = [1.0 + step * dt for step in range(num_steps)]
+            *features, clean = self.time_features(
+                torch.tensor([*times, 0.0], device=self.device)
+            ).split(1)
+            for time, now in zip(times, features, strict=True):
+                if guide is None:
+                    x_t = x_t + dt * self.denoise(prefix, x_t, now, state)
+                else:
+                    velocity = partial(self.denoise, prefix, state=state)
+                    x_t = guide.step(velocity, x_t, time, dt, now, clean)
         return x_t
 
     def loss(

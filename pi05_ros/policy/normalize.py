@@ -89,7 +89,10 @@ class Normalizer:
         self.convention = convention
         self._dtype: Any = np.float32 if convention == "lerobot" else np.float64
         self._eps = EPS[convention] if eps is None else eps
-        values = [self._read(name, statistics) for name in STATISTICS[self.mode]]
+        names = STATISTICS[self.mode]
+        values = [self._read(name, statistics) for name in names]
+        self.statistics: dict[str, NDArray[Any]] = dict(zip(names, values, strict=True))
+        """The statistics in use: name → values [dim]."""
         if self.mode is Mode.MEAN_STD:
             self._set_mean_std(*values)
         elif values:
@@ -136,6 +139,14 @@ class Normalizer:
         else:
             width = width + self._eps
         self._offset, self._divisor, self._factor = lower, width, width
+
+    @property
+    def widths(self) -> NDArray[Any]:
+        """[dim]: how far apart in robot units what becomes -1 and 1 lies; empty for IDENTITY."""
+        if not self.statistics:
+            return np.zeros(0)
+        first, second = (array.astype(np.float64) for array in self.statistics.values())
+        return 2 * second if self.mode is Mode.MEAN_STD else second - first
 
     def normalize(self, x: ArrayLike) -> NDArray[Any]:
         """[..., dim] in robot units → the same shape in the network's."""

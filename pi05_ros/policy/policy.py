@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pi05_ros.policy.checkpoint import load_model
-from pi05_ros.policy.config import read_config
+from pi05_ros.policy.guidance import Guidance, Guide, make_guide
 from pi05_ros.policy.images import EMPTY, prepare_image
 from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.processors import Processing, convention_of, read_processing
+from pi05_ros.policy.opening import RobotSource, open_checkpoint
+from pi05_ros.policy.processors import Processing
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
-from pi05_ros.policy.robots import Robot, Settings, make_robot, match_cameras
-from pi05_ros.policy.small import SMALL, small_checkpoint
-from pi05_ros.policy.weights import CheckpointError
-from pi05_ros.types import ActionChunk, FloatArray, Observation
+from pi05_ros.policy.robots import Robot, Settings
+from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +65,8 @@ class Policy:
         self.num_steps = model.config.num_steps if num_steps is None else num_steps
         self.truncated_tokens = 0
         """How many of the latest prompt's tokens did not fit; its state is lost then."""
+        self.guidance = Guidance()
+        """How a chunk continues a prefix; `Guidance.check` says whether the network can."""
         self._tokenizer = tokenizer
         self._cameras = dict(cameras)
         self._label = label
@@ -82,7 +82,7 @@ class Policy:
     def from_pretrained(
         cls,
         path: str | Path,
-        robot: str = "aloha",
+        robot: RobotSource = "aloha",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         num_steps: int | None = None,
@@ -92,9 +92,10 @@ class Policy:
         """Load a checkpoint folder for a robot.
 
         Args:
-            path: LeRobot's or openpi's (PyTorch) layout with the tokenizer's files; "small" is
-                the small network that comes with the package.
-            robot: "aloha" or "generic", see `robots`.
+            path: a folder of LeRobot's or openpi's (PyTorch) layout, or a Hugging Face id, if need
+                be with a revision: "owner/name@revision"; "small" is this package's own network.
+            robot: "aloha", "droid", "libero", "ur5e", "generic", the path of a YAML description, or
+                a mapping of the same keys, see `robot_description`.
             device: "auto" (CUDA where there is one), "cuda", "cpu", …
             dtype: "float32" or "bfloat16"; by default bfloat16 on CUDA, float32 elsewhere.
             num_steps: Euler steps; the checkpoint's number by default.
@@ -105,31 +106,22 @@ class Policy:
             CheckpointError: not a usable checkpoint, or one that does not fit the robot.
             ValueError: unknown robot, device or dtype.
         """
-        directory = _directory(path)
         target = _device(device)
         if threads is not None:
             torch.set_num_threads(threads)
         precision = _dtype(dtype, target)
-        config = read_config(directory)
-        settings = Settings.read(directory)
-        convention = convention_of(directory)
-        try:
-            body = make_robot(robot, config, convention, settings)
-            processing = read_processing(directory, config, body.state_dim, body.action_dim)
-            rename = {**processing.rename, **settings.cameras}
-            cameras = match_cameras(body.cameras, config.cameras, rename)
-        except CheckpointError:
-            raise
-        except ValueError as error:
-            raise CheckpointError(f"{directory}: {error}") from None
-        if processing.delta_mask is not None and settings.delta_actions is None:
-            body = replace(body, delta_mask=processing.delta_mask)
-        tokenizer = PromptTokenizer.from_directory(
-            directory, config.token_length, config.sizes.vocab
-        )
-        model = load_model(directory, target, precision)
+        opened = open_checkpoint(path, robot)
+        tokenizer = opened.tokenizer()
+        model = load_model(opened.directory, target, precision)
         return cls(
-            model, body, processing, tokenizer, cameras, num_steps, seed, _training_label(settings)
+            model,
+            opened.robot,
+            opened.processing,
+            tokenizer,
+            opened.cameras,
+            num_steps,
+            seed,
+            _training_label(opened.settings),
         )
 
     @property
@@ -165,14 +157,14 @@ class Policy:
         return f"{name}, {size} parameters, {dtype}" + (f", {self._label}" if self._label else "")
 
     @torch.inference_mode()
-    def infer(self, observation: Observation, prefix: FloatArray | None = None) -> ActionChunk:
+    def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
         """Predict a chunk.
 
         Args:
             observation: RGB pictures by the robot's camera names (one that is left out is
                 masked), state [state_dim] in robot units, instruction.
-            prefix: actions that will be executed anyway; only None is accepted, because the
-                sampler has no guidance.
+            prefix: what the robot will do from the observation on, which the chunk is guided to
+                continue as `guidance` says; None samples freely.
 
         Returns:
             [horizon, action_dim] absolute actions in robot units, not clipped, with the times
@@ -180,11 +172,9 @@ class Policy:
 
         Raises:
             ValueError: an unknown camera, a picture that is not uint8 RGB, a state of the wrong
-                length or not finite, or a `prefix`.
+                length or not finite, a `prefix` of the wrong shape or not finite.
             PolicyOutputError: the network's output is not finite.
         """
-        if prefix is not None:
-            raise ValueError("prefix must be None: guidance needs a sampler that takes a prefix")
         start = time.perf_counter()
         state = self._decode_state(observation.state)
         images, masks = self._prepare_images(observation)
@@ -192,7 +182,8 @@ class Policy:
         normalized_state = self.processing.state.normalize(state)
         tokens = self._tokenize(observation.instruction, normalized_state)
         after_prompt = time.perf_counter()
-        normalized = self._sample(images, masks, tokens, normalized_state)
+        guide = None if prefix is None else self._guide(prefix, state)
+        normalized = self._sample(images, masks, tokens, normalized_state, guide)
         after_network = time.perf_counter()
         actions = self._postprocess(normalized, state)
         end = time.perf_counter()
@@ -233,6 +224,8 @@ class Policy:
                     f"unknown camera {camera!r}; this policy looks at {', '.join(self._cameras)}"
                 )
             index = config.cameras.index(self._cameras[camera])
+            if camera in self.robot.rotated_cameras:
+                picture = picture[::-1, ::-1]
             try:
                 images[0, index] = prepare_image(picture, side, self.processing.convention, device)
             except ValueError as error:
@@ -241,7 +234,7 @@ class Policy:
         return images, masks.to(device)
 
     def _tokenize(self, instruction: str, normalized_state: FloatArray) -> Tokens:
-        if self.model.config.kind == "pi05":
+        if self.model.config.kind == "pi05" and self.robot.state_in_prompt is not False:
             text = pi05_prompt(instruction, normalized_state)
         else:
             text = pi0_prompt(instruction, self.processing.convention)
@@ -258,8 +251,21 @@ class Policy:
             )
         return tokens
 
+    def _guide(self, prefix: ActionPrefix, state: FloatArray) -> Guide | None:
+        def to_network(actions: FloatArray) -> FloatArray:
+            relative = self.robot.to_delta(self.robot.decode_action(actions), state)
+            return np.asarray(self.processing.action.normalize(relative))
+
+        config, device = self.model.config, self.model.device
+        return make_guide(self.guidance, prefix, to_network, config, self.action_dim, device)
+
     def _sample(
-        self, images: Tensor, masks: Tensor, tokens: Tokens, normalized_state: FloatArray
+        self,
+        images: Tensor,
+        masks: Tensor,
+        tokens: Tokens,
+        normalized_state: FloatArray,
+        guide: Guide | None,
     ) -> NDArray[np.float32]:
         """[horizon, max_action_dim] as the network gives it."""
         config, device = self.model.config, self.model.device
@@ -277,6 +283,7 @@ class Policy:
             state=state,
             noise=noise.to(device),
             num_steps=self.num_steps,
+            guide=guide,
         )
         return sampled[0].cpu().numpy()
 
@@ -297,18 +304,6 @@ class Policy:
                 f"{what} has {len(bad)} values that are not finite, the first at step {step}, "
                 f"dimension {dim}"
             )
-
-
-def _directory(path: str | Path) -> Path:
-    if str(path) == SMALL:
-        return small_checkpoint()
-    directory = Path(path).expanduser()
-    if not directory.exists():
-        raise CheckpointError(
-            f"{path} is not a folder here. Checkpoints are not downloaded: fetch it first, then "
-            f'give its folder, or "{SMALL}" for the small network of this package'
-        )
-    return directory
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -32,6 +32,8 @@ Statistics = Mapping[str, Mapping[str, ArrayLike | None]]
 Step = tuple[str, dict[str, Any]]
 """A pipeline step's registry name and config."""
 
+STATE_PROMPT_STEP = "pi05_prepare_state_tokenizer_processor_step"
+
 # LeRobot 0.5 called the relative step delta_actions_processor.
 _RELATIVE = ("relative_actions_processor", "delta_actions_processor")
 _KNOWN_STEPS = {
@@ -39,7 +41,7 @@ _KNOWN_STEPS = {
     "to_batch_processor",
     *_RELATIVE,
     "normalizer_processor",
-    "pi05_prepare_state_tokenizer_processor_step",
+    STATE_PROMPT_STEP,
     "pi0_new_line_processor",
     "tokenizer_processor",
     "device_processor",
@@ -59,6 +61,10 @@ class Processing:
     """Camera name in the data → in the checkpoint, as LeRobot's rename step has it."""
     delta_mask: tuple[bool, ...] | None = None
     """LeRobot's relative actions: which dimensions are relative to the state."""
+    state_in_prompt: bool | None = None
+    """Whether π0.5's prompt has the state; None where the files don't say it, as openpi's."""
+    tokenizer: str = PALIGEMMA
+    """The hub's name of the tokenizer."""
 
 
 def convention_of(directory: Path) -> Convention:
@@ -133,7 +139,14 @@ def _read_lerobot(
             if old.startswith(IMAGE_PREFIX)
         },
         delta_mask=_relative_mask(before, action_dim),
+        state_in_prompt=STATE_PROMPT_STEP in before,
+        tokenizer=_tokenizer_name(before),
     )
+
+
+def _tokenizer_name(steps: Mapping[str, Mapping[str, Any]]) -> str:
+    settings = steps.get("tokenizer_processor", {}).get("config") or {}
+    return str(settings.get("tokenizer_name") or PALIGEMMA)
 
 
 def _steps(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -246,7 +259,7 @@ def write_processing(
         middle = [
             ("relative_actions_processor", relative),
             ("normalizer_processor", scaling),
-            ("pi05_prepare_state_tokenizer_processor_step", {}),
+            (STATE_PROMPT_STEP, {}),
             ("tokenizer_processor", tokenize),
             device,
         ]

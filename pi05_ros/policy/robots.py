@@ -1,12 +1,13 @@
 """What a robot's numbers mean to a checkpoint: dimensions, cameras, joint signs, grippers, deltas.
 
 Source: openpi `aloha_policy.py`, `transforms.py` (DeltaActions, AbsoluteActions) and
-`training/config.py`. LeRobot has no joint flips or gripper maps.
+`training/config.py`. LeRobot has no joint flips or gripper maps. The robots themselves are in
+`robot_description`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,14 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.policy.config import PolicyConfig
+from pi05_ros.policy.grippers import GRIPPER_MAPS, Transform, identity
 from pi05_ros.policy.normalize import Convention
+from pi05_ros.policy.robot_description import NAMED, RobotDescription, read_description
 from pi05_ros.policy.weights import CheckpointError, read_json
 from pi05_ros.types import FloatArray
 
-Transform = Callable[[FloatArray], FloatArray]
-
-ALOHA_SIGNS = np.array([1, -1, -1, 1, 1, 1, 1] * 2, dtype=np.float64)
-"""The base checkpoints' shoulder and elbow turn the other way round than ALOHA's."""
-ALOHA_GRIPPERS = (6, 13)
-ALOHA_DELTA_MASK = (*[True] * 6, False, *[True] * 6, False)
-ALOHA_CAMERAS = {
-    "cam_high": "base_0_rgb",
-    "cam_left_wrist": "left_wrist_0_rgb",
-    "cam_right_wrist": "right_wrist_0_rgb",
-}
-
-# The finger of a ViperX, in m, and its crank, in m and rad: 0 is closed.
-_FINGER_CLOSED, _FINGER_OPEN = 0.01844, 0.05800
-_ARM, _HORN = 0.036, 0.022
-# In rad: the base checkpoints' gripper range, and that of ALOHA's gripper joint.
-_MODEL_CLOSED, _MODEL_OPEN = 0.5476, 1.6296
-_COMMAND_CLOSED, _COMMAND_OPEN = -0.6213, 1.4910
-
-
-def _identity(values: FloatArray) -> FloatArray:
-    return values
+ALOHA_SIGNS = np.array(NAMED["aloha"].signs, dtype=np.float64)
+ALOHA_DELTA_MASK = NAMED["aloha"].delta_mask
 
 
 @dataclass(frozen=True)
@@ -58,12 +41,22 @@ class Robot:
     """The robot's camera name → the checkpoint's."""
     delta_mask: tuple[bool, ...] | None = None
     """Which of the action's dimensions are relative to the state; None: all are absolute."""
-    decode_state: Transform = field(default=_identity, repr=False)
+    decode_state: Transform = field(default=identity, repr=False)
     """Robot state → the checkpoint's units."""
-    encode_action: Transform = field(default=_identity, repr=False)
+    encode_action: Transform = field(default=identity, repr=False)
     """The checkpoint's absolute actions → robot units."""
-    decode_action: Transform = field(default=_identity, repr=False)
+    decode_action: Transform = field(default=identity, repr=False)
     """Inverse of `encode_action`, for training."""
+    velocity_mask: tuple[bool, ...] | None = None
+    """Which of the action's dimensions are velocities in [-1, 1]; None: none."""
+    velocity_step: float = 0.0
+    """How far velocity 1 moves in a step, in the checkpoint's units."""
+    rotated_cameras: frozenset[str] = frozenset()
+    """Cameras whose pictures the checkpoint knows turned by 180°."""
+    state_in_prompt: bool | None = None
+    """Whether π0.5's prompt has the state; None leaves it to the checkpoint."""
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dt_s <= 0 or not np.isfinite(self.dt_s):
@@ -78,13 +71,23 @@ class Robot:
         """[horizon, action_dim] as predicted → absolute, both in the checkpoint's units.
 
         Every step is relative to the one state [state_dim] of the observation, not to the step
-        before it.
+        before it. Velocities are cut to [-1, 1] and add up from that state on.
         """
-        return actions + self._reference(state)
+        absolute = actions + self._reference(state)
+        if self.velocity_mask is not None:
+            dims = np.flatnonzero(self.velocity_mask)
+            moved = np.clip(actions[:, dims], -1, 1).cumsum(0) * self.velocity_step
+            absolute[:, dims] = state[dims] + moved
+        return absolute
 
     def to_delta(self, actions: FloatArray, state: FloatArray) -> FloatArray:
         """Inverse of `to_absolute`, for training."""
-        return actions - self._reference(state)
+        delta = actions - self._reference(state)
+        if self.velocity_mask is not None:
+            dims = np.flatnonzero(self.velocity_mask)
+            positions = np.concatenate((state[None, dims], actions[:, dims]))
+            delta[:, dims] = np.diff(positions, axis=0) / self.velocity_step
+        return delta
 
     def _reference(self, state: FloatArray) -> FloatArray:
         reference = np.zeros(self.action_dim)
@@ -94,36 +97,84 @@ class Robot:
         return reference
 
 
-def gripper_to_angle(opening: FloatArray) -> FloatArray:
-    """ALOHA's measured gripper, 0 closed to 1 open along the finger → the base checkpoints'."""
-    finger = opening * (_FINGER_OPEN - _FINGER_CLOSED) + _FINGER_CLOSED
-    cosine = (_HORN**2 + finger**2 - _ARM**2) / (2 * _HORN * finger)
-    angle = np.arcsin(np.clip(cosine, -1, 1))
-    return (angle - _MODEL_CLOSED) / (_MODEL_OPEN - _MODEL_CLOSED)
+def build_robot(
+    description: RobotDescription,
+    adapt_units: bool = True,
+    delta_actions: bool = True,
+    dt_s: float | None = None,
+) -> Robot:
+    """The robot of a description.
 
-
-def gripper_from_angle(value: FloatArray) -> FloatArray:
-    """The base checkpoints' gripper action → ALOHA's command, 0 closed to 1 open.
-
-    Not the inverse of `gripper_to_angle`: openpi scales the command by the gripper joint's range
-    in rad, the measurement by the finger's in m.
+    Args:
+        description: see `robot_description`.
+        adapt_units: heed its signs and grippers; else the checkpoint has the robot's numbers.
+        delta_actions: heed its delta_mask.
+        dt_s: instead of the description's, where the data was recorded at another rate.
     """
-    return (value + _MODEL_CLOSED - _COMMAND_CLOSED) / (_COMMAND_OPEN - _COMMAND_CLOSED)
+    velocities = None
+    if description.velocity_step:
+        velocities = tuple(name not in description.grippers for name in description.action)
+    robot = Robot(
+        name=description.name,
+        state_dim=len(description.state),
+        action_dim=len(description.action),
+        dt_s=description.dt_s if dt_s is None else dt_s,
+        cameras=dict(description.cameras),
+        delta_mask=description.delta_mask or None if delta_actions else None,
+        velocity_mask=velocities,
+        velocity_step=description.velocity_step,
+        rotated_cameras=frozenset(description.rotated_cameras),
+        state_in_prompt=description.state_in_prompt,
+        state_names=description.state,
+        action_names=description.action,
+    )
+    if not adapt_units:
+        return robot
+    maps = GRIPPER_MAPS[description.gripper_map]
+    return replace(
+        robot,
+        decode_state=_inward(description, description.state, maps.decode_state),
+        encode_action=_outward(description, maps.encode_action),
+        decode_action=_inward(description, description.action, maps.decode_action),
+    )
 
 
-def gripper_from_angle_inverse(command: FloatArray) -> FloatArray:
-    """ALOHA's gripper command → the base checkpoints' gripper action, for training."""
-    return command * (_COMMAND_OPEN - _COMMAND_CLOSED) + _COMMAND_CLOSED - _MODEL_CLOSED
+def _inward(description: RobotDescription, names: tuple[str, ...], gripper: Transform) -> Transform:
+    """Robot units → the checkpoint's."""
+    signs, dims = _signs(description, names), _gripper_dims(description, names)
+    closed, opened = description.gripper_range
 
-
-def _aloha_transform(gripper: Transform) -> Transform:
     def transform(values: FloatArray) -> FloatArray:
-        values = ALOHA_SIGNS * values
-        dims = list(ALOHA_GRIPPERS)
-        values[..., dims] = gripper(values[..., dims])
+        values = signs * values
+        values[..., dims] = gripper((values[..., dims] - closed) / (opened - closed))
         return values
 
     return transform
+
+
+def _outward(description: RobotDescription, gripper: Transform) -> Transform:
+    """The checkpoint's absolute actions → robot units."""
+    names = description.action
+    signs, dims = _signs(description, names), _gripper_dims(description, names)
+    closed, opened = description.gripper_range
+
+    def transform(values: FloatArray) -> FloatArray:
+        values = signs * values
+        opening = gripper(values[..., dims])
+        if description.binary_grippers:
+            opening = (opening > 0.5).astype(np.float64)
+        values[..., dims] = closed + opening * (opened - closed)
+        return values
+
+    return transform
+
+
+def _signs(description: RobotDescription, names: tuple[str, ...]) -> FloatArray:
+    return np.array(description.signs or [1] * len(names), dtype=np.float64)
+
+
+def _gripper_dims(description: RobotDescription, names: tuple[str, ...]) -> list[int]:
+    return [i for i, name in enumerate(names) if name in description.grippers]
 
 
 def aloha(adapt_to_pi: bool = True, delta_actions: bool = True, dt_s: float = 0.02) -> Robot:
@@ -134,22 +185,7 @@ def aloha(adapt_to_pi: bool = True, delta_actions: bool = True, dt_s: float = 0.
         delta_actions: the checkpoint's joint actions are relative to the state, grippers absolute.
         dt_s: 50 Hz unless the data was recorded at another rate.
     """
-    robot = Robot(
-        name="aloha",
-        state_dim=14,
-        action_dim=14,
-        dt_s=dt_s,
-        cameras=dict(ALOHA_CAMERAS),
-        delta_mask=ALOHA_DELTA_MASK if delta_actions else None,
-    )
-    if not adapt_to_pi:
-        return robot
-    return replace(
-        robot,
-        decode_state=_aloha_transform(gripper_to_angle),
-        encode_action=_aloha_transform(gripper_from_angle),
-        decode_action=_aloha_transform(gripper_from_angle_inverse),
-    )
+    return build_robot(NAMED["aloha"], adapt_to_pi, delta_actions, dt_s)
 
 
 def generic(state_dim: int, action_dim: int, cameras: Sequence[str], dt_s: float) -> Robot:
@@ -163,7 +199,8 @@ def generic(state_dim: int, action_dim: int, cameras: Sequence[str], dt_s: float
     )
 
 
-ROBOTS = ("aloha", "generic")
+GENERIC = "generic"
+ROBOTS = (*NAMED, GENERIC)
 SETTINGS_FILE = "pi05_ros.json"
 
 
@@ -177,6 +214,8 @@ class Settings:
     dt_s: float | None = None
     cameras: Mapping[str, str] = field(default_factory=dict)
     """The robot's camera name → the checkpoint's, where the names differ from the usual ones."""
+    state_in_prompt: bool | None = None
+    """Whether π0.5's prompt has the state; openpi's pi05_libero leaves it out."""
     trained: bool | None = None
     note: str = ""
     """For a person, such as "random weights, seed 0"."""
@@ -214,40 +253,46 @@ def _right_type(key: str, value: Any) -> bool:
 
 
 def make_robot(
-    name: str, config: PolicyConfig, convention: Convention, settings: Settings
+    robot: str | Path | Mapping[str, Any],
+    config: PolicyConfig,
+    convention: Convention,
+    settings: Settings,
 ) -> Robot:
-    """The robot `name` with the conventions of one checkpoint.
+    """A robot with the conventions of one checkpoint.
 
     `settings` decide. What they leave open follows the checkpoint's origin: openpi's expect its
-    joint signs, grippers and relative joints, LeRobot's the data set's own numbers.
+    joint signs, grippers and relative joints, LeRobot's the data set's own numbers. A description
+    of one's own (`robot` is a YAML file or a mapping) is for the checkpoint at hand and holds.
 
     Raises:
-        ValueError: unknown name, another robot's checkpoint, or dimensions that do not fit.
+        ValueError: unknown name, a bad description, another robot's checkpoint, or dimensions that
+            do not fit.
     """
-    if name not in ROBOTS:
-        raise ValueError(f"unknown robot {name!r}; known: {', '.join(ROBOTS)}")
+    if robot == GENERIC:
+        body = _generic_from(config, settings)
+    else:
+        description = read_description(robot)
+        adapt = convention == "openpi" or not (isinstance(robot, str) and robot in NAMED)
+        body = build_robot(
+            description,
+            adapt if settings.adapt_to_pi is None else settings.adapt_to_pi,
+            adapt if settings.delta_actions is None else settings.delta_actions,
+            settings.dt_s,
+        )
+    name = body.name
     if settings.robot not in (None, name):
         raise ValueError(
             f"the checkpoint is for robot {settings.robot!r} ({SETTINGS_FILE}), not {name!r}"
         )
-    if name == "generic":
-        robot = _generic_from(config, settings)
-    else:
-        from_openpi = convention == "openpi"
-        robot = aloha(
-            adapt_to_pi=from_openpi if settings.adapt_to_pi is None else settings.adapt_to_pi,
-            delta_actions=from_openpi if settings.delta_actions is None else settings.delta_actions,
-            dt_s=settings.dt_s or 0.02,
-        )
     for what, mine, theirs, limit in (
-        ("state_dim", robot.state_dim, config.state_dim, config.max_state_dim),
-        ("action_dim", robot.action_dim, config.action_dim, config.max_action_dim),
+        ("state_dim", body.state_dim, config.state_dim, config.max_state_dim),
+        ("action_dim", body.action_dim, config.action_dim, config.max_action_dim),
     ):
         if mine > limit or (theirs is not None and theirs != mine):
             raise ValueError(
                 f"robot {name!r} has {what} {mine}, the checkpoint {theirs or f'at most {limit}'}"
             )
-    return robot
+    return body
 
 
 def _generic_from(config: PolicyConfig, settings: Settings) -> Robot:

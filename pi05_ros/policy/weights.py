@@ -7,6 +7,7 @@ Sources: the safetensors format (8-byte header length, JSON header), Hugging Fac
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_HEADER_BYTES = 100_000_000
+BYTES_EACH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""The floating-point types of safetensors that a network may be stored in."""
 
 
 class CheckpointError(ValueError):
@@ -31,6 +34,13 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     """As safetensors writes it: F32, BF16, …"""
+    start: int = 0
+    """Its first byte in the file."""
+
+    @property
+    def count(self) -> int:
+        """Its number of values."""
+        return math.prod(self.shape)
 
 
 def checkpoint_directory(directory: str | Path) -> Path:
@@ -82,7 +92,17 @@ def tensor_index(directory: str | Path) -> dict[str, TensorInfo]:
     pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise CheckpointError(_pickle_message(pickles[0]))
+    refuse_jax_weights(path)
     raise CheckpointError(f"{path} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def refuse_jax_weights(path: Path) -> None:
+    """Raise CheckpointError with the remedy where the folder is openpi's JAX layout."""
+    if (path / "params").is_dir():
+        raise CheckpointError(
+            f"{path} has openpi's JAX weights (params/), which are converted once: "
+            f"python -m pi05_ros.policy.orbax {path} OUTPUT"
+        )
 
 
 def has_weights(directory: Path) -> bool:
@@ -118,11 +138,15 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            if entry["data_offsets"][1] > data_bytes:
+            start, end = entry["data_offsets"]
+            if end > data_bytes:
                 raise ValueError(f"tensor {name!r} ends behind the end of the file; is it cut off?")
-            infos[name] = TensorInfo(
-                name, path, tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
-            )
+            shape = tuple(int(n) for n in entry["shape"])
+            info = TensorInfo(name, path, shape, str(entry["dtype"]), 8 + size + int(start))
+            bytes_each = BYTES_EACH.get(info.dtype)
+            if start < 0 or (bytes_each and end - start != info.count * bytes_each):
+                raise ValueError(f"tensor {name!r} has {end - start} bytes for shape {list(shape)}")
+            infos[name] = info
         return infos
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from pi05_ros.policy.checkpoint import load_model
 from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize, parse_config
 from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.small import create_small_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -38,6 +39,14 @@ def golden(request: pytest.FixtureRequest) -> SimpleNamespace:
         inputs=inputs,
         outputs=load_file(directory / "outputs.safetensors"),
     )
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained small checkpoint, to be read or copied."""
+    path = tmp_path_factory.mktemp("small") / "checkpoint"
+    create_small_checkpoint(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from pi05_ros.policy.processors import ACTION, STATE, write_processing
 from pi05_ros.policy.robots import aloha
 from pi05_ros.policy.small import CAMERAS, create_small_checkpoint, small_config, small_statistics
 from pi05_ros.policy.weights import CheckpointError
-from pi05_ros.types import Observation
+from pi05_ros.types import ActionPrefix, Observation
 
 STATE_0 = np.linspace(-0.3, 0.6, 14)
 STATS = {"q01": [-1.5] * 14, "q99": [2.0] * 14, "mean": [0.2] * 14, "std": [0.7] * 14}
@@ -179,6 +179,37 @@ def test_lerobots_relative_actions(copied: Path) -> None:
     np.testing.assert_allclose(chunk.actions, relative + STATE_0, atol=1e-6)
 
 
+def test_pictures_are_turned_for_robots_that_need_it(copied: Path) -> None:
+    """Fault: LIBERO's pictures upside down, or turned by one axis alone."""
+    cameras = {name: name for name in CAMERAS}
+    (copied / "pi05_ros.json").unlink()
+    robot = {"base": "aloha", "signs": [], "gripper_map": "linear", "delta_mask": []}
+    turned = load(copied, robot={**robot, "cameras": cameras, "rotated_cameras": ["cam_high"]})
+    plain = load(copied, robot={**robot, "cameras": cameras})
+    images = dict(observe().images)
+    given, _ = turned._prepare_images(observe())
+    images["cam_high"] = np.ascontiguousarray(images["cam_high"][::-1, ::-1])
+    expected, _ = plain._prepare_images(observe(images=images))
+    assert torch.equal(given, expected)
+    assert not torch.equal(given, plain._prepare_images(observe())[0])
+
+
+@pytest.mark.parametrize("how", ["settings", "pipeline"])
+def test_a_prompt_without_state(copied: Path, how: str) -> None:
+    """Fault: openpi's pi05_libero given numbers in the prompt that it was never trained with."""
+    if how == "settings":
+        _edit("pi05_ros.json", lambda s: s.update(state_in_prompt=False))(copied)
+    else:
+        name = "pi05_prepare_state_tokenizer_processor_step"
+        _edit(
+            "policy_preprocessor.json",
+            lambda d: d.update(steps=[s for s in d["steps"] if s["registry_name"] != name]),
+        )(copied)
+    policy = load(copied)
+    tokens = policy._tokenize("wave", np.zeros(14))
+    assert policy._tokenizer.decode(tokens) == "wave\n"
+
+
 def test_a_long_instruction_is_reported(loaded: Policy, caplog: pytest.LogCaptureFixture) -> None:
     """Fault: the state silently cut off; or a warning in every cycle."""
     with caplog.at_level(logging.WARNING):
@@ -211,10 +242,35 @@ def test_bad_observations_are_named(loaded: Policy, changes: dict[str, Any], mes
         loaded.infer(observe(**changes))
 
 
-def test_a_prefix_is_refused(loaded: Policy) -> None:
+@pytest.mark.parametrize("delta_actions", [False, True])
+def test_a_prefix_is_anchored_to_the_present_state(loaded: Policy, delta_actions: bool) -> None:
+    """Fault: an old chunk's relative actions merged relative to a state that is over."""
+    robot = aloha(delta_actions=delta_actions)
+    processing = replace(
+        loaded.processing, action=Normalizer("action", "QUANTILES", STATS, robot.action_dim)
+    )
+    policy = Policy(loaded.model, robot, processing, loaded._tokenizer, loaded._cameras)
+    actions = np.linspace(0.1, 0.8, 4)[:, None] * np.ones(14)
+    for state in (STATE_0, STATE_0 + 0.4):
+        decoded = robot.decode_state(state)
+        guide = policy._guide(ActionPrefix(actions, 2), decoded)
+        assert guide is not None
+        np.testing.assert_allclose(
+            policy._postprocess(guide.target[0, :4].numpy(), decoded), actions, atol=1e-5
+        )
+
+
+def test_a_chunk_continues_its_prefix(loaded: Policy) -> None:
     """Fault: a scheduler that relies on guidance gets an unguided chunk."""
-    with pytest.raises(ValueError, match="prefix must be None"):
-        loaded.infer(observe(), prefix=np.zeros((4, 14)))
+    before = loaded.infer(observe())
+    prefix = ActionPrefix(before.actions[5:] + 0.3, 5)
+    error = {}
+    for name, given in (("free", None), ("guided", prefix)):
+        chunk = loaded.infer(observe(), given)
+        error[name] = np.abs(chunk.actions[:5] - prefix.actions[:5]).mean()
+    assert error["guided"] < 0.5 * error["free"]
+    with pytest.raises(ValueError, match=r"\[n, 14\]"):
+        loaded.infer(observe(), ActionPrefix(np.zeros((4, 7)), 0))
 
 
 def test_output_that_is_not_finite_is_no_chunk(
@@ -287,8 +343,10 @@ def test_checkpoints_that_do_not_fit_are_named(
 
 def test_wrong_arguments_are_named(checkpoint: Path, tmp_path: Path) -> None:
     """Fault: a hub name taken for a folder, a device that is not there, a typo in the robot."""
-    with pytest.raises(CheckpointError, match=r"lerobot/pi05_base is not a folder.*fetch it first"):
-        Policy.from_pretrained("lerobot/pi05_base")
+    with pytest.raises(
+        CheckpointError, match=r"no_such_folder is not a folder here, nor a Hugging"
+    ):
+        Policy.from_pretrained("no_such_folder")
     with pytest.raises(CheckpointError, match="is a file"):
         Policy.from_pretrained(checkpoint / "config.json", device="cpu")
     with pytest.raises(ValueError, match="unknown robot 'alhoa'"):
@@ -314,5 +372,5 @@ def test_bfloat16_is_close(checkpoint: Path) -> None:
 
 def test_small_is_a_name(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     """Fault: the demo's checkpoint not found."""
-    monkeypatch.setattr("pi05_ros.policy.policy.small_checkpoint", lambda: checkpoint)
+    monkeypatch.setattr("pi05_ros.policy.hub.small_checkpoint", lambda: checkpoint)
     assert "untrained" in Policy.from_pretrained("small", device="cpu").description

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pi05_ros.policy.config import PolicyConfig
+from pi05_ros.policy.grippers import gripper_from_angle, gripper_to_angle
 from pi05_ros.policy.robots import (
     ALOHA_DELTA_MASK,
     Robot,
     Settings,
     aloha,
     generic,
-    gripper_from_angle,
-    gripper_to_angle,
     make_robot,
     match_cameras,
 )
@@ -128,7 +127,12 @@ def test_generic_takes_the_checkpoints_dimensions() -> None:
 @pytest.mark.parametrize(
     ("name", "config", "settings", "message"),
     [
-        ("r2d2", CONFIG, Settings(), "unknown robot 'r2d2'; known: aloha, generic"),
+        (
+            "r2d2",
+            CONFIG,
+            Settings(),
+            "unknown robot 'r2d2'; known: aloha, droid, libero, ur5e, generic",
+        ),
         ("aloha", CONFIG, Settings(robot="generic"), "is for robot 'generic'"),
         ("aloha", replace(CONFIG, state_dim=7), Settings(), "state_dim 14, the checkpoint 7"),
         ("aloha", replace(CONFIG, action_dim=7), Settings(), "action_dim 14, the checkpoint 7"),
