@@ -18,7 +18,7 @@ from enum import Enum
 
 import numpy as np
 
-from pi05_ros.types import ActionChunk, Observation, Policy
+from pi05_ros.types import ActionChunk, ActionPrefix, Observation, Policy
 
 MAX_RESULTS = 16
 LATENCY_HISTORY = 1000
@@ -78,6 +78,7 @@ class ExecutorStatistics:
 @dataclass(frozen=True)
 class _Request:
     source: Callable[[], Observation]
+    prefix: ActionPrefix | None
     generation: int
 
 
@@ -221,10 +222,11 @@ class InferenceExecutor:
             assert self._policy is not None
             return self._policy
 
-    def submit(self, source: Callable[[], Observation]) -> None:
+    def submit(self, source: Callable[[], Observation], prefix: ActionPrefix | None = None) -> None:
         """Ask for an inference on what `source` returns; it is called on the thread.
 
-        A request that has not begun is replaced. Before the policy is ready, requests wait.
+        The chunk is to continue `prefix`, in the policy's units, if it is given. A request that has
+        not begun is replaced. Before the policy is ready, requests wait.
 
         Raises:
             ExecutorError: If the executor has failed, is stopping or was not started.
@@ -233,7 +235,7 @@ class InferenceExecutor:
             self._check_running()
             if self._pending is not None:
                 self._replaced += 1
-            self._pending = _Request(source, self._generation)
+            self._pending = _Request(source, prefix, self._generation)
             self._changed.notify_all()
 
     def results(self) -> list[InferenceResult]:
@@ -337,7 +339,7 @@ class InferenceExecutor:
             return request
 
     def _serve(self, policy: Policy, request: _Request) -> None:
-        result = _infer(policy, request.source)
+        result = _infer(policy, request)
         with self._changed:
             self._state = ExecutorState.READY
             self._busy_since_s = None
@@ -357,7 +359,7 @@ class InferenceExecutor:
             self._on_result()
 
 
-def _infer(policy: Policy, source: Callable[[], Observation]) -> InferenceResult:
+def _infer(policy: Policy, request: _Request) -> InferenceResult:
     """One inference; whatever is raised becomes the result's error."""
     chunk: ActionChunk | None = None
     error: str | None = None
@@ -365,10 +367,10 @@ def _infer(policy: Policy, source: Callable[[], Observation]) -> InferenceResult
     started_s = time.monotonic()
     decoded_s: float | None = None
     try:
-        observation = source()
+        observation = request.source()
         decoded_s = time.monotonic()
         stamp_s = observation.stamp_s
-        chunk = policy.infer(observation)
+        chunk = policy.infer(observation, request.prefix)
         check_chunk(chunk, policy, observation)
     except Exception as exception:
         # Out of memory is an Exception too, Python's and torch's.

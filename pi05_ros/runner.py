@@ -13,10 +13,11 @@ from typing import Any
 
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.scheduler import ChunkScheduler
+from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
 from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer
-from pi05_ros.types import ActionChunk, FloatArray, ImageArray, JointGroup
+from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, ImageArray, JointGroup
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,25 @@ class PolicyRunner:
         stream: CommandStream,
         joints: JointGroup,
         decode_image: Callable[[Any], ImageArray],
+        *,
+        follower: TargetFollower | None = None,
+        speed_scale: float = 1.0,
+        on_change: bool = False,
     ) -> None:
+        """Connect the parts.
+
+        Args:
+            buffer, executor, scheduler, stream, joints: the parts.
+            decode_image: a stored picture → RGB [height, width, 3].
+            follower: smooths the targets in front of the limits.
+            speed_scale: above 0; below 1 the chunks are executed slower than they were meant.
+            on_change: publish when the plan has changed or half of the last trajectory's
+                lookahead is over, instead of with every tick.
+        """
+        if not speed_scale > 0:
+            raise ValueError(f"speed_scale must be > 0, got {speed_scale}")
+        self.speed_scale = speed_scale
+        self.follower = follower
         self.buffer = buffer
         self.executor = executor
         self.scheduler = scheduler
@@ -60,6 +79,8 @@ class PolicyRunner:
         self._last_tick_s = float("-inf")
         self._braking_s = (0.0, 0.0)
         self._instruction = ""
+        self._on_change = on_change
+        self._publish_by_s = float("-inf")
 
     @property
     def active(self) -> bool:
@@ -95,6 +116,12 @@ class PolicyRunner:
             self.executor.discard()
         return instruction
 
+    def use_scheduler(self, scheduler: ChunkScheduler) -> None:
+        """Change the method in motion: the live chunks go on under another one."""
+        scheduler.adopt(self.scheduler)
+        self.scheduler = scheduler
+        self._publish_by_s = float("-inf")
+
     def halt(self) -> None:
         """Forget the motion without a last command: nobody is there to follow it."""
         self._forget()
@@ -115,18 +142,37 @@ class PolicyRunner:
             since_s, until_s = self._braking_s
             if self.scheduler.live_chunks(now_s) == 0 or since_s <= now_s < until_s:
                 return tick
-            self.stream.start(self.buffer.positions(), now_s)
+            self._start(self.buffer.positions(), now_s)
+        if self._on_change and now_s < self._publish_by_s:
+            return tick
         try:
-            return replace(tick, trajectory=self.stream.tick(now_s, self.scheduler.targets))
+            trajectory = self.stream.tick(now_s, self._targets)
         except ClockJumpedBackError:
             self._start_over()
             return tick
+        self._publish_by_s = now_s + self.stream.lookahead_steps * self.stream.dt_s / 2
+        return replace(tick, trajectory=trajectory)
+
+    def _start(self, positions: FloatArray, now_s: float) -> None:
+        self.stream.start(positions, now_s)
+        self._publish_by_s = float("-inf")
+        if self.follower is not None:
+            self.follower.start(positions)
+
+    def _targets(self, times_s: FloatArray) -> FloatArray | None:
+        if self.follower is None:
+            return self.scheduler.targets(times_s)
+        return self.follower.course(times_s, self.scheduler.targets)
 
     def _take(self, result: InferenceResult, now_s: float, tick: Tick) -> None:
         if result.chunk is None:
             tick.failures.append(result.error or "inference failed without a reason")
             return
-        chunk = replace(result.chunk, actions=self._joints.to_joints(result.chunk.actions))
+        chunk = replace(
+            result.chunk,
+            actions=self._joints.to_joints(result.chunk.actions),
+            dt_s=result.chunk.dt_s / self.speed_scale,
+        )
         if chunk.instruction != self._instruction:
             # chunks for another instruction are another plan: averaging both follows neither
             self.scheduler.clear()
@@ -136,14 +182,16 @@ class PolicyRunner:
         self.network_latency.add(result.infer_s)
         tick.chunks.append((chunk, latency_s))
         try:
-            self.scheduler.add(chunk, now_s)
+            if self.scheduler.add(chunk, now_s, standing=not self.stream.active):
+                self._publish_by_s = float("-inf")
         except ValueError as error:
             tick.failures.append(str(error))
 
     def _request(self, now_s: float) -> None:
         if self.executor.state is not ExecutorState.READY:
             return
-        if not self.scheduler.wants_inference(now_s):
+        latency_s = self.latency.estimate_s or 0.0
+        if not self.scheduler.wants_inference(now_s, latency_s):
             return
         try:
             snapshot = self.buffer.snapshot(now_s)
@@ -152,7 +200,28 @@ class PolicyRunner:
         if snapshot.stamp_s <= self._last_observation_s:
             return
         self._last_observation_s = snapshot.stamp_s
-        self.executor.submit(lambda: snapshot.decode(self._decode_image, self._to_policy))
+        self.executor.submit(
+            lambda: snapshot.decode(self._decode_image, self._to_policy),
+            self._prefix(snapshot.stamp_s, latency_s),
+        )
+
+    def _prefix(self, stamp_s: float, latency_s: float) -> ActionPrefix | None:
+        """What will be executed from the observation on, for a method that continues it.
+
+        Frozen is what is executed until the chunk can take effect: it arrives after the latency,
+        at a tick, and changes nothing before that tick's lead is over.
+        """
+        if not self.scheduler.guided:
+            return None
+        arrival_s = stamp_s + latency_s + self.stream.lead_s + self.stream.dt_s
+        prefix = self.scheduler.prefix(stamp_s, arrival_s)
+        if prefix is None:
+            return None
+        actions = self._joints.to_policy(prefix.actions)
+        if self.buffer.instruction != self._instruction:
+            # nothing beyond what happens anyway should hold a new instruction back
+            actions = actions[: prefix.frozen]
+        return ActionPrefix(actions, prefix.frozen)
 
     def _to_policy(self, positions: FloatArray) -> FloatArray:
         return self._joints.to_policy(positions)
@@ -166,6 +235,8 @@ class PolicyRunner:
         self.executor.discard()
         self.scheduler.clear()
         self.stream.stop()
+        if self.follower is not None:
+            self.follower.clear()
         self._last_observation_s = float("-inf")
         self._last_tick_s = float("-inf")
         self._instruction = ""

@@ -23,7 +23,7 @@ from pi05_ros.executor import (
     InferenceResult,
     black_observation,
 )
-from pi05_ros.types import ActionChunk, FloatArray, Observation
+from pi05_ros.types import ActionChunk, ActionPrefix, Observation
 
 TIMEOUT_S = 10.0
 
@@ -46,7 +46,7 @@ class FakePolicy:
         self.threads: list[threading.Thread] = []
         self.spoil: Callable[[ActionChunk], ActionChunk] | None = None
 
-    def infer(self, observation: Observation, prefix: FloatArray | None = None) -> ActionChunk:
+    def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
         self.seen.append(observation)
         self.threads.append(threading.current_thread())
         self.entered.release()

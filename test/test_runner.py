@@ -12,11 +12,12 @@ import pytest
 
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.scheduler import make_scheduler
+from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor
 from pi05_ros.observation.buffer import CameraStream, Gates, InstructionError, ObservationBuffer
 from pi05_ros.runner import PolicyRunner, Tick
-from pi05_ros.types import ActionChunk, FloatArray, JointGroup, JointSpec, Observation
+from pi05_ros.types import ActionChunk, ActionPrefix, JointGroup, JointSpec, Observation
 
 DT_S = 0.02
 HOME = np.array([0.1, 0.03])
@@ -33,11 +34,13 @@ class ScriptedPolicy:
         self.target = np.array([0.5, 1.0])
         self.gate: threading.Event | None = None
         self.seen: list[Observation] = []
+        self.prefixes: list[ActionPrefix | None] = []
         self.fail = False
 
-    def infer(self, observation: Observation, prefix: FloatArray | None = None) -> ActionChunk:
+    def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
         if observation.stamp_s > 0:  # not the warm-up
             self.seen.append(observation)
+            self.prefixes.append(prefix)
             if self.gate is not None:
                 self.gate.wait(5.0)
         if self.fail:
@@ -265,3 +268,94 @@ def test_halt_forgets_the_motion(rig: Rig) -> None:
     trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert trajectory is not None
     assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+
+
+def test_a_guided_method_gives_the_policy_what_will_be_executed(rig: Rig) -> None:
+    """Pins: a prefix in the wrong units, or one that ends before the chunk can arrive."""
+    rig.runner.use_scheduler(make_scheduler("rtc", gripper=rig.joints.gripper))
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.until(lambda _: len(rig.policy.prefixes) > 2 and rig.policy.prefixes[-1] is not None)
+    assert rig.policy.prefixes[0] is None
+    prefix = rig.policy.prefixes[-1]
+    assert prefix is not None
+    np.testing.assert_allclose(prefix.actions, np.tile([0.5, 1.0], (len(prefix.actions), 1)))
+    estimate_s = rig.runner.latency.estimate_s
+    assert estimate_s is not None
+    assert prefix.frozen * DT_S >= rig.runner.stream.lead_s + DT_S
+    assert prefix.frozen <= len(prefix.actions) <= rig.policy.horizon
+
+
+def test_a_method_that_is_not_guided_gives_no_prefix(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda _: len(rig.policy.prefixes) > 3)
+    assert set(rig.policy.prefixes) == {None}
+
+
+def test_a_new_instruction_is_not_held_back_by_the_old_ones_plan(rig: Rig) -> None:
+    """Frozen steps alone continue; the soft part of the old plan has no say."""
+    rig.runner.use_scheduler(make_scheduler("rtc", gripper=rig.joints.gripper))
+    rig.runner.set_instruction("left")
+    rig.runner.activate()
+    rig.until(lambda _: len(rig.policy.prefixes) > 2)
+    seen = len(rig.policy.seen)
+    rig.runner.set_instruction("right")
+    rig.until(lambda _: any(o.instruction == "right" for o in rig.policy.seen[seen:]))
+    first = next(i for i, o in enumerate(rig.policy.seen) if o.instruction == "right")
+    prefix = rig.policy.prefixes[first]
+    assert prefix is not None and len(prefix.actions) == prefix.frozen
+
+
+def test_the_method_changes_in_motion_without_a_jump(rig: Rig) -> None:
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    before = rig.runner.stream.commanded(rig.now_s + DT_S).position
+    for name in ("rtc", "blend", "latest", "sync", "temporal_ensemble"):
+        rig.runner.use_scheduler(make_scheduler(name, gripper=rig.joints.gripper))
+        tick = rig.tick()
+        assert tick.trajectory is not None
+        after = rig.runner.stream.commanded(rig.now_s + DT_S).position
+        assert (np.abs(after - before) <= rig.joints.max_velocity * DT_S + 1e-9).all()
+        before = after
+
+
+def test_speed_scale_stretches_the_chunks(rig: Rig) -> None:
+    rig.runner.speed_scale = 0.5
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    chunk, _ = rig.until(lambda tick: tick.chunks).chunks[0]
+    assert chunk.dt_s == pytest.approx(2 * DT_S)
+
+
+def test_on_change_publishes_less_and_never_lets_the_lookahead_end(rig: Rig) -> None:
+    """Pins: an arm that brakes between two chunks because nothing was published."""
+    runner = PolicyRunner(
+        rig.runner.buffer, rig.executor, rig.runner.scheduler, rig.runner.stream, rig.joints,
+        lambda message: message, on_change=True,
+    )  # fmt: skip
+    rig.runner = runner
+    runner.set_instruction("wave")
+    runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.policy.gate = threading.Event()
+    rig.until(lambda _: rig.executor.busy_since_s is not None)
+    rig.tick()
+    published = [tick.trajectory for tick in (rig.tick() for _ in range(40))]
+    found = [trajectory for trajectory in published if trajectory is not None]
+    assert 5 <= len(found) <= 12
+    lookahead_s = runner.stream.lookahead_steps * DT_S
+    stamps_s = [trajectory.stamp_s for trajectory in found]
+    assert np.diff(stamps_s).max() < lookahead_s
+
+
+def test_a_follower_starts_at_the_measured_positions(rig: Rig) -> None:
+    rig.runner.follower = TargetFollower(2.0, rig.joints.gripper)
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    first = rig.until(lambda tick: tick.trajectory is not None).trajectory
+    assert first is not None
+    np.testing.assert_allclose(first.positions[0], HOME, atol=1e-3)
+    rig.until(lambda tick: tick.trajectory is not None and tick.trajectory.positions[-1, 0] > 0.49)

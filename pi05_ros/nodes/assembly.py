@@ -10,10 +10,16 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros import types
 from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.scheduler import make_scheduler
+from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor
-from pi05_ros.nodes.parameters import CameraParameters, ParameterError, PolicyParameters
+from pi05_ros.nodes.parameters import (
+    CameraParameters,
+    GuidanceParameters,
+    ParameterError,
+    PolicyParameters,
+    SchedulerParameters,
+)
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
 from pi05_ros.observation.decode import decode_image
 from pi05_ros.runner import PolicyRunner
@@ -22,11 +28,12 @@ from pi05_ros.types import ImageArray, JointGroup
 ImageType = type[Image] | type[CompressedImage]
 
 
-def load_policy(parameters: PolicyParameters) -> types.Policy:
+def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> types.Policy:
     """Load the checkpoint; called on the executor thread, which owns the device."""
     from pi05_ros.policy import Policy
+    from pi05_ros.policy.guidance import Guidance
 
-    return Policy.from_pretrained(
+    policy = Policy.from_pretrained(
         parameters.checkpoint,
         robot=parameters.robot,
         device=parameters.device,
@@ -35,6 +42,9 @@ def load_policy(parameters: PolicyParameters) -> types.Policy:
         seed=None if parameters.seed < 0 else parameters.seed,
         threads=parameters.threads or max(1, (os.cpu_count() or 2) - 1),
     )
+    policy.guidance = Guidance(**vars(guidance))
+    policy.guidance.check(policy.model.config)
+    return policy
 
 
 def check_fit(
@@ -62,6 +72,7 @@ def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
 
 def make_runner(
     parameters: PolicyParameters,
+    scheduling: SchedulerParameters,
     cameras: Mapping[str, CameraParameters],
     joints: JointGroup,
     executor: InferenceExecutor,
@@ -78,12 +89,6 @@ def make_runner(
             max_instruction_chars=parameters.max_instruction_chars,
         ),
     )
-    scheduler = make_scheduler(
-        parameters.scheduler,
-        gripper=joints.gripper,
-        m=parameters.ensemble_m,
-        replan_interval_s=parameters.replan_interval_s,
-    )
     stream = CommandStream(
         joints,
         MotionLimiter(joints, dt_s, position_margin=parameters.position_margin),
@@ -91,4 +96,17 @@ def make_runner(
         lookahead_steps=max(1, round(parameters.lookahead_s / dt_s)),
         lead_s=parameters.lead_s,
     )
-    return PolicyRunner(buffer, executor, scheduler, stream, joints, decode_stored_image)
+    follower = None
+    if scheduling.smoothing_hz > 0:
+        follower = TargetFollower(scheduling.smoothing_hz, joints.gripper)
+    return PolicyRunner(
+        buffer,
+        executor,
+        scheduling.make(joints),
+        stream,
+        joints,
+        decode_stored_image,
+        follower=follower,
+        speed_scale=scheduling.speed_scale,
+        on_change=parameters.publish == "on_change",
+    )

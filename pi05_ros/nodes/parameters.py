@@ -8,48 +8,49 @@ names with a block of parameters for each name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from pi05_ros.control.ensemble import Guard
+from pi05_ros.control.replan import REPLAN_MODES, Replan
+from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, make_scheduler
+from pi05_ros.nodes.declare import (
+    ParameterError,
+    declare,
+    declare_named,
+    fields_of,
+    parameter,
+    unknown_overrides,
+)
 from pi05_ros.types import JointGroup, JointSpec
 
-if TYPE_CHECKING:
-    from rclpy.node import Node
+__all__ = [
+    "CameraParameters",
+    "ControllerParameters",
+    "GuidanceParameters",
+    "JointParameters",
+    "ParameterError",
+    "PolicyParameters",
+    "SchedulerParameters",
+    "SimParameters",
+    "controller_columns",
+    "declare",
+    "declare_named",
+    "joint_group",
+    "markdown",
+    "unknown_overrides",
+]
 
-T = TypeVar("T")
-
-
-class ParameterError(ValueError):
-    """A parameter that is missing, unknown or out of range; the message names it."""
-
-
-def parameter(
-    default: Any,
-    description: str,
-    *,
-    lower: float | None = None,
-    upper: float | None = None,
-    choices: Sequence[str] = (),
-) -> Any:
-    """A dataclass field that is a ROS parameter."""
-    metadata = {
-        "description": description,
-        "lower": lower,
-        "upper": upper,
-        "choices": tuple(choices),
-    }
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+ENSEMBLE_ORDERS = ("oldest_first", "newest_first")
+OUTPUTS = ("joint_trajectory", "forward_position", "forward_velocity", "interbotix")
 
 
 @dataclass(frozen=True)
 class PolicyParameters:
     """Parameters of the node `policy`, read when it is configured."""
 
-    checkpoint: str = parameter("small", "checkpoint folder; 'small' is the embedded policy")
-    robot: str = parameter("aloha", "the robot's conventions, by name (policy/robots.py)")
+    checkpoint: str = parameter("small", "folder, Hugging Face id (owner/name@revision) or small")
+    robot: str = parameter("aloha", "name, or path of a YAML description (docs/robots.md)")
     device: str = parameter("auto", "device of the network", choices=("auto", "cuda", "cpu"))
     dtype: str = parameter(
         "auto",
@@ -70,22 +71,12 @@ class PolicyParameters:
         300, "longer instructions are refused", lower=1, upper=10000
     )
     dry_run: bool = parameter(False, "do everything but publish trajectories")
-    scheduler: str = parameter(
-        "temporal_ensemble",
-        "how overlapping chunks become one motion",
-        choices=("sync", "latest", "temporal_ensemble"),
-    )
-    ensemble_m: float = parameter(
-        0.01,
-        "weight exp(-m*i) of the i-th oldest chunk; below 0 favours new chunks",
-        lower=-10.0,
-        upper=10.0,
-    )
-    replan_interval_s: float = parameter(
-        0.0, "shortest time between two observations; 0 infers as fast as it can",
-        lower=0.0, upper=10.0,
-    )  # fmt: skip
     control_rate_hz: float = parameter(50.0, "rate of the control timer", lower=1.0, upper=1000.0)
+    publish: str = parameter(
+        "control_rate",
+        "trajectories at the control rate, or when the plan changed or lookahead_s/2 is over",
+        choices=("control_rate", "on_change"),
+    )
     lookahead_s: float = parameter(
         0.2,
         "how far a trajectory follows the chunks before its zero-velocity tail",
@@ -113,6 +104,109 @@ class PolicyParameters:
     status_rate_hz: float = parameter(
         1.0, "rate of ~/status and /diagnostics", lower=0.1, upper=50.0
     )
+
+
+@dataclass(frozen=True)
+class SchedulerParameters:
+    """Parameters `scheduler.*`; all but smoothing_hz may be changed in motion."""
+
+    method: str = parameter(
+        "temporal_ensemble", "how overlapping chunks become one motion", choices=SCHEDULERS
+    )
+    ensemble_m: float = parameter(
+        0.01, "weight exp(-m*i) of the i-th chunk; 0 is the mean", lower=-10.0, upper=10.0
+    )
+    ensemble_order: str = parameter(
+        "oldest_first", "which end i counts from", choices=ENSEMBLE_ORDERS
+    )
+    ensemble_max_chunks: int = parameter(
+        16, "no more than this, the newest, are averaged", lower=1, upper=64
+    )
+    guard_disagreement: float = parameter(
+        0.2, "rad; RMS beyond which a chunk replaces the mean, 0 never", lower=0.0, upper=10.0
+    )
+    guard_crossover_s: float = parameter(
+        0.2, "time in which the motion passes to that chunk", lower=0.01, upper=2.0
+    )
+    guard_confirmations: int = parameter(
+        2, "so many disagreeing chunks in a row make another plan", lower=1, upper=10
+    )
+    blend_old_share: float = parameter(0.3, "blend: share of the old course", lower=0.0, upper=1.0)
+    newest_only: list[str] = parameter(
+        [""], "joints besides the grippers that are never averaged, by name"
+    )
+    replan: str = parameter(
+        "free",
+        "when to infer again: whenever the executor is free, after replan_steps, or when no more "
+        "than replan_remaining_s is left; always in time before the chunks run out",
+        choices=REPLAN_MODES,
+    )
+    replan_steps: int = parameter(10, "steps of a chunk between observations", lower=1, upper=1000)
+    replan_remaining_s: float = parameter(
+        0.3, "of the chunks when the next one arrives", lower=0.0, upper=10.0
+    )
+    replan_interval_s: float = parameter(
+        0.0, "shortest time between two observations", lower=0.0, upper=10.0
+    )
+    speed_scale: float = parameter(
+        1.0, "below 1 chunks are executed slower than they were meant", lower=0.05, upper=1.0
+    )
+    smoothing_hz: float = parameter(
+        0.0, "low-pass in front of the limits, 0 is off; its lag is in /diagnostics",
+        lower=0.0, upper=50.0,
+    )  # fmt: skip
+
+    def make(self, joints: JointGroup) -> ChunkScheduler:
+        """The scheduler that these parameters describe."""
+        unknown = sorted(set(self.newest_only) - {"", *joints.names})
+        if unknown:
+            raise ParameterError(f"parameter 'scheduler.newest_only': no joint is called {unknown}")
+        if self.ensemble_order not in ENSEMBLE_ORDERS:
+            raise ParameterError(
+                f"parameter 'scheduler.ensemble_order' is {self.ensemble_order!r}; it may be "
+                f"{', '.join(ENSEMBLE_ORDERS)}"
+            )
+        try:
+            return make_scheduler(
+                self.method,
+                gripper=[
+                    joint.gripper or joint.name in self.newest_only for joint in joints.joints
+                ],
+                m=self.ensemble_m,
+                newest_first=self.ensemble_order == "newest_first",
+                max_chunks=self.ensemble_max_chunks,
+                guard=Guard(
+                    self.guard_disagreement, self.guard_crossover_s, self.guard_confirmations
+                ),
+                blend_old_share=self.blend_old_share,
+                replan=Replan(
+                    self.replan,
+                    self.replan_steps,
+                    self.replan_remaining_s,
+                    self.replan_interval_s,
+                ),
+            )
+        except ValueError as error:
+            raise ParameterError(f"parameters 'scheduler.*': {error}") from error
+
+
+@dataclass(frozen=True)
+class GuidanceParameters:
+    """Parameters `guidance.*`, for scheduler.method rtc."""
+
+    method: str = parameter(
+        "identity",
+        "identity: the error itself corrects (LeRobot); vjp: pulled back through the network (the "
+        "paper), slower; trained: clean prefix, for checkpoints trained for it",
+        choices=("identity", "vjp", "trained"),
+    )
+    schedule: str = parameter(
+        "exp", "how the pull to the old chunk decays", choices=("zeros", "ones", "linear", "exp")
+    )
+    execution_horizon: int = parameter(
+        0, "steps of the old chunk that have a say; 0 is all that it has left", lower=0, upper=1000
+    )
+    max_weight: float = parameter(10.0, "cap of the guidance", lower=0.0, upper=1000.0)
 
 
 @dataclass(frozen=True)
@@ -144,6 +238,16 @@ class ControllerParameters:
     """Parameters `controllers.<name>.*`."""
 
     joints: list[str] = parameter([""], "the joints it commands, in its order")
+    output: str = parameter(
+        "joint_trajectory",
+        "what it takes: trajectories, Float64MultiArray at the control rate, or Interbotix's "
+        "JointGroupCommand (positions)",
+        choices=OUTPUTS,
+    )
+    topic: str = parameter(
+        "", "empty is <controller>/joint_trajectory, /commands or /commands/joint_group"
+    )
+    group: str = parameter("arm", "interbotix: the name of the joint group")
 
 
 @dataclass(frozen=True)
@@ -165,80 +269,6 @@ class SimParameters:
     publish_clock: bool = parameter(
         False, "publish /clock and stamp with simulation time, for use_sim_time elsewhere"
     )
-
-
-def fields_of(declaration: type) -> Iterator[dataclasses.Field[Any]]:
-    yield from dataclasses.fields(declaration)
-
-
-def _descriptor(entry: dataclasses.Field[Any]) -> Any:
-    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-
-    meta = entry.metadata
-    text = meta["description"]
-    if meta["choices"]:
-        text += f" ({', '.join(meta['choices'])})"
-    descriptor = ParameterDescriptor(description=text)
-    lower, upper = meta["lower"], meta["upper"]
-    if lower is not None and entry.type == "float":
-        descriptor.floating_point_range = [
-            FloatingPointRange(from_value=float(lower), to_value=float(upper), step=0.0)
-        ]
-    if lower is not None and entry.type == "int":
-        largest = 2**31 - 1 if upper is None else int(upper)
-        descriptor.integer_range = [IntegerRange(from_value=int(lower), to_value=largest, step=1)]
-    return descriptor
-
-
-def declare(node: Node, declaration: type[T], prefix: str = "") -> T:
-    """Declare every field of `declaration` below `prefix` and return the values.
-
-    Raises:
-        ParameterError: a value of the wrong type, out of range or not among the choices.
-    """
-    from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
-
-    values = {}
-    for entry in fields_of(declaration):
-        name = prefix + entry.name
-        try:
-            if not node.has_parameter(name):
-                default = (
-                    entry.default_factory()
-                    if entry.default_factory is not dataclasses.MISSING
-                    else entry.default
-                )
-                node.declare_parameter(name, default, _descriptor(entry))
-            value = node.get_parameter(name).value
-        except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-            raise ParameterError(f"parameter {name!r}: {error}") from error
-        choices = entry.metadata["choices"]
-        if choices and value not in choices:
-            raise ParameterError(f"parameter {name!r} is {value!r}; it may be {', '.join(choices)}")
-        values[entry.name] = list(value) if isinstance(value, Sequence) and not isinstance(
-            value, str
-        ) else value  # fmt: skip
-    return declaration(**values)
-
-
-def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
-    """Declare `<group>.names` and a block `<group>.<name>.*` for each of them."""
-    names_parameter = f"{group}.names"
-    if not node.has_parameter(names_parameter):
-        from rcl_interfaces.msg import ParameterDescriptor
-
-        node.declare_parameter(
-            names_parameter, [""], ParameterDescriptor(description=f"the names of the {group}")
-        )
-    names = [name for name in node.get_parameter(names_parameter).value if name]
-    if not names:
-        raise ParameterError(
-            f"parameter {names_parameter!r} is empty; give a params file with it, "
-            "config/aloha.yaml for example"
-        )
-    if len(set(names)) != len(names):
-        raise ParameterError(f"parameter {names_parameter!r} repeats a name: {names}")
-    return {name: declare(node, declaration, f"{group}.{name}.") for name in names}
 
 
 def joint_group(joints: Mapping[str, JointParameters]) -> JointGroup:
@@ -284,19 +314,12 @@ def controller_columns(
     return columns
 
 
-def unknown_overrides(node: Node) -> list[str]:
-    """Names given in a params file or on the command line that nothing declares: typing errors.
-
-    rclpy drops them silently and has no public list of them.
-    """
-    given: Iterable[str] = getattr(node, "_parameter_overrides", {})
-    return sorted(name for name in given if not node.has_parameter(name))
-
-
 def markdown() -> str:
     """The parameters as the tables of docs/parameters.md."""
     sections = [
         ("Node `policy`", "", PolicyParameters),
+        ("Scheduler, docs/scheduling.md says which when", "scheduler.", SchedulerParameters),
+        ("Guidance of the sampler", "guidance.", GuidanceParameters),
         ("Cameras, one block for each of `cameras.names`", "cameras.<name>.", CameraParameters),
         ("Joints, one block for each of `joints.names`", "joints.<name>.", JointParameters),
         (

@@ -1,12 +1,14 @@
 """Node `policy`: camera frames, joint states and an instruction in, joint trajectories out.
 
-In: `instruction`, `joint_states`, one image topic per camera. Out: `<controller>/joint_trajectory`
-per controller, `~/action_chunk`, `~/status`, `~/active_instruction`, `/diagnostics`.
+In: `instruction`, `joint_states`, one image topic per camera. Out: commands per controller
+(`<controller>/joint_trajectory`, or as `outputs` has it), `~/action_chunk`, `~/status`,
+`~/active_instruction`, `/diagnostics`.
 `configure` loads and warms up the policy, `activate` starts motion, `deactivate` ends it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import time
@@ -15,15 +17,15 @@ from collections.abc import Callable, Sequence
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
-from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros import types
 from pi05_ros.control.latency import LatencyTracker
-from pi05_ros.control.trajectory import TrajectoryPoints
 from pi05_ros.executor import ExecutorError, InferenceExecutor
 from pi05_ros.msg import ActionChunk, PolicyStatus
 from pi05_ros.nodes import parameters as declared
@@ -33,13 +35,19 @@ from pi05_ros.nodes.messages import (
     INSTRUCTION_QOS,
     JOINT_QOS,
     LATCHED_QOS,
-    TRAJECTORY_QOS,
     chunk_message,
     serialized_stamp_s,
     to_seconds,
-    trajectory_message,
 )
-from pi05_ros.nodes.parameters import ParameterError, PolicyParameters, declare, declare_named
+from pi05_ros.nodes.outputs import Output, make_output
+from pi05_ros.nodes.parameters import (
+    GuidanceParameters,
+    ParameterError,
+    PolicyParameters,
+    SchedulerParameters,
+    declare,
+    declare_named,
+)
 from pi05_ros.nodes.status import policy_diagnostics, policy_status
 from pi05_ros.observation.buffer import InstructionError
 from pi05_ros.observation.decode import DecodeError, decode_joint_state
@@ -59,11 +67,12 @@ class PolicyNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("policy")
         self.parameters = declare(self, PolicyParameters)
+        self.scheduling = declare(self, SchedulerParameters, "scheduler.")
         self.phase = PolicyStatus.UNCONFIGURED
         self.policy: types.Policy | None = None
         self.runner: PolicyRunner | None = None
         self.joints: JointGroup | None = None
-        self.controllers: dict[str, list[int]] = {}
+        self.outputs: dict[str, Output] = {}
         self.jitter = LatencyTracker()
         self.ticks = 0
         self.trajectories = 0
@@ -75,6 +84,7 @@ class PolicyNode(LifecycleNode):
         self._instruction_publisher = self.create_publisher(
             String, "~/active_instruction", LATCHED_QOS
         )
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self.create_timer(1.0 / self.parameters.status_rate_hz, self.publish_status)
         if self.parameters.autostart:
             self._autostart = self.create_timer(0.0, self._on_autostart)
@@ -110,9 +120,11 @@ class PolicyNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self.runner is not None
         self._tick_timer.cancel()
-        hold = self.runner.deactivate(self.now_s())
-        if hold is not None:
-            self._publish_trajectory(hold)
+        now_s = self.now_s()
+        hold = self.runner.deactivate(now_s)
+        if hold is not None and not self.parameters.dry_run:
+            for output in self.outputs.values():
+                self.trajectories += output.brake(hold, self.runner.stream, now_s)
         self._enter(PolicyStatus.INACTIVE)
         return super().on_deactivate(state)
 
@@ -132,25 +144,30 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         self.parameters = parameters = declare(self, PolicyParameters)
+        self.scheduling = declare(self, SchedulerParameters, "scheduler.")
+        guidance = declare(self, GuidanceParameters, "guidance.")
         cameras = declare_named(self, "cameras", declared.CameraParameters)
         self.joints = joints = declared.joint_group(
             declare_named(self, "joints", declared.JointParameters)
         )
-        self.controllers = declared.controller_columns(
-            declare_named(self, "controllers", declared.ControllerParameters), joints
-        )
+        controllers = declare_named(self, "controllers", declared.ControllerParameters)
+        columns = declared.controller_columns(controllers, joints)
         unknown = declared.unknown_overrides(self)
         if unknown:
             raise ParameterError(
                 f"unknown parameters {unknown}; docs/parameters.md lists those that there are"
             )
-        executor = InferenceExecutor(functools.partial(load_policy, parameters))
+        for name, own in columns.items():
+            names = [joints.names[column] for column in own]
+            self.outputs[name] = make_output(self, name, controllers[name], names, own)
+            self._entities.append(self.outputs[name].destroy)
+        executor = InferenceExecutor(functools.partial(load_policy, parameters, guidance))
         self._entities.append(lambda: executor.stop(STOP_TIMEOUT_S))
         executor.start()
         self.policy = executor.wait_ready(parameters.load_timeout_s)
         check_fit(self.policy, joints, cameras)
         self.get_logger().info(f"warm: {self.policy.description}")
-        self.runner = make_runner(parameters, cameras, joints, executor)
+        self.runner = make_runner(parameters, self.scheduling, cameras, joints, executor)
         self._connect(cameras)
         if parameters.instruction:
             self._take_instruction(parameters.instruction)
@@ -171,14 +188,6 @@ class PolicyNode(LifecycleNode):
         self._subscribe(String, "instruction", self._on_instruction, INSTRUCTION_QOS)
         self._chunk_publisher = self.create_publisher(ActionChunk, "~/action_chunk", 10)
         self._entities.append(lambda: self.destroy_publisher(self._chunk_publisher))
-        self._trajectory_publishers = {
-            controller: self.create_publisher(
-                JointTrajectory, f"{controller}/joint_trajectory", TRAJECTORY_QOS
-            )
-            for controller in self.controllers
-        }
-        for publisher in self._trajectory_publishers.values():
-            self._entities.append(functools.partial(self.destroy_publisher, publisher))
         self._tick_timer = self.create_timer(self.runner.stream.dt_s, self._on_tick)
         self._tick_timer.cancel()
         self._entities.append(lambda: self.destroy_timer(self._tick_timer))
@@ -191,6 +200,7 @@ class PolicyNode(LifecycleNode):
     def _tear_down(self) -> None:
         while self._entities:
             self._entities.pop()()
+        self.outputs.clear()
         self.runner, self.policy = None, None
 
     def _on_autostart(self) -> None:
@@ -236,48 +246,51 @@ class PolicyNode(LifecycleNode):
         if self._deaf_controllers():
             self.runner.halt()
             return
-        tick = self.runner.tick(self.now_s())
+        now_s = self.now_s()
+        tick = self.runner.tick(now_s)
         for failure in tick.failures:
             self.last_failure = failure
             self.get_logger().warning(f"inference: {failure}", throttle_duration_sec=1.0)
-        if tick.trajectory is not None:
-            self._publish_trajectory(tick.trajectory)
+        if not self.parameters.dry_run:
+            for output in self.outputs.values():
+                self.trajectories += output.send(tick.trajectory, self.runner.stream, now_s)
         for chunk, latency_s in tick.chunks:
             self._chunk_publisher.publish(chunk_message(chunk, self.joints.names, latency_s))
 
     def _deaf_controllers(self) -> list[str]:
-        """Controllers that nobody runs: a stream to them would be followed in mid-way later."""
+        """Topics of controllers that nobody runs."""
         if self.parameters.dry_run:
             return []
-        return [
-            name
-            for name, publisher in self._trajectory_publishers.items()
-            if publisher.get_subscription_count() == 0
-        ]
+        return [output.topic for output in self.outputs.values() if output.deaf]
 
-    def _publish_trajectory(self, points: TrajectoryPoints) -> None:
-        if self.parameters.dry_run:
-            return
-        assert self.joints is not None
-        for controller, columns in self.controllers.items():
-            self._trajectory_publishers[controller].publish(
-                trajectory_message(
-                    [self.joints.names[column] for column in columns],
-                    points.stamp_s,
-                    points.times_from_start_s,
-                    points.positions[:, columns],
-                    points.velocities[:, columns],
-                )
-            )
-            self.trajectories += 1
+    def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        """Take `scheduler.*` in motion; what else is set is read at the next configure."""
+        prefix = "scheduler."
+        given = {
+            change.name.removeprefix(prefix): change.value
+            for change in changes
+            if change.name.startswith(prefix)
+        }
+        if not given or self.runner is None or self.joints is None:
+            return SetParametersResult(successful=True)
+        try:
+            scheduling = dataclasses.replace(self.scheduling, **given)
+            scheduler = scheduling.make(self.joints)
+        except (ParameterError, TypeError) as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self.scheduling = scheduling
+        self.runner.use_scheduler(scheduler)
+        self.runner.speed_scale = scheduling.speed_scale
+        self.get_logger().info(f"scheduler: {scheduling.method}")
+        return SetParametersResult(successful=True)
 
     def problems(self, now_s: float) -> list[str]:
         """Why no inference can start or no command goes out; one line each."""
         if self.runner is None:
             return ["not configured"]
         problems = self.runner.buffer.problems(now_s)
-        problems += [f"nobody listens to {name}/joint_trajectory: is the controller running?"
-                     for name in self._deaf_controllers()]  # fmt: skip
+        problems += [f"nobody listens to {topic}: is the controller running?"
+                     for topic in self._deaf_controllers()]  # fmt: skip
         return problems
 
     def publish_status(self) -> None:

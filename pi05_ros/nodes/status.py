@@ -30,7 +30,7 @@ def policy_status(node: PolicyNode, now_s: float) -> PolicyStatus:
     message.header.stamp = to_time(now_s)
     message.problems = node.problems(now_s)
     message.ticks, message.trajectories = node.ticks, node.trajectories
-    message.scheduler = node.parameters.scheduler
+    message.scheduler = node.scheduling.method
     runner = node.runner
     if runner is None or node.policy is None or node.joints is None:
         return message
@@ -48,7 +48,7 @@ def policy_status(node: PolicyNode, now_s: float) -> PolicyStatus:
     message.latency_p50_s, message.latency_p95_s = latency.p50_s, latency.p95_s
     message.latency_p99_s, message.network_p50_s = latency.p99_s, network.p50_s
     message.chunks_received, message.chunks_used = scheduler.received, scheduler.used
-    message.chunks_dropped = scheduler.dropped_late + scheduler.dropped_old
+    message.chunks_dropped = scheduler.received - scheduler.used
     message.live_chunks = runner.scheduler.live_chunks(now_s)
     message.horizon_left_s = runner.scheduler.remaining_s(now_s)
     jitter = node.jitter.summary() or NOTHING_MEASURED
@@ -103,7 +103,7 @@ def _motion_parts(node: PolicyNode, now_s: float) -> list[PartStatus]:
     latency = runner.latency.summary() or NOTHING_MEASURED
     clamps = runner.stream.clamps
     totals = clamps.position + clamps.velocity + clamps.acceleration
-    deaf = [p for p in node.problems(now_s) if "joint_trajectory" in p]
+    deaf = [p for p in node.problems(now_s) if "nobody listens" in p]
     return [
         PartStatus(
             "executor",
@@ -121,12 +121,19 @@ def _motion_parts(node: PolicyNode, now_s: float) -> list[PartStatus]:
         PartStatus(
             "scheduler",
             Level.OK,
-            node.parameters.scheduler,
+            node.scheduling.method,
             {
                 "live chunks": runner.scheduler.live_chunks(now_s),
                 "horizon left s": runner.scheduler.remaining_s(now_s),
                 "received": scheduler.received,
-                "dropped": scheduler.dropped_late + scheduler.dropped_old,
+                "dropped late": scheduler.dropped_late,
+                "dropped old": scheduler.dropped_old,
+                "dropped busy": scheduler.dropped_busy,
+                "doubted": scheduler.dropped_doubted,
+                "crossovers": scheduler.crossovers,
+                "delay estimate s": runner.latency.estimate_s or 0.0,
+                "speed scale": runner.speed_scale,
+                "smoothing lag s": runner.follower.lag_s if runner.follower else 0.0,
             },
         ),
         PartStatus(

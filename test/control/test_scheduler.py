@@ -278,7 +278,7 @@ def test_a_chunk_changed_after_it_was_added_does_not_move_the_robot() -> None:
 
 
 def test_unknown_names_and_bad_parameters_are_refused() -> None:
-    with pytest.raises(ValueError, match="sync, latest, temporal_ensemble"):
+    with pytest.raises(ValueError, match="sync, latest, blend, temporal_ensemble, rtc"):
         make_scheduler("newest", gripper=GRIPPER)
     with pytest.raises(ValueError, match="m must be finite"):
         make_scheduler("temporal_ensemble", gripper=GRIPPER, m=math.nan)

@@ -17,6 +17,7 @@ from pi05_ros.nodes.parameters import (
     JointParameters,
     ParameterError,
     PolicyParameters,
+    SchedulerParameters,
     SimParameters,
     declare,
     declare_named,
@@ -51,16 +52,16 @@ def joint(**changes: Any) -> JointParameters:
 
 
 def test_values_come_from_the_overrides(make_node: Any) -> None:
-    node = make_node(ensemble_m=0.5, scheduler="latest")
-    parameters = declare(node, PolicyParameters)
-    assert (parameters.ensemble_m, parameters.scheduler) == (0.5, "latest")
-    assert parameters.control_rate_hz == 50.0
-    assert "weight" in node.describe_parameter("ensemble_m").description
+    node = make_node(scheduler__ensemble_m=0.5, scheduler__method="latest")
+    scheduling = declare(node, SchedulerParameters, "scheduler.")
+    assert (scheduling.ensemble_m, scheduling.method) == (0.5, "latest")
+    assert declare(node, PolicyParameters).control_rate_hz == 50.0
+    assert "weight" in node.describe_parameter("scheduler.ensemble_m").description
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("control_rate_hz", 0.0), ("num_steps", 0), ("scheduler", "newest"), ("device", 3)],
+    [("control_rate_hz", 0.0), ("num_steps", 0), ("publish", "never"), ("device", 3)],
 )
 def test_bad_values_are_named(make_node: Any, name: str, value: Any) -> None:
     with pytest.raises(ParameterError, match=name):
@@ -105,6 +106,29 @@ def test_impossible_joints_are_named(changes: dict[str, float]) -> None:
         declared.joint_group({"elbow": joint(**changes)})
 
 
+def test_a_scheduler_is_made_of_its_block() -> None:
+    joints = declared.joint_group({"elbow": joint(), "lift": joint(), "grip": joint(gripper=True)})
+    scheduler = SchedulerParameters("blend", newest_only=["lift"]).make(joints)
+    assert type(scheduler).__name__ == "BlendScheduler"
+    assert scheduler._gripper.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "newest"}, "sync, latest, blend"),
+        ({"newest_only": ["elbo"]}, "no joint is called.*elbo"),
+        ({"ensemble_order": "random"}, "oldest_first, newest_first"),
+        ({"replan": "never"}, "free, steps, remaining"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_is_named(changes: dict[str, Any], message: str) -> None:
+    """Pins: a value that is set in motion is checked before the motion changes."""
+    joints = declared.joint_group({"elbow": joint()})
+    with pytest.raises(ParameterError, match=message):
+        SchedulerParameters(**changes).make(joints)
+
+
 def test_controllers_share_out_the_joints() -> None:
     joints = declared.joint_group({"a": joint(), "b": joint(), "c": joint()})
     columns = declared.controller_columns(
@@ -146,6 +170,7 @@ def test_the_shipped_params_file_is_complete_and_known(make_node: Any) -> None:
     flatten("", tree["/**/policy"]["ros__parameters"])
     node = make_node(**flat)
     declare(node, PolicyParameters)
+    declare(node, SchedulerParameters, "scheduler.")
     assert len(declare_named(node, "cameras", CameraParameters)) == 3
     joints = declared.joint_group(declare_named(node, "joints", JointParameters))
     assert len(joints) == 14

@@ -126,6 +126,26 @@ def test_a_stopped_camera_stops_inference(peer: Peer, process: NodeProcess) -> N
     peer.wait(lambda: peer.chunks, "chunk after the camera came back")
 
 
+def test_the_scheduler_changes_in_motion(peer: Peer, process: NodeProcess) -> None:
+    """Pins: a method that is read once, or a wrong one that stops the node."""
+    assert peer.change_state("configure"), process.log
+    peer.run_robot()
+    assert peer.change_state("activate")
+    peer.instruct("wave with the left arm")
+    peer.wait(lambda: moved(peer), "trajectory")
+    try:
+        for method in ("rtc", "blend", "sync", "latest"):
+            assert peer.set_parameter("policy", "scheduler.method", method).successful
+            peer.forget()
+            peer.wait(lambda: moved(peer) and peer.chunks, f"motion under {method}")
+            peer.wait(lambda: peer.statuses and peer.statuses[-1].scheduler == method, method)  # noqa: B023
+        refused = peer.set_parameter("policy", "scheduler.method", "newest")
+        assert not refused.successful and "temporal_ensemble" in refused.reason
+        assert peer.fresh_status().inference_failures == 0
+    finally:
+        peer.set_parameter("policy", "scheduler.method", "temporal_ensemble")
+
+
 def test_pictures_of_another_size_and_encoding_are_used(peer: Peer, process: NodeProcess) -> None:
     def grey(camera: str, stamp_s: float) -> Image:
         image = default_image(camera, stamp_s)
