@@ -14,9 +14,22 @@ COMMANDS = {
         "pi05_ros.nodes.demo_command",
         "a simulated ALOHA, the policy node, an instruction, motion",
     ),
+    "check": (
+        "pi05_ros.policy.check_command",
+        "what a checkpoint is, and whether it runs with a robot",
+    ),
     "record": (
         "pi05_ros.recording.command",
         "demonstrations of the scripted experts as a LeRobot data set or as bags",
+    ),
+    "train": ("pi05_ros.training.command", "recordings become a checkpoint"),
+    "bench": (
+        "pi05_ros.evaluation.scheduler_bench_command",
+        "chunk schedulers by delay: success, steps, jerk, stalls",
+    ),
+    "sim-eval": (
+        "pi05_ros.evaluation.closed_loop_command",
+        "closed-loop success of a policy in the simulator",
     ),
 }
 """Name → module with `add_arguments(parser)` and `run(options) -> exit code`, and a summary."""

@@ -1,0 +1,78 @@
+"""Runs a policy on a simulated clock: what it takes in real time does not matter."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from pi05_ros.executor import ExecutorState, InferenceResult, check_chunk
+from pi05_ros.types import ActionPrefix, Observation, Policy
+
+
+class TimedExecutor:
+    """Stands in for `InferenceExecutor` in a `PolicyRunner`; the same life on another clock.
+
+    A request is served at once, and its result is handed out when the clock has reached the
+    observation's stamp plus the delay. Until then the executor is busy.
+
+    Args:
+        policy: infers in the caller's thread.
+        delay_s: simulated time from an observation's stamp to its usable chunk. A tick takes
+            what is there when it begins, so even 0 means the tick after.
+    """
+
+    def __init__(self, policy: Policy, delay_s: float) -> None:
+        if not (math.isfinite(delay_s) and delay_s >= 0):
+            raise ValueError(f"the delay must be a finite time from 0 s on, got {delay_s}")
+        self.now_s = 0.0
+        """Simulated time; whoever owns the clock sets it before each tick."""
+        self.completed = 0
+        self.failed = 0
+        self._policy = policy
+        self._delay_s = delay_s
+        self._busy_until_s = -math.inf
+        self._result: InferenceResult | None = None
+
+    @property
+    def state(self) -> ExecutorState:
+        return ExecutorState.READY if self._is_due() else ExecutorState.BUSY
+
+    def submit(self, source: Callable[[], Observation], prefix: ActionPrefix | None = None) -> None:
+        """Infer on what `source` returns; replaces a result that was not collected."""
+        started_s = time.monotonic()
+        observation = source()
+        decoded_s = time.monotonic()
+        chunk, error = None, None
+        try:
+            chunk = self._policy.infer(observation, prefix)
+            check_chunk(chunk, self._policy, observation)
+            self.completed += 1
+        except Exception as exception:
+            chunk, error = None, " ".join(f"{type(exception).__name__}: {exception}".split())
+            self.failed += 1
+        finished_s = time.monotonic()
+        self._busy_until_s = observation.stamp_s + self._delay_s
+        self._result = InferenceResult(
+            chunk,
+            error,
+            observation.stamp_s,
+            started_s,
+            finished_s,
+            decoded_s - started_s,
+            finished_s - decoded_s,
+        )
+
+    def results(self) -> list[InferenceResult]:
+        """The result, once, when it is due."""
+        if self._result is None or not self._is_due():
+            return []
+        result, self._result = self._result, None
+        return [result]
+
+    def discard(self) -> None:
+        """Throw the result away; the executor stays busy for as long as it would have been."""
+        self._result = None
+
+    def _is_due(self) -> bool:
+        return self.now_s >= self._busy_until_s - 1e-9
