@@ -191,14 +191,18 @@ def _read_parameters(
 def save_model(model: Pi0, directory: str | Path) -> None:
     """Write config.json and model.safetensors as LeRobot names them, both language heads included.
 
-    Each file appears whole or not at all. Tensors keep the dtype that they have in the model.
+    Each file appears whole or not at all. Tensors keep the dtype that they have in the model, but
+    for the image tower and the projector, which LeRobot has in float32 in any case.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     state = model.state_dict()
     for ours, source in key_map(model).items():
-        parts = state[ours].detach().cpu().split([shape[0] for shape in source.shapes])
+        tensor = state[ours].detach().cpu()
+        if ours.startswith("vision."):
+            tensor = tensor.float()
+        parts = tensor.split([shape[0] for shape in source.shapes])
         tensors |= {
             f"model.{name}": part.contiguous()
             for name, part in zip(source.names, parts, strict=True)

@@ -127,6 +127,19 @@ def test_bfloat16_keeps_what_is_sensitive_in_float32(tmp_path: Path, bfloat16_fi
     assert {"embedder.weight", "vision.layers.0.qkv.weight", "vision.projector.weight"} <= low
 
 
+def test_a_bfloat16_file_has_lerobots_dtypes(tmp_path: Path) -> None:
+    """Pins: a file that LeRobot loads with another precision than its own bfloat16 files have.
+
+    LeRobot 0.6.1 keeps the tower, the projector, the norms and the heads outside the language
+    models in float32 (modeling_pi05.py, `to_bfloat16_for_selected_params`).
+    """
+    save_model(load_model(DATA / "pi05_tiny_f32", dtype=torch.bfloat16), tmp_path)
+    kept = ("vision_tower", "multi_modal_projector", "layernorm", "norm.", "action_", "time_mlp")
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        single = any(part in name for part in kept)
+        assert tensor.dtype == (torch.float32 if single else torch.bfloat16), name
+
+
 def test_names_without_model_prefix(
     checkpoint: Callable[[Callable[[Tensors], None]], Path],
 ) -> None:
