@@ -11,6 +11,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 INSTRUCTION ?=
 DEMO_ARGS ?=
+# without setuptools' general advice on editable installs
+INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet --editable
 # busy-waiting OpenMP threads stall each other and the simulator on two cores
 export OMP_WAIT_POLICY ?= passive
 
@@ -35,19 +37,20 @@ install: $(VENV)/demo.stamp
 system:
 	@sh scripts/system_packages.sh
 
+# The pip that Python 3.10 ships takes many minutes to choose versions.
 $(VENV)/torch.stamp: scripts/check_python.py
 	$(PYTHON) scripts/check_python.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade pip  # Python 3.10's takes many minutes to choose versions
+	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
-	$(PIP) install --quiet --editable '.[sim,eval]'
+	$(INSTALL) '.[sim,eval]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
-	$(PIP) install --quiet --editable '.[sim,eval,train,dev]'
+	$(INSTALL) '.[sim,eval,train,dev]'
 	@touch $@ $(VENV)/demo.stamp
 
 clean:
