@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 
-from pi05_ros.control.latency import LatencySummary
+from pi05_ros.control.latency import LatencySummary, LatencyTracker
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes.diagnostics import Level, PartStatus, diagnostic_array
 from pi05_ros.nodes.messages import to_time
-
-if TYPE_CHECKING:
-    from pi05_ros.nodes.policy_node import PolicyNode
+from pi05_ros.nodes.parameters import PolicyParameters, SchedulerParameters
+from pi05_ros.runner import PolicyRunner
+from pi05_ros.types import JointGroup, Policy
 
 NOTHING_MEASURED = LatencySummary(count=0, p50_s=0.0, p95_s=0.0, p99_s=0.0, max_s=0.0)
 PHASES = {
@@ -24,7 +24,29 @@ PHASES = {
 }
 
 
-def policy_status(node: PolicyNode, now_s: float) -> PolicyStatus:
+class StatusSource(Protocol):
+    """What the policy node knows of itself."""
+
+    phase: int
+    parameters: PolicyParameters
+    scheduling: SchedulerParameters
+    policy: Policy | None
+    runner: PolicyRunner | None
+    joints: JointGroup | None
+    jitter: LatencyTracker
+    ticks: int
+    trajectories: int
+    last_failure: str
+
+    @property
+    def tick_rate_hz(self) -> float: ...
+
+    def problems(self, now_s: float) -> list[str]: ...
+
+    def get_fully_qualified_name(self) -> str: ...
+
+
+def policy_status(node: StatusSource, now_s: float) -> PolicyStatus:
     """The node's figures as pi05_ros/PolicyStatus."""
     message = PolicyStatus(state=node.phase, dry_run=node.parameters.dry_run)
     message.header.stamp = to_time(now_s)
@@ -62,7 +84,7 @@ def policy_status(node: PolicyNode, now_s: float) -> PolicyStatus:
     return message
 
 
-def policy_diagnostics(node: PolicyNode, now_s: float) -> DiagnosticArray:
+def policy_diagnostics(node: StatusSource, now_s: float) -> DiagnosticArray:
     """One status each for the node, cameras, joints, executor, scheduler, limits, controllers."""
     phase = PHASES[node.phase]
     level = Level.ERROR if node.phase == PolicyStatus.ERROR else Level.OK
@@ -72,7 +94,7 @@ def policy_diagnostics(node: PolicyNode, now_s: float) -> DiagnosticArray:
     return diagnostic_array(node.get_fully_qualified_name(), node.parameters.robot, parts, now_s)
 
 
-def _stream_parts(node: PolicyNode, now_s: float) -> list[PartStatus]:
+def _stream_parts(node: StatusSource, now_s: float) -> list[PartStatus]:
     assert node.runner is not None
     buffer = node.runner.buffer
     problems = buffer.problems(now_s)
@@ -96,7 +118,7 @@ def _stream_parts(node: PolicyNode, now_s: float) -> list[PartStatus]:
     return parts
 
 
-def _motion_parts(node: PolicyNode, now_s: float) -> list[PartStatus]:
+def _motion_parts(node: StatusSource, now_s: float) -> list[PartStatus]:
     runner, joints = node.runner, node.joints
     assert runner is not None and joints is not None
     executor, scheduler = runner.executor.statistics, runner.scheduler.statistics
