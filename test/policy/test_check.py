@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -242,8 +243,7 @@ def test_corruptions_are_named(
     assert run(str(copied), "--json") == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert len(problems) == 1
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(problems[0])
+    assert re.search(message, problems[0]), problems[0]
     assert run(str(copied)) == 1
     assert "problem: " in capsys.readouterr().out
 
