@@ -7,13 +7,10 @@ Service: `~/reset` puts arms and cubes back.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
@@ -34,6 +31,7 @@ from pi05_ros.nodes.messages import (
 )
 from pi05_ros.nodes.parameters import ParameterError, SimParameters, declare
 from pi05_ros.nodes.sim_loop import SimLoop, SimState
+from pi05_ros.nodes.spinning import spin_until_interrupted
 from pi05_ros.sim.arms import JOINT_NAMES, SimulatedAloha
 from pi05_ros.sim.cameras import CAMERAS
 from pi05_ros.sim.controller import (
@@ -101,6 +99,10 @@ class AlohaSimNode(Node):
         self.failed = ""
         self._lost_s = 0.0
         self.loop.start()
+
+    def close(self) -> None:
+        """End the physics and camera threads."""
+        self.loop.stop()
 
     def _wanted_cameras(self) -> list[str]:
         """Rendering is what costs: a camera without a subscriber is left out."""
@@ -221,19 +223,4 @@ def check_cameras(key: str, names: Sequence[str], known: Sequence[str] = CAMERAS
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of the executable `aloha_sim_node`."""
-    rclpy.init(args=args)
-    node = None
-    try:
-        node = AlohaSimNode()
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except ParameterError as error:
-        print(f"aloha_sim: {error}", file=sys.stderr)
-        return 2
-    finally:
-        if node is not None:
-            node.loop.stop()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return spin_until_interrupted(AlohaSimNode, "aloha_sim", args)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from collections.abc import Callable, Sequence
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -48,6 +46,7 @@ from pi05_ros.nodes.parameters import (
     declare,
     declare_named,
 )
+from pi05_ros.nodes.spinning import spin_until_interrupted
 from pi05_ros.nodes.status import policy_diagnostics, policy_status
 from pi05_ros.observation.buffer import InstructionError
 from pi05_ros.observation.decode import DecodeError, decode_joint_state
@@ -95,6 +94,12 @@ class PolicyNode(LifecycleNode):
         times_s = self._tick_times_s
         span_s = times_s[-1] - times_s[0] if len(times_s) > 1 else 0.0
         return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
+
+    def close(self) -> None:
+        """Brake the arms if they still move, and end the inference thread."""
+        if self.phase == PolicyStatus.ACTIVE and rclpy.ok():
+            self.trigger_deactivate()
+        self._tear_down()
 
     def now_s(self) -> float:
         return float(self.get_clock().now().nanoseconds * 1e-9)
@@ -305,21 +310,4 @@ class PolicyNode(LifecycleNode):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of the executable `policy_node`."""
-    rclpy.init(args=args)
-    node = None
-    try:
-        node = PolicyNode()
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except ParameterError as error:
-        print(f"policy: {error}", file=sys.stderr)
-        return 2
-    finally:
-        if node is not None:
-            if node.phase == PolicyStatus.ACTIVE and rclpy.ok():
-                node.trigger_deactivate()
-            node.on_shutdown(LifecycleState(0, "unknown"))
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return spin_until_interrupted(PolicyNode, "policy", args)
