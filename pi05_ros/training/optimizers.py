@@ -128,7 +128,7 @@ def learning_rate(stage: StageConfig, step: int, progress: float) -> float:
         progress: of the stage, 0 to 1.
     """
     warmup = min(1.0, (step + 1) / (stage.warmup_steps + 1))
-    falling = max(0.0, progress - stage.hold) / max(1e-9, 1 - stage.hold)
+    falling = (progress - stage.hold) / (1 - stage.hold) if progress > stage.hold else 0.0
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, falling)))
     return stage.lr * warmup * (stage.final_lr + (1 - stage.final_lr) * cosine)
 
