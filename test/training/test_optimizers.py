@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -103,6 +103,7 @@ def test_every_parameter_has_one_optimiser(optimizer: str) -> None:
     assert sorted(undecayed) == sorted(id(parameters[name]) for name in plain)
 
 
+@example(hold=0.9999999999999999, final=0.0, warmup=0, steps=1)
 @settings(max_examples=60, deadline=None)
 @given(
     hold=st.floats(0, 1),
