@@ -21,6 +21,9 @@ HORIZON = 50
 CUBES_KEY = "scene.cube_positions"
 """[3 × cubes] x, y, z of each cube's centre, m. Not under `observation`, where LeRobot's policies
 would take it for something that a robot measures."""
+PIXELS_KEY = "scene.cube_pixels"
+"""[cameras × cubes × 2] column and row of what each camera sees of each cube, from 0 to 1 over the
+picture; -1 where it sees none."""
 PICTURE_KEY = "picture_index"
 """Frames with the same number have the same pictures."""
 
@@ -105,8 +108,13 @@ def features(recipe: Recipe, use_video: bool = False) -> Features:
     from pi05_ros.sim.arms import JOINT_NAMES, SimulatedAloha
     from pi05_ros.sim.cameras import CAMERAS
 
-    axes = [f"{cube}_{axis}" for cube in SimulatedAloha().cubes for axis in "xyz"]
-    extras = {CUBES_KEY: Extra((len(axes),), names=axes)}
+    cubes = SimulatedAloha().cubes
+    axes = [f"{cube}_{axis}" for cube in cubes for axis in "xyz"]
+    pixels = [f"{camera}_{cube}_{axis}" for camera in CAMERAS for cube in cubes for axis in "uv"]
+    extras = {
+        CUBES_KEY: Extra((len(axes),), names=axes),
+        PIXELS_KEY: Extra((len(pixels),), names=pixels),
+    }
     if recipe.labelled:
         extras[layout.CHUNK_KEY] = Extra((HORIZON, len(JOINT_NAMES)))
     if recipe.visits:
@@ -150,9 +158,11 @@ class SimulatedRecorder:
         from pi05_ros.sim.arms import SimulatedAloha
         from pi05_ros.sim.cameras import CAMERAS, CameraRenderer
         from pi05_ros.sim.experts import DT_S, Expert
+        from pi05_ros.sim.views import cube_pixels
 
         self.recipe = recipe
         self._cameras = CAMERAS
+        self._cube_pixels = cube_pixels
         self._sim = SimulatedAloha()
         self._expert = Expert(self._sim)
         self._renderer = CameraRenderer(self._sim.model, *recipe.size_px)
@@ -282,7 +292,9 @@ class SimulatedRecorder:
         label: FloatArray | None,
     ) -> Frame:
         cubes = np.concatenate([self._sim.cube_position(cube) for cube in self._sim.cubes])
-        extra: dict[str, Any] = {CUBES_KEY: cubes}
+        aspect = self.recipe.size_px[0] / self.recipe.size_px[1]
+        pixels = [self._cube_pixels(self._sim, camera, aspect).ravel() for camera in self._cameras]
+        extra: dict[str, Any] = {CUBES_KEY: cubes, PIXELS_KEY: np.concatenate(pixels)}
         if label is not None:
             extra[layout.CHUNK_KEY] = self._units.to_policy(label).astype(np.float32)
         return Frame(

@@ -33,6 +33,17 @@ _SHADOW_SIZE_PX = {"fast": 0, "pretty": 2048}
 _SAMPLES = {"fast": 0, "pretty": 4}
 
 
+def mjcf_name(camera: str) -> str:
+    """A camera's name in the MJCF files.
+
+    Raises:
+        ValueError: it is neither one of `CAMERAS` nor "scene".
+    """
+    if camera not in (*CAMERAS, SCENE_CAMERA):
+        raise ValueError(f"camera must be one of {(*CAMERAS, SCENE_CAMERA)}, got {camera!r}")
+    return _MJCF_NAMES.get(camera, camera)
+
+
 class RenderingUnavailable(RuntimeError):
     """No OpenGL works here without a screen."""
 
@@ -104,15 +115,14 @@ class CameraRenderer:
             raise RuntimeError("this renderer is closed")
         if threading.get_ident() != self._thread:
             raise RuntimeError("a renderer draws only in the thread that made it; make one here")
-        if camera not in (*CAMERAS, SCENE_CAMERA):
-            raise ValueError(f"camera must be one of {(*CAMERAS, SCENE_CAMERA)}, got {camera!r}")
+        index = self._model.camera(mjcf_name(camera)).id
         qpos = np.asarray(getattr(state, "qpos", state), dtype=np.float64)
         if qpos.shape != (self._model.nq,):
             raise ValueError(f"qpos must have shape ({self._model.nq},), got {qpos.shape}")
         self._data.qpos[:] = qpos
         mujoco.mj_kinematics(self._model, self._data)
         mujoco.mj_camlight(self._model, self._data)
-        self._camera.fixedcamid = self._model.camera(_MJCF_NAMES.get(camera, camera)).id
+        self._camera.fixedcamid = index
         self._gl.make_current()
         mujoco.mjv_updateScene(
             self._model,

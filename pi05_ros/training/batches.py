@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pi05_ros.policy.images import fitted_size
 from pi05_ros.recording.reader import LeRobotDataset, Sample
 from pi05_ros.recording.simulated import PICTURE_KEY
 from pi05_ros.training.config import ConfigError, StageConfig, TrainConfig
@@ -52,6 +53,9 @@ class Batch:
     """[P · J · K]."""
     positions: Tensor
     """[P, objects, 3] centred and scaled; NaN where a dataset does not have them."""
+    pixels: Tensor
+    """[P, n_cameras, objects, 2] column and row in the network's square picture, from 0 to 1;
+    below 0 where the camera does not see it, NaN where a dataset does not say."""
     named: Tensor
     """[P · J] the object that the instruction names, or -1."""
     name_tokens: Tensor
@@ -105,6 +109,7 @@ class Examples:
         self._cumulative = np.cumsum(joined / joined.sum())
         self._task_weights = config.data.task_weights
         self._positions = _read_positions(self.datasets, config)
+        self._pixels = [_read_pixels(d, config, preparation) for d in self.datasets]
 
     @property
     def frames(self) -> int:
@@ -115,6 +120,11 @@ class Examples:
     def objects(self) -> int:
         """Objects whose positions are known; 0 where no dataset has them."""
         return next((p.shape[1] for p in self._positions if p is not None), 0)
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether some dataset says where its cameras see the objects."""
+        return any(pixels is not None for pixels in self._pixels)
 
     def batch(self, stage: StageConfig, seed: Sequence[int]) -> Batch:
         """The training batch that belongs to a seed."""
@@ -183,6 +193,7 @@ class Examples:
                 (times * config.time_scale + config.time_offset).astype(np.float32)
             ),
             positions=torch.from_numpy(self._positions_of(groups)),
+            pixels=torch.from_numpy(self._pixels_of(groups)),
             named=torch.from_numpy(named),
             name_tokens=torch.from_numpy(name_tokens),
             state_tokens=torch.from_numpy(state_tokens),
@@ -230,6 +241,15 @@ class Examples:
                 values[row] = known[group.frames[0]]
         return values
 
+    def _pixels_of(self, groups: Sequence[_Group]) -> NDArray[np.float32]:
+        known = [self._pixels[group.dataset] for group in groups]
+        shape = next((pixels.shape[1:] for pixels in self._pixels if pixels is not None), (0, 0, 2))
+        values = np.full((len(groups), *shape), np.nan, dtype=np.float32)
+        for row, (group, pixels) in enumerate(zip(groups, known, strict=True)):
+            if pixels is not None:
+                values[row] = pixels[group.frames[0]]
+        return values
+
 
 def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tuple[int, ...]]:
     """The frames that show the same pictures under different instructions, together.
@@ -271,6 +291,36 @@ def _read_positions(
     # One scale for all axes: an axis along which little happens shall not count as much.
     scale = np.sqrt(joined.var(0).mean()) + 1e-3
     return [None if values is None else (values - mean) / scale for values in raw]
+
+
+def _read_pixels(
+    dataset: LeRobotDataset, config: TrainConfig, preparation: Preparation
+) -> NDArray[np.float32] | None:
+    """[n, n_cameras, objects, 2] in the network's cameras and squares.
+
+    None without the feature, or where no stage asks for it.
+    """
+    key, objects = config.helpers.pixels, len(config.helpers.names)
+    wanted = any(stage.losses.get("pixels", 0) > 0 for stage in config.stages)
+    if not wanted or key not in dataset.extras:
+        return None
+    raw = dataset.extra(key).astype(np.float32).reshape(len(dataset), -1)
+    count = len(dataset.cameras) * objects * 2
+    if raw.shape[1] != count:
+        raise ConfigError(
+            f"{dataset.root}: {key!r} has {raw.shape[1]} numbers, for {len(dataset.cameras)} "
+            f"cameras and the {objects} names of helpers.names it must have {count}"
+        )
+    by_camera = raw.reshape(len(dataset), -1, objects, 2)
+    cameras, side = preparation.config.cameras, preparation.config.image_size
+    pixels = np.full((len(dataset), len(cameras), objects, 2), np.nan, dtype=np.float32)
+    for index, camera in enumerate(dataset.cameras):
+        height, width = fitted_size(*dataset.image_sizes[camera], side)
+        inner = np.array([width, height]) / side
+        squared = by_camera[:, index] * inner + (1 - inner) / 2
+        absent = (by_camera[:, index] < 0).any(axis=-1, keepdims=True)
+        pixels[:, cameras.index(preparation.cameras[camera])] = np.where(absent, -1.0, squared)
+    return pixels
 
 
 class _Steps(Dataset[Batch]):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-LOSSES = ("flow", "chunk", "named_position", "scene")
+LOSSES = ("flow", "chunk", "named_position", "scene", "pixels")
 PARTS = ("vision", "projector", "embedder", "prefix", "bridge", "expert")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16")
@@ -67,11 +67,15 @@ class NetworkConfig:
 class HelperConfig:
     """Losses that only help training; what they add to the network is not saved.
 
-    `named_position` and `scene` need the dataset feature `positions`, `chunk` needs none.
+    `named_position` and `scene` need the dataset feature `positions`, `pixels` needs the feature
+    `pixels`, `chunk` needs none.
     """
 
     positions: str = "scene.cube_positions"
     """Feature with x, y, z of every object, in m, of every frame."""
+    pixels: str = "scene.cube_pixels"
+    """Feature with every camera's column and row of every object, from 0 to 1 over the picture;
+    below 0 where the camera does not see it. Cameras in the dataset's order."""
     names: tuple[str, ...] = ("red", "green", "blue")
     """The word that names each object in an instruction, in the feature's order."""
     position_layers: tuple[int, ...] = (2, 4)

@@ -8,6 +8,7 @@ pictures alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,6 +99,45 @@ class SceneHead(nn.Module):
         return self.out(logits.float().softmax(-1).to(tokens.dtype) @ tokens).float()
 
 
+class PixelHead(nn.Module):
+    """In which patch of a camera's picture each object is, and where in the patch.
+
+    By the same answers as `SceneHead`: which tokens answer an object's name, or none of them.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(width**-0.5))
+        self.absent = nn.Parameter(torch.zeros(()))
+        self.within = nn.Linear(width, 2)
+
+    def loss(self, tokens: Tensor, names: Tensor, pixels: Tensor) -> Tensor:
+        """Mean over the objects whose place, or absence, is known.
+
+        Args:
+            tokens: [N, side · side, width] of one picture each.
+            names: [objects, width], embedded.
+            pixels: [N, objects, 2] as in `Batch.pixels`.
+        """
+        side = math.isqrt(tokens.shape[1])
+        logits = (_rms(answer(names)) @ _rms(tokens).mT * self.scale).float()
+        logits = torch.cat((logits, self.absent.expand(*logits.shape[:2], 1)), dim=-1)
+        known = pixels.isfinite().all(-1)
+        seen = known & (pixels >= 0).all(-1)
+        scaled = torch.where(seen[..., None], pixels, 0.0).clamp(max=1 - 1e-6) * side
+        column, row = scaled.floor().long().unbind(-1)
+        patch = row * side + column
+        wanted = torch.where(seen, patch, side * side)
+        where = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        at = tokens.gather(1, patch[..., None].expand(-1, -1, tokens.shape[-1]))
+        offset = F.smooth_l1_loss(
+            self.within(_rms(at)).float(), scaled.frac() - 0.5, beta=_POSITION_BETA,
+            reduction="none",
+        ).sum(-1)  # fmt: skip
+        error = where * known.flatten() + (offset * seen).flatten()
+        return error.sum() / known.sum().clamp(min=1)
+
+
 class ChunkHead(nn.Module):
     """What joint j will do over the horizon, from the hidden state at the token of its state."""
 
@@ -139,7 +179,7 @@ class Helpers(nn.Module):
             config: the network's.
             settings: where the heads read.
             losses: those of all stages.
-            name_ids: the token that names each object; for the loss scene.
+            name_ids: the token that names each object; for the losses scene and pixels.
 
         Raises:
             ConfigError: a layer or camera that the network does not have, or a robot whose
@@ -149,6 +189,9 @@ class Helpers(nn.Module):
         self.settings = settings
         self.joints = config.action_dim or 0
         width = config.sizes.vlm.width
+        self.register_buffer("name_ids", torch.tensor(name_ids), persistent=False)
+        if "pixels" in losses:
+            self.pixels = PixelHead(width)
         if "scene" in losses:
             if settings.scene_camera not in config.cameras:
                 raise ConfigError(
@@ -157,7 +200,6 @@ class Helpers(nn.Module):
                 )
             self._camera = config.cameras.index(settings.scene_camera)
             self.scene = SceneHead(width)
-            self.register_buffer("name_ids", torch.tensor(name_ids), persistent=False)
         for key in ("position_layers", "chunk_layers"):
             for layer in getattr(settings, key):
                 if not 0 < layer < config.sizes.vlm.depth:
@@ -178,12 +220,19 @@ class Helpers(nn.Module):
 
     def scene_loss(self, network: Pi0, batch: Batch, seen: Seen | None) -> Tensor:
         """Distance of all objects' positions, for batches whose pictures have that camera."""
-        cameras = batch.images.shape[1]
         if seen is not None and seen.features is not None and bool(batch.image_masks.all()):
+            cameras = batch.images.shape[1]
             tokens = seen.features.unflatten(0, (-1, cameras))[:, self._camera]
         else:
             tokens = network.vision(batch.images[:, self._camera])
         return _known_mean(self.scene(tokens, network.embedder(self.name_ids)), batch.positions)
+
+    def pixel_loss(self, network: Pi0, batch: Batch, seen: Seen | None) -> Tensor:
+        """Place of every object in every camera's picture."""
+        tokens = None if seen is None else seen.features
+        if tokens is None:
+            tokens = network.vision(batch.images.flatten(0, 1))
+        return self.pixels.loss(tokens, network.embedder(self.name_ids), batch.pixels.flatten(0, 1))
 
     def name_loss(self, batch: Batch, seen: Seen) -> Tensor:
         """Distance of the named object's position, where an instruction names one."""

@@ -47,6 +47,10 @@ class Learner(nn.Module):
                 values["chunk"] = self.helpers.chunk_loss(batch, seen)
             if "named_position" in wanted:
                 values["named_position"] = self.helpers.name_loss(batch, seen)
+        if "pixels" in wanted:
+            if seen is None:
+                seen = Seen(features=self.network.vision(batch.images.flatten(0, 1)))
+            values["pixels"] = self.helpers.pixel_loss(self.network, batch, seen)
         if "scene" in wanted:
             values["scene"] = self.helpers.scene_loss(self.network, batch, seen)
         total = torch.stack([values[name] * weight for name, weight in wanted.items()]).sum()

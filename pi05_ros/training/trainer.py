@@ -113,6 +113,11 @@ class Trainer:
                 f"the losses scene and named_position need the feature "
                 f"{config.helpers.positions!r}, which no dataset has: leave them out, or record it"
             )
+        if "pixels" in losses and not self.examples.has_pixels:
+            raise ConfigError(
+                f"the loss pixels needs the feature {config.helpers.pixels!r}, which no dataset "
+                "has: leave it out, or record it"
+            )
         if config.network.start == SMALL:
             _silence_padding(network)
         if config.gradient_checkpointing:
@@ -126,7 +131,7 @@ class Trainer:
         self._restored: dict[str, Any] = {}
 
     def _layout(self, network: Pi0, losses: set[str]) -> PromptLayout | None:
-        if not losses & {"chunk", "named_position", "scene"}:
+        if not losses & {"chunk", "named_position", "scene", "pixels"}:
             return None
         if network.config.kind != "pi05":
             raise ConfigError("the losses other than flow read the prompt of π0.5 alone")

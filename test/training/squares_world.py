@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.recording.layout import CHUNK_KEY, Extra, Features
-from pi05_ros.recording.simulated import CUBES_KEY, PICTURE_KEY
+from pi05_ros.recording.simulated import CUBES_KEY, PICTURE_KEY, PIXELS_KEY
 from pi05_ros.recording.writer import DatasetWriter
 from pi05_ros.training.config import TrainConfig, parse_config
 
@@ -44,7 +44,7 @@ def path(state: np.ndarray, goal: np.ndarray) -> np.ndarray:
 def write_dataset(root: Path, episodes: int, seed: int = 0, chunks: bool = True) -> Path:
     """Episodes of two moments, each with both instructions, or of plain recorded motion."""
     rng = np.random.default_rng(seed)
-    extras = {CUBES_KEY: Extra((6,))}
+    extras = {CUBES_KEY: Extra((6,)), PIXELS_KEY: Extra((4,))}
     if chunks:
         extras |= {CHUNK_KEY: Extra((HORIZON, 2)), PICTURE_KEY: Extra((1,), "int64")}
     features = Features({"cam": (SIDE, SIDE)}, ["x", "y"], ["x", "y"], extras)
@@ -57,7 +57,10 @@ def write_dataset(root: Path, episodes: int, seed: int = 0, chunks: bool = True)
                 images: dict[str, Any] | None = {"cam": picture}
                 for color, goal in zip(COLORS, goals, strict=True):
                     chunk = path(state, goal)
-                    extra: dict[str, Any] = {CUBES_KEY: np.insert(goals, 2, 0.0, axis=1).ravel()}
+                    extra: dict[str, Any] = {
+                        CUBES_KEY: np.insert(goals, 2, 0.0, axis=1).ravel(),
+                        PIXELS_KEY: (((goals + 1) / 2 * (SIDE - 6) + 3) / SIDE).ravel(),
+                    }
                     if chunks:
                         extra |= {CHUNK_KEY: chunk, PICTURE_KEY: [number]}
                     task = f"touch the {color} cube"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from squares_world import (  # type: ignore[import-not-found]
     write_dataset,
 )
 
+from pi05_ros.recording.layout import Extra, Features
 from pi05_ros.recording.reader import LeRobotDataset
+from pi05_ros.recording.simulated import CUBES_KEY, PIXELS_KEY
+from pi05_ros.recording.writer import DatasetWriter
 from pi05_ros.training.batches import Batch, Examples, Loader, describe, group_frames
 from pi05_ros.training.config import ConfigError, TrainConfig
 from pi05_ros.training.preparation import start
@@ -164,6 +168,41 @@ def test_positions_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> 
     helpers = {"names": ["red", "green", "blue"]}
     with pytest.raises(ConfigError, match=r"has 6 numbers, for the 3 names .* must have 9"):
         load(make_config(tmp_path, dataset, helpers=helpers))
+
+
+def test_pixels_are_where_the_padded_picture_shows_them(tmp_path: Path) -> None:
+    """Fault: coordinates of the recorded picture, which padding moves; another camera's."""
+    features = Features(
+        {"left": (24, 32), "right": (24, 32)}, ["x"], ["x"], {PIXELS_KEY: Extra((8,))}
+    )
+    pictures = np.zeros((2, 24, 32, 3), dtype=np.uint8)
+    pictures[0, 4:8, 20:24, 0] = 255  # the left camera sees red at column 22, row 6
+    pictures[1, 16:20, 8:12, 2] = 255  # and the right one sees blue at 10, 18
+    pixels = [22 / 32, 6 / 24, -1, -1, -1, -1, 10 / 32, 18 / 24]
+    with DatasetWriter(tmp_path / "data", 10, features, robot_type="squares") as writer:
+        for _ in range(2):
+            for _ in range(HORIZON + 1):
+                images = dict(zip(("left", "right"), pictures, strict=True))
+                writer.add_frame(images, np.zeros(1), np.zeros(1), "go", {PIXELS_KEY: pixels})
+            writer.end_episode()
+    config = make_config(
+        tmp_path / "out", tmp_path / "data", stages=[stage(losses={"pixels": 1.0}, batch=1)]
+    )
+    examples = load(config)
+    assert examples.has_pixels
+    batch = examples.batch(config.stages[0], (0,))
+    for camera, channel in ((0, 0), (1, 2)):
+        rows, columns = np.nonzero(batch.images[0, camera, channel].numpy() > 0)
+        middle = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / batch.images.shape[-1]
+        np.testing.assert_allclose(batch.pixels[0, camera, camera], middle, atol=1e-3)
+        assert (batch.pixels[0, camera, 1 - camera] < 0).all()
+
+
+def test_pixels_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> None:
+    config = make_config(tmp_path, dataset, stages=[stage(losses={"pixels": 1.0})])
+    config = replace(config, helpers=replace(config.helpers, pixels=CUBES_KEY))
+    with pytest.raises(ConfigError, match=r"has 6 numbers, for 1 cameras and the 2 names.*4"):
+        load(config)
 
 
 def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, dataset: Path) -> None:

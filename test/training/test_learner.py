@@ -15,13 +15,14 @@ from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
 from pi05_ros.policy.model import Pi0
 from pi05_ros.training.batches import Batch
 from pi05_ros.training.config import ConfigError, HelperConfig, StageConfig
-from pi05_ros.training.heads import watch
+from pi05_ros.training.heads import PixelHead, watch
+from pi05_ros.training.initial import answer
 from pi05_ros.training.learner import Learner, checkpoint_layers, choose_parameters, part_of
 
 PICTURES, TASKS, CAMERAS, LENGTH, JOINTS = 2, 2, 2, 9, 3
 NAMES = (3, 4)
 """Tokens that name the two objects."""
-LOSSES = {"flow", "chunk", "named_position", "scene"}
+LOSSES = {"flow", "chunk", "named_position", "scene", "pixels"}
 HELPERS = HelperConfig(
     names=("red", "blue"), position_layers=(1, 2), chunk_layers=(2,), scene_camera="b"
 )
@@ -70,6 +71,7 @@ def make_batch(repeats: int = 1, seed: int = 0) -> Batch:
         noise=noise,
         times=torch.rand(rows * repeats, generator=generator),
         positions=torch.randn(PICTURES, 2, 3, generator=generator),
+        pixels=torch.rand(PICTURES, CAMERAS, 2, 2, generator=generator),
         named=torch.tensor([0, 1, -1, 1]),
         name_tokens=torch.tensor([3, 2, 0, 4]),
         state_tokens=lengths[:, None] - 4 + torch.arange(JOINTS),
@@ -168,11 +170,39 @@ def test_unknown_positions_teach_nothing(learner: Learner) -> None:
     batch.named[2:] = -1
     torch.testing.assert_close(learner(batch, {"named_position": 1.0})[0], full)
     batch.positions[:] = torch.nan
-    for loss in ("named_position", "scene"):
+    batch.pixels[:] = torch.nan
+    for loss in ("named_position", "scene", "pixels"):
         total = learner(batch, {loss: 1.0})[0]
         assert total.item() == 0
         total.backward()
     assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in learner.parameters())
+
+
+def test_pixels_are_columns_and_rows_of_patches() -> None:
+    """Fault: column and row exchanged, patches counted in another order than the tower's."""
+    head, side, width = PixelHead(12), 3, 12
+    head.scale.data.fill_(5.0)
+    names = torch.eye(2, width) * 3
+    tokens = torch.eye(width)[-1].repeat(1, side * side, 1)
+    tokens[0, 1 * side + 2] = answer(names[0])  # row 1, column 2
+    pixels = torch.tensor([[[2.5 / 3, 1.5 / 3], [-1.0, -1.0]]])
+    head.within.weight.data.zero_()
+    head.within.bias.data.zero_()
+    head.absent.data.fill_(5.0)
+    assert head.loss(tokens, names, pixels) < 0.1
+    assert head.loss(tokens, names, pixels.flip(-1)) > 5
+    assert head.loss(tokens, names, pixels.flip(1)) > 1
+    edge = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    assert torch.isfinite(head.loss(tokens, names, edge))
+
+
+def test_the_tower_runs_once_for_all_helpers(learner: Learner) -> None:
+    """Fault: helpers beside the flow loss that read other features than the prefix's."""
+    batch = make_batch()
+    alone = [learner(batch, {loss: 1.0})[0] for loss in ("pixels", "scene")]
+    together = learner(batch, {"flow": 1.0, "pixels": 1.0, "scene": 1.0})[1]
+    torch.testing.assert_close(together["pixels"], alone[0].detach())
+    torch.testing.assert_close(together["scene"], alone[1].detach())
 
 
 def gradients(learner: Learner, batch: Batch, losses: dict[str, float], insulate: bool) -> set[str]:
