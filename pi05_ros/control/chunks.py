@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray
 
 BoolArray = NDArray[np.bool_]
 
+_COLUMNS = 6
 TIME_TOLERANCE_S = 1e-6
 """Two times closer than this are the same; float64 epoch seconds resolve 0.24 µs."""
 
@@ -37,7 +37,7 @@ class SchedulerStatistics:
     """`temporal_ensemble`: a chunk disagreed so much that it replaced the others."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LiveChunk:
     """A chunk as it will be executed."""
 
@@ -48,10 +48,11 @@ class LiveChunk:
     """[horizon, n_joints], not written to any more."""
     stamp_s: float
     """Of its observation; a mean of several's for a mixture."""
+    end_s: float = field(init=False)
+    """When the last step is due."""
 
-    @property
-    def end_s(self) -> float:
-        return self.start_s + (len(self.actions) - 1) * self.dt_s
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end_s", self.start_s + (len(self.actions) - 1) * self.dt_s)
 
 
 class ChunkScheduler:
@@ -85,6 +86,12 @@ class ChunkScheduler:
         self.statistics = SchedulerStatistics()
         self._newest_stamp_s = -math.inf
         self._chunks: list[LiveChunk] = []
+        self._stacked: list[LiveChunk] = []
+        self._taken: list[int] = []
+        """Slots of the stacked chunks, in their order."""
+        self._free: list[int] = []
+        self._clear_slots(0)
+        self._table: FloatArray = np.empty((_COLUMNS, 0))
         self._stack()
 
     def add(self, chunk: ActionChunk, now_s: float, *, standing: bool = False) -> bool:
@@ -231,41 +238,61 @@ class ChunkScheduler:
         return actions
 
     def _stack(self) -> None:
-        """Lay the live chunks end to end in memory, for one gather per tick."""
-        chunks = self._chunks
-        rows = [
-            (chunk.start_s, chunk.end_s, 1.0 / chunk.dt_s, last := len(chunk.actions) - 1,
-             max(last - 1, 0))
-            for chunk in chunks
-        ]  # fmt: skip
-        columns = np.array(rows).reshape(-1, 5).T[..., None]
-        self._starts_s, self._ends_s, self._rates_hz, self._lasts, self._befores = columns
-        self._tolerances = TIME_TOLERANCE_S * self._rates_hz
-        lengths = [0, *(len(chunk.actions) for chunk in chunks)]
-        self._firsts = np.array(list(accumulate(lengths))[:-1])[:, None]
-        self._actions = (
-            np.concatenate([chunk.actions for chunk in chunks])
-            if chunks
-            else np.empty((0, len(self._gripper)))
-        )
+        """Lay the live chunks out in memory, for one gather per tick.
+
+        Mostly old chunks leave and one joins: only the one that joins is copied then.
+        """
+        kept = len(self._chunks) - 1
+        leaving = len(self._stacked) - kept
+        joins = kept >= 0 and leaving >= 0 and self._stacked[leaving:] == self._chunks[:-1]
+        if joins and len(self._chunks[-1].actions) == self._slots.shape[1]:
+            self._free += self._taken[:leaving]
+            del self._taken[:leaving]
+            self._table = np.concatenate(
+                (self._table[:, leaving:], self._place(self._chunks[-1])), axis=1
+            )
+        else:
+            self._clear_slots(max((len(chunk.actions) for chunk in self._chunks), default=0))
+            rows = [self._place(chunk) for chunk in self._chunks]
+            self._table = np.concatenate((np.empty((_COLUMNS, 0)), *rows), axis=1)
+        self._stacked = self._chunks
+        table = self._table[..., None]
+        self._starts_s, self._ends_s, self._rates_hz, self._lasts, self._befores = table[:5]
+        self._firsts = table[5].astype(np.intp)
+
+    def _clear_slots(self, length: int) -> None:
+        self._slots = np.zeros((self._max_chunks, length, len(self._gripper)))
+        self._actions = self._slots.reshape(-1, len(self._gripper))
+        self._taken = []
+        self._free = list(range(self._max_chunks))
+
+    def _place(self, chunk: LiveChunk) -> FloatArray:
+        """Copy a chunk into a free slot; its column of the table."""
+        slot = self._free.pop()
+        self._taken.append(slot)
+        last = len(chunk.actions) - 1
+        self._slots[slot, : last + 1] = chunk.actions
+        column = (
+            chunk.start_s, chunk.end_s, 1.0 / chunk.dt_s,
+            last, max(last - 1, 0), slot * self._slots.shape[1],
+        )  # fmt: skip
+        return np.array(column)[:, None]
 
     def _predictions(self, times_s: FloatArray) -> tuple[FloatArray, BoolArray]:
         """What each chunk says [n_chunks, n, n_joints], and whether it has a say [n_chunks, n].
 
         Where no chunk reaches, the nearest ones in time do, with their first or last action.
         """
-        outside_s = np.maximum(self._starts_s - times_s, times_s - self._ends_s)
-        exists = outside_s <= np.maximum(outside_s.min(axis=0), 0.0) + TIME_TOLERANCE_S
-        steps = (times_s - self._starts_s) * self._rates_hz
-        steps = np.minimum(np.maximum(steps, 0.0), self._lasts)
-        # a step that is due to within the tolerance is taken as it is
-        whole = np.rint(steps)
-        steps = np.where(np.abs(steps - whole) < self._tolerances, whole, steps)
+        since_s = times_s - self._starts_s
+        outside_s = np.maximum(-since_s, times_s - self._ends_s)
+        nearest_s = np.maximum(np.minimum.reduce(outside_s, axis=0), 0.0)
+        exists = outside_s <= nearest_s + TIME_TOLERANCE_S
+        steps = np.minimum(np.maximum(since_s * self._rates_hz, 0.0), self._lasts)
         before = np.minimum(steps, self._befores).astype(np.intp)
         share = (steps - before)[..., None]
         rows = before + self._firsts
         base = self._actions.take(rows, axis=0)
-        # the last row of a chunk of one step has no successor; its share is 0
+        # the row after a chunk of one step is another's or empty; its share is 0
         after = self._actions.take(rows + 1, axis=0, mode="clip")
         after *= share
         base *= 1.0 - share

@@ -126,22 +126,26 @@ class TemporalEnsembleScheduler(ChunkScheduler):
         Compared at a few of its steps with the others' nearest ones, since it runs at each arrival.
         """
         first = max(0, math.ceil((now_s - live.start_s) / live.dt_s))
-        end_s = max(chunk.end_s for chunk in self._chunks)
+        end_s = float(self._ends_s.max())
         last = min(len(live.actions) - 1, math.floor((end_s - live.start_s) / live.dt_s))
         if last < first:
             return False
         steps = (first + (last - first) * _GUARD_SHARES).astype(np.intp)
-        elapsed_s = live.start_s + live.dt_s * steps - self._starts_s
+        elapsed_s = (live.start_s - self._starts_s) + live.dt_s * steps
         nearest = np.rint(elapsed_s * self._rates_hz)
         inside = np.minimum(np.maximum(nearest, 0.0), self._lasts)
-        reach = (nearest == inside).astype(np.float64)
-        reach /= np.maximum(np.add.reduce(reach, axis=0), 1.0)
         others = self._actions.take(inside.astype(np.intp) + self._firsts, axis=0)
-        difference = np.einsum("cn,cnd->nd", reach, others) - live.actions[steps]
-        np.copyto(difference, 0.0, where=self._gripper)
+        reach = nearest == inside
+        if reach.all():
+            course = np.add.reduce(others, axis=0) / len(others)
+        else:
+            shares = reach / np.maximum(np.add.reduce(reach, axis=0), 1.0)
+            course = (shares.T[:, None] @ others.swapaxes(0, 1))[:, 0]
+        difference = course - live.actions.take(steps, axis=0)
         difference *= difference
-        worst = np.add.reduce(difference, axis=0).max() / len(steps)
-        return bool(worst > self._guard.disagreement**2)
+        worst = np.add.reduce(difference, axis=0)
+        worst[self._gripper] = 0.0
+        return bool(worst.max() > self._guard.disagreement**2 * len(steps))
 
     def _merge(self, predictions: FloatArray, exists: BoolArray) -> FloatArray:
         if exists.all():
