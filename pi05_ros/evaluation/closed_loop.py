@@ -6,6 +6,7 @@ simulator's, and pictures are drawn only for the observations that an inference 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from pi05_ros.evaluation.simulated_time import TimedExecutor
 from pi05_ros.evaluation.trials import Trial
 from pi05_ros.executor import InferenceExecutor
 from pi05_ros.observation.buffer import CameraStream, ObservationBuffer
-from pi05_ros.runner import PolicyRunner
+from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.sim.arms import HOME_POSITIONS, SimulatedAloha
 from pi05_ros.sim.cameras import CAMERAS
 from pi05_ros.sim.controller import JointTrajectoryController, Trajectory, TrajectoryRejected
@@ -31,6 +32,7 @@ from pi05_ros.sim.tasks import CUBE_VERBS
 from pi05_ros.types import FloatArray, ImageArray
 
 JOINT_RATE_HZ = 100.0
+Watch = Callable[[PolicyRunner, Tick, float], bool]
 _AWAY_RAD = 2 * HOME_TOLERANCE_RAD
 """How far a joint is from home at least when "home" begins."""
 _TRACE_TICKS = 5
@@ -133,12 +135,24 @@ class ClosedLoop:
         if unknown or not policy.cameras:
             raise SetupError(f"the policy's cameras must be of {CAMERAS}, not {policy.cameras}")
 
-    def play(self, trial: Trial) -> Outcome:
-        """One episode, until its task or that of the instruction is done, or time is over."""
+    def play(
+        self,
+        trial: Trial,
+        watch: Watch | None = None,
+        draw_delay_s: Callable[[], float] | None = None,
+    ) -> Outcome:
+        """One episode, until its task or that of the instruction is done, or time is over.
+
+        Args:
+            trial: what is asked for, and from where.
+            watch: called after each control tick; it may change the instruction, or end the
+                episode by returning False.
+            draw_delay_s: each chunk's delay, instead of the settings' one.
+        """
         sim, settings = self.sim, self._settings
-        start = _reset(sim, trial)
+        start = reset_to_start(sim, trial)
         self._agent.begin(trial.policy_seed)
-        executor = TimedExecutor(self._agent.policy, settings.delay_s)
+        executor = TimedExecutor(self._agent.policy, draw_delay_s or settings.delay_s)
         runner = self._runner(executor, black=trial.condition == "black")
         arms = _Arms(sim, self._robot, self._order)
         judge, told, mistakes = Judge(trial.task, sim), Judge(trial.told, sim), _Mistakes(sim)
@@ -178,6 +192,8 @@ class ClosedLoop:
             mistakes.update(judge)
             if (step + 1) % (_TRACE_TICKS * self._steps_per_tick) == 0:
                 trace.append(sim.qpos())
+            if watch is not None and not watch(runner, tick, now_s):
+                break
             if judge.done or told.done:
                 break
         trace.append(sim.qpos())
@@ -316,7 +332,7 @@ class _Mistakes:
         return {(side, c) for side in SIDES for c in cubes if touches(self._sim, side, c)}
 
 
-def _reset(sim: SimulatedAloha, trial: Trial) -> str:
+def reset_to_start(sim: SimulatedAloha, trial: Trial) -> str:
     """Put the simulator to the trial's start; the kind of start."""
     rng = trial.rng()
     if trial.task.verb != "home":

@@ -91,7 +91,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Episode:
-    """What one run gave; lengths in m, times in s."""
+    """What one run gave; times in s, lengths in the task's unit: m, or rad of all arm joints."""
 
     variant: str
     delay: str
@@ -100,10 +100,10 @@ class Episode:
     time_s: float
     """To the goal; the limit where it was not reached."""
     stall_s: float
-    largest_step_m: float
+    largest_step: float
     """Of the targets per control tick, in front of the limits, as the three below."""
     largest_acceleration: float
-    seam_jump_m: float
+    seam_jump: float
     """The largest change of a target by a chunk's arrival."""
     rms_jerk: float
     """Of the executed motion, as the two below."""
@@ -111,7 +111,8 @@ class Episode:
     sparc: float
     action_age_s: float
     reaction_s: float
-    """From a changed instruction to 2 cm of motion for it, in an episode of its own."""
+    """From a changed instruction to motion for it, in an episode of its own; NaN if not measured.
+    """
 
 
 class World:

@@ -30,19 +30,31 @@ class Measure:
     digits: int = 0
 
 
-MEASURES = (
-    Measure("success", "ok %", "success", "%", 100.0),
-    Measure("time_s", "time s", "time to the goal", "s", digits=2),
-    Measure("stall_s", "stall s", "stall", "s", digits=2),
-    Measure("largest_step_m", "step mm", "largest step", "mm", 1000.0, 1),
-    Measure("largest_acceleration", "acc m/s²", "largest acceleration asked for", "m/s²", digits=1),
-    Measure("seam_jump_m", "seam mm", "largest seam jump", "mm", 1000.0, 1),
-    Measure("rms_jerk", "jerk", "RMS jerk", "m/s³"),
-    Measure("ldlj", "LDLJ", "LDLJ", "", digits=1),
-    Measure("sparc", "SPARC", "SPARC", "", digits=2),
-    Measure("action_age_s", "age ms", "action age", "ms", 1000.0),
-    Measure("reaction_s", "react ms", "reaction to an instruction", "ms", 1000.0),
-)
+def task_measures(unit: str, small: str) -> tuple[Measure, ...]:
+    """All measures of a task.
+
+    Args:
+        unit: of lengths, m or rad.
+        small: its thousandth.
+    """
+    return (
+        Measure("success", "ok %", "success", "%", 100.0),
+        Measure("time_s", "time s", "time to the goal", "s", digits=2),
+        Measure("stall_s", "stall s", "stall", "s", digits=2),
+        Measure("largest_step", f"step {small}", "largest step", small, 1000.0, 1),
+        Measure("largest_acceleration", f"acc {unit}/s²", "largest acceleration asked for",
+                f"{unit}/s²", digits=1),
+        Measure("seam_jump", f"seam {small}", "largest seam jump", small, 1000.0, 1),
+        Measure("rms_jerk", "jerk", "RMS jerk", f"{unit}/s³"),
+        Measure("ldlj", "LDLJ", "LDLJ", "", digits=1),
+        Measure("sparc", "SPARC", "SPARC", "", digits=2),
+        Measure("action_age_s", "age ms", "action age", "ms", 1000.0),
+        Measure("reaction_s", "react ms", "reaction to an instruction", "ms", 1000.0),
+    )  # fmt: skip
+
+
+OBSTACLE_MEASURES = task_measures("m", "mm")
+REACH_MEASURES = task_measures("rad", "mrad")
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,11 @@ class Figure:
 
 
 def summarise(episodes: Sequence[Episode], measure: Measure) -> Figure:
-    """Mean over the seeds; Wilson's interval for success, the normal one for the rest."""
+    """Mean over the seeds that have it; Wilson's interval for success, the normal one else."""
     values = np.array([getattr(episode, measure.key) for episode in episodes], dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Figure(math.nan, math.nan, math.nan)
     mean = float(values.mean())
     if measure.key == "success":
         interval = wilson_interval(int(values.sum()), len(values))
@@ -78,14 +93,14 @@ def group(episodes: Sequence[Episode]) -> dict[str, dict[str, list[Episode]]]:
     return groups
 
 
-def table(variant: str, delays: dict[str, list[Episode]]) -> Table:
+def table(variant: str, delays: dict[str, list[Episode]], columns: Sequence[Measure]) -> Table:
     """One method over the delays."""
     shown = Table(title=variant, title_justify="left", box=SIMPLE, padding=(0, 0))
     shown.add_column("delay", no_wrap=True)
-    for measure in MEASURES:
+    for measure in columns:
         shown.add_column(measure.short, justify="right", no_wrap=True)
     for delay, episodes in delays.items():
-        cells = [f"{summarise(episodes, m).mean:.{m.digits}f}" for m in MEASURES]
+        cells = [f"{summarise(episodes, m).mean:.{m.digits}f}" for m in columns]
         shown.add_row(delay, *cells)
     return shown
 
@@ -100,11 +115,11 @@ def cost_table(costs: dict[str, Cost]) -> Table:
     return shown
 
 
-def markdown(episodes: Sequence[Episode], keys: Sequence[str]) -> str:
+def markdown(episodes: Sequence[Episode], columns: Sequence[Measure]) -> str:
     """One table per measure, methods × delays, with the interval's half width."""
     groups = group(episodes)
     parts = []
-    for measure in (m for m in MEASURES if m.key in keys):
+    for measure in columns:
         delays = list(next(iter(groups.values())))
         unit = f", {measure.unit}" if measure.unit else ""
         lines = [f"| {measure.title}{unit} | " + " | ".join(delays) + " |",
@@ -121,14 +136,18 @@ def markdown(episodes: Sequence[Episode], keys: Sequence[str]) -> str:
 
 
 def write_metrics(
-    episodes: Sequence[Episode], costs: dict[str, Cost], header: dict[str, Any], path: Path
+    episodes: Sequence[Episode],
+    columns: Sequence[Measure],
+    costs: dict[str, Cost],
+    header: dict[str, Any],
+    path: Path,
 ) -> None:
     """Means and intervals of every pair, and the costs."""
     document = {
         **header,
         "results": {
             variant: {
-                delay: {m.key: asdict(summarise(found, m)) for m in MEASURES}
+                delay: {m.key: asdict(summarise(found, m)) for m in columns}
                 for delay, found in by_delay.items()
             }
             for variant, by_delay in group(episodes).items()
@@ -138,7 +157,9 @@ def write_metrics(
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def draw(episodes: Sequence[Episode], folder: Path) -> list[Path]:
+def draw(
+    episodes: Sequence[Episode], columns: Sequence[Measure], folder: Path, name: str = "scheduler"
+) -> list[Path]:
     """One figure per measure, delays along x, an error bar for the 95 % interval."""
     import matplotlib
 
@@ -147,7 +168,7 @@ def draw(episodes: Sequence[Episode], folder: Path) -> list[Path]:
 
     groups = group(episodes)
     paths = []
-    for measure in MEASURES:
+    for measure in columns:
         figure, axes = pyplot.subplots(figsize=(7.0, 3.6), layout="constrained")
         for index, (variant, by_delay) in enumerate(groups.items()):
             summaries = [summarise(found, measure) for found in by_delay.values()]
@@ -160,11 +181,11 @@ def draw(episodes: Sequence[Episode], folder: Path) -> list[Path]:
         axes.set_xticks(range(len(means)), list(by_delay))
         axes.set_xlabel("delay, observation to usable chunk")
         axes.set_ylabel(f"{measure.title}{', ' + measure.unit if measure.unit else ''}")
-        if measure.key in ("largest_step_m", "largest_acceleration", "seam_jump_m", "rms_jerk"):
+        if measure.key in ("largest_step", "largest_acceleration", "seam_jump", "rms_jerk"):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        path = folder / f"scheduler_{measure.key}.png"
+        path = folder / f"{name}_{measure.key}.png"
         figure.savefig(path, dpi=90)
         pyplot.close(figure)
         paths.append(path)

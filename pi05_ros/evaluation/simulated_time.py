@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 from pi05_ros.executor import ExecutorState, InferenceResult, check_chunk
 from pi05_ros.types import ActionPrefix, Observation, Policy
@@ -18,19 +19,21 @@ class TimedExecutor:
 
     Args:
         policy: infers in the caller's thread.
-        delay_s: simulated time from an observation's stamp to its usable chunk. A tick takes
-            what is there when it begins, so even 0 means the tick after.
+        delay_s: simulated time from an observation's stamp to its usable chunk, or what draws it
+            for each one. A tick takes what is there when it begins, so even 0 means the tick after.
     """
 
-    def __init__(self, policy: Policy, delay_s: float) -> None:
-        if not (math.isfinite(delay_s) and delay_s >= 0):
-            raise ValueError(f"the delay must be a finite time from 0 s on, got {delay_s}")
+    def __init__(self, policy: Policy, delay_s: float | Callable[[], float]) -> None:
+        if not callable(delay_s):
+            if not (math.isfinite(delay_s) and delay_s >= 0):
+                raise ValueError(f"the delay must be a finite time from 0 s on, got {delay_s}")
+            delay_s = partial(float, delay_s)
         self.now_s = 0.0
         """Simulated time; whoever owns the clock sets it before each tick."""
         self.completed = 0
         self.failed = 0
         self._policy = policy
-        self._delay_s = delay_s
+        self._draw_delay_s = delay_s
         self._busy_until_s = -math.inf
         self._result: InferenceResult | None = None
 
@@ -52,7 +55,7 @@ class TimedExecutor:
             chunk, error = None, " ".join(f"{type(exception).__name__}: {exception}".split())
             self.failed += 1
         finished_s = time.monotonic()
-        self._busy_until_s = observation.stamp_s + self._delay_s
+        self._busy_until_s = observation.stamp_s + self._draw_delay_s()
         self._result = InferenceResult(
             chunk,
             error,

@@ -1,7 +1,8 @@
 """Node `aloha_sim`: a two-arm ALOHA in MuJoCo behind the topics that a real one would have.
 
 Out: `joint_states`, `<camera>/image_raw`, `~/qpos` (the whole state, for replay), `/diagnostics`.
-In: `<arm>_controller/joint_trajectory`, executed as joint_trajectory_controller does.
+In: `<arm>_controller/joint_trajectory`, executed as joint_trajectory_controller does;
+`~/set_qpos`, a whole state to go on from, as `~/qpos` gives it but for the time in front.
 Service: `~/reset` puts arms and cubes back.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
@@ -95,6 +97,7 @@ class AlohaSimNode(Node):
             for name in ARMS
         ]
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_subscription(Float64MultiArray, "~/set_qpos", self._on_set_qpos, 10)
         self.create_timer(STATUS_PERIOD_S, self._publish_diagnostics)
         self.failed = ""
         self._lost_s = 0.0
@@ -149,6 +152,12 @@ class AlohaSimNode(Node):
         self.loop.reset(seed)
         response.success, response.message = True, f"arms at home, cubes placed with seed {seed}"
         return response
+
+    def _on_set_qpos(self, message: Float64MultiArray) -> None:
+        try:
+            self.loop.place(np.array(message.data))
+        except ValueError as error:
+            self.get_logger().error(f"~/set_qpos: {error}")
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         for parameter in parameters:

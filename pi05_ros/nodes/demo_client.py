@@ -66,6 +66,7 @@ class DemoClient:
                 TRAJECTORY_QOS,
             )
         self._instruction = node.create_publisher(String, "instruction", INSTRUCTION_QOS)
+        self._set_qpos = node.create_publisher(Float64MultiArray, "aloha_sim/set_qpos", 10)
         self._change_state = node.create_client(ChangeState, "policy/change_state")
         self._set_parameters = node.create_client(SetParameters, "aloha_sim/set_parameters")
         self._executor = SingleThreadedExecutor()
@@ -113,6 +114,22 @@ class DemoClient:
         )
         self.record.instructions.append((self._now_s(), text))
         self._instruction.publish(String(data=text))
+
+    def place(self, qpos: Sequence[float]) -> None:
+        """Put the simulator into a state and wait until it is there."""
+        self._wait(
+            lambda: self._set_qpos.get_subscription_count() > 0, 5.0, "no simulator to place"
+        )
+        seen = len(self.record.qpos)
+        self._set_qpos.publish(Float64MultiArray(data=qpos))
+        self._wait(
+            lambda: any(
+                max(abs(a - b) for a, b in zip(mine, qpos, strict=True)) < 0.02
+                for mine in self.record.qpos[max(seen, len(self.record.qpos) - 3) :]
+            ),
+            5.0,
+            "the simulator did not take the state",
+        )
 
     def set_cameras(self, names: Sequence[str] | None) -> None:
         """Let these cameras of the simulator publish; None: all of them."""

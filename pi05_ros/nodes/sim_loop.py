@@ -120,6 +120,17 @@ class SimLoop:
             for controller, columns in self._controllers.values():
                 controller.hold(self._sim.positions()[list(columns)], self._now_s())
 
+    def place(self, qpos: FloatArray) -> None:
+        """Put everything at `qpos` [nq], at rest; running trajectories end.
+
+        Raises:
+            ValueError: of another scene, or not finite.
+        """
+        with self._lock:
+            self._sim.set_qpos(qpos)
+            for controller, columns in self._controllers.values():
+                controller.hold(self._sim.positions()[list(columns)], self._now_s())
+
     def _now_s(self) -> float:
         return self._elapsed_s if self._own_clock else self._wall_clock_s()
 

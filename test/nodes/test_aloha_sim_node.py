@@ -10,6 +10,7 @@ import pytest
 from harness import CONTROLLERS, JOINTS, NodeProcess, Peer
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -19,6 +20,7 @@ from pi05_ros.nodes.messages import (
     to_seconds,
     trajectory_message,
 )
+from pi05_ros.sim.arms import SimulatedAloha
 
 WIDTH, HEIGHT = 160, 120
 
@@ -51,6 +53,7 @@ class Robot:
             for name in CONTROLLERS
         }
         self.reset = node.create_client(Trigger, "aloha_sim/reset")
+        self.set_qpos = node.create_publisher(Float64MultiArray, "aloha_sim/set_qpos", 10)
 
     def _on_joints(self, message: JointState) -> None:
         self.joints = message
@@ -112,6 +115,27 @@ def test_it_follows_a_trajectory_and_resets(robot: Robot) -> None:
     robot.peer.wait(future.done, "reset")
     assert future.result().success
     robot.peer.wait(lambda: np.abs(robot.positions() - home).max() < 0.02, "way home")
+
+
+def test_it_goes_on_from_a_given_state(robot: Robot, process: NodeProcess) -> None:
+    """Fault: servos that pull the arms back to where they were; nonsense that ends the node."""
+    sim = SimulatedAloha()
+    sim.reset(5)
+    home = sim.positions()
+    wanted = home.copy()
+    wanted[[0, 8]] += 0.2, 0.1
+    sim.set_targets(wanted)
+    sim.step(400)
+    robot.peer.wait(lambda: robot.set_qpos.get_subscription_count() > 0, "subscription")
+    robot.set_qpos.publish(Float64MultiArray(data=sim.qpos().tolist()))
+    robot.peer.wait(lambda: np.abs(robot.positions() - sim.positions()).max() < 0.01, "the state")
+    for nonsense in ([1.0, 2.0], [float("nan")] * len(sim.qpos())):
+        robot.set_qpos.publish(Float64MultiArray(data=nonsense))
+    robot.peer.wait(lambda: process.log.count("~/set_qpos: qpos must be") == 2, "refusals")
+    assert np.abs(robot.positions() - sim.positions()).max() < 0.01
+    future = robot.reset.call_async(Trigger.Request())
+    robot.peer.wait(future.done, "reset")
+    robot.peer.wait(lambda: np.abs(robot.positions() - home).max() < 0.02, "home again")
 
 
 def test_a_bad_trajectory_is_rejected_with_its_reason(robot: Robot, process: NodeProcess) -> None:
