@@ -30,7 +30,7 @@ from pi05_ros.recording.simulated import (
     Recipe,
     features,
 )
-from pi05_ros.recording.workers import episodes
+from pi05_ros.recording.workers import MakeActor, episodes
 from pi05_ros.recording.writer import DatasetWriter
 
 BAG_START_S = 1.0
@@ -82,13 +82,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, make_actor: MakeActor | None = None) -> int:
     """Record; 0 if the whole dataset is there, 1 if nothing is."""
     console = Console()
     try:
         recipe = _recipe(options)
-        record = _record_bags if options.format == "mcap" else _record_dataset
-        record(recipe, options, console)
+        if options.format == "mcap":
+            _record_bags(recipe, options, console)
+        else:
+            _record_dataset(recipe, options, console, make_actor)
     except (DatasetError, FileExistsError, ImportError, RuntimeError) as error:
         console.print(str(error), style="bold red", markup=False, highlight=False)
         return 1
@@ -131,7 +133,12 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     )
 
 
-def _record_dataset(recipe: Recipe, options: argparse.Namespace, console: Console) -> None:
+def _record_dataset(
+    recipe: Recipe,
+    options: argparse.Namespace,
+    console: Console,
+    make_actor: MakeActor | None,
+) -> None:
     started_s = time.monotonic()
     pictured = 0
     kind = features(recipe, use_video=options.video)
@@ -139,7 +146,7 @@ def _record_dataset(recipe: Recipe, options: argparse.Namespace, console: Consol
         DatasetWriter(options.output, recipe.fps, kind, robot_type="aloha_sim") as writer,
         _progress(console, options.episodes) as advance,
     ):
-        for frames in episodes(recipe, options.episodes, options.workers):
+        for frames in episodes(recipe, options.episodes, options.workers, make_actor):
             for frame in frames:
                 pictured += frame.images is not None
                 extra = frame.extra

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ HOLD_S = 0.5
 """Recorded after a task is done, so that a policy learns to stay."""
 TRIES = 20
 
+_ACTED_MOMENTS = 14
+"""Of a visit with an actor: enough to come near a cube and to try again."""
 _DISTURBED = 0.4
 _ARM_NOISE_RAD = 0.05
 _GRIPPER_NOISE = 0.15
@@ -145,14 +147,23 @@ class GripperUnits:
         return units * self._scale + self._offset
 
 
+Actor = Callable[[Mapping[str, ImageArray], FloatArray, str], FloatArray]
+"""Pictures, state [14] and instruction → actions [horizon, 14], in the policy's units."""
+
+
 class SimulatedRecorder:
     """Plays episodes of a recipe; belongs to the thread that made it.
+
+    Args:
+        recipe: what is played.
+        actor: moves the arms in visits instead of the expert, which still labels every moment: the
+            states are then those that a policy gets itself into (DAgger, Ross et al. 2011).
 
     Raises:
         RenderingUnavailable: no OpenGL on this machine.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, actor: Actor | None = None) -> None:
         # Mesa's threads would fight for the cores that other recorders use
         os.environ.setdefault("LP_NUM_THREADS", "1")
         from pi05_ros.sim.arms import SimulatedAloha
@@ -161,6 +172,7 @@ class SimulatedRecorder:
         from pi05_ros.sim.views import cube_pixels
 
         self.recipe = recipe
+        self._actor = actor
         self._cameras = CAMERAS
         self._cube_pixels = cube_pixels
         self._sim = SimulatedAloha()
@@ -222,17 +234,32 @@ class SimulatedRecorder:
         from_home = task.verb != "home" and rng.random() < 0.3
         (reset_for if from_home else random_start)(self._sim, task, rng)
         frames: list[Frame] = []
-        for _ in range(int(rng.integers(5, 9) if from_home else rng.integers(3, 6))):
-            images: dict[str, ImageArray | bytes] | None = self._pictures()
+        for _ in range(self._moments(from_home, rng)):
+            drawn = self._draw_pictures()
+            images: dict[str, ImageArray | bytes] | None = self._stored(drawn)
             plan = self._expert.plan(task, HORIZON * self._stride)
+            text = instruction(task, rng)
             for asked in [task, *self._others(task, rng)]:
-                steps = plan if asked is task else self._expert.plan(asked, len(plan))
+                mine = asked is task
+                steps = plan if mine else self._expert.plan(asked, len(plan))
+                told = text if mine else instruction(asked, rng)
                 label = steps[:: self._stride]
-                frames.append(self._frame(images, steps[0], instruction(asked, rng), label))
+                frames.append(self._frame(images, steps[0], told, label))
                 images = None
-            for target in self._disturbed(plan, rng)[: self._ticks_until_next(task, rng)]:
+            if self._actor is None:
+                course = self._disturbed(plan, rng)
+            else:
+                state = self._units.to_policy(self._sim.positions())
+                course = self._units.to_joints(self._actor(drawn, state, text))
+                course = course.repeat(self._stride, axis=0)
+            for target in course[: self._ticks_until_next(task, rng)]:
                 self._step(target)
         return frames
+
+    def _moments(self, from_home: bool, rng: np.random.Generator) -> int:
+        if self._actor is not None:
+            return _ACTED_MOMENTS
+        return int(rng.integers(5, 9) if from_home else rng.integers(3, 6))
 
     def _ticks_until_next(self, task: Task, rng: np.random.Generator) -> int:
         if task.side is not None and task.color is not None:
@@ -279,7 +306,12 @@ class SimulatedRecorder:
         return self._expert.plan(task, HORIZON * self._stride)[:: self._stride]
 
     def _pictures(self) -> dict[str, ImageArray | bytes]:
-        drawn = {camera: self._renderer.render(self._sim.data, camera) for camera in self._cameras}
+        return self._stored(self._draw_pictures())
+
+    def _draw_pictures(self) -> dict[str, ImageArray]:
+        return {camera: self._renderer.render(self._sim.data, camera) for camera in self._cameras}
+
+    def _stored(self, drawn: dict[str, ImageArray]) -> dict[str, ImageArray | bytes]:
         if not self.recipe.encode:
             return dict(drawn)
         return {camera: pictures.encode(picture) for camera, picture in drawn.items()}

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from pi05_ros.recording.layout import DatasetError
-from pi05_ros.recording.simulated import Frame, Recipe, SimulatedRecorder
+from pi05_ros.recording.simulated import Actor, Frame, Recipe, SimulatedRecorder
 
 _AHEAD = 3
 """Episodes per worker that may wait for an earlier one: bounds the memory."""
 
+MakeActor = Callable[[], Actor]
 _recipe: Recipe | None = None
+_make_actor: MakeActor | None = None
 _recorder: SimulatedRecorder | None = None
 
 
-def episodes(recipe: Recipe, count: int, workers: int = 1) -> Iterator[list[Frame]]:
+def episodes(
+    recipe: Recipe, count: int, workers: int = 1, make_actor: MakeActor | None = None
+) -> Iterator[list[Frame]]:
     """Episodes 0 … count − 1, the same ones whatever the number of workers.
 
     Args:
         recipe: what is played.
         count: number of episodes.
         workers: processes, each with a simulator and a renderer; 1 for none but this one.
+        make_actor: makes what moves the arms instead of the expert; with several workers it is
+            pickled and called in each of them.
 
     Raises:
         DatasetError: the expert keeps failing, or a worker died.
@@ -33,7 +40,7 @@ def episodes(recipe: Recipe, count: int, workers: int = 1) -> Iterator[list[Fram
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if workers == 1:
-        recorder = SimulatedRecorder(recipe)
+        recorder = SimulatedRecorder(recipe, make_actor() if make_actor else None)
         try:
             for number in range(count):
                 yield recorder.episode(number)
@@ -42,7 +49,7 @@ def episodes(recipe: Recipe, count: int, workers: int = 1) -> Iterator[list[Fram
         return
     # OpenGL and its threads do not outlive a fork
     pool = ProcessPoolExecutor(
-        min(workers, count), multiprocessing.get_context("spawn"), _start, (recipe,)
+        min(workers, count), multiprocessing.get_context("spawn"), _start, (recipe, make_actor)
     )
     try:
         waiting: deque[Future[list[Frame]]] = deque()
@@ -60,9 +67,11 @@ def episodes(recipe: Recipe, count: int, workers: int = 1) -> Iterator[list[Fram
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(recipe: Recipe) -> None:
-    global _recipe
-    _recipe = recipe
+def _start(recipe: Recipe, make_actor: MakeActor | None) -> None:
+    global _recipe, _make_actor
+    _recipe, _make_actor = recipe, make_actor
+    # each process has one core for itself: torch reads this when it is loaded
+    os.environ["OMP_NUM_THREADS"] = "1"
     # Ctrl-C reaches the whole process group; the parent ends its workers itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -72,5 +81,5 @@ def _play(number: int) -> list[Frame]:
     assert _recipe is not None
     if _recorder is None:
         # here and not in `_start`, so that its errors reach the parent
-        _recorder = SimulatedRecorder(_recipe)
+        _recorder = SimulatedRecorder(_recipe, _make_actor() if _make_actor else None)
     return _recorder.episode(number)

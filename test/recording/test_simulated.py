@@ -81,6 +81,34 @@ def test_a_visit_has_several_instructions_for_each_picture(visit: list[Frame]) -
     assert not np.array_equal(visit[0].state, visit[4].state)
 
 
+def test_an_actor_moves_the_arms_and_the_expert_labels() -> None:
+    """Fault: actions in other units than the pictures' robot, the actor's motion as the label."""
+    seen: list[tuple[np.ndarray, str]] = []
+
+    def stretch(images: Any, state: np.ndarray, instruction: str) -> np.ndarray:
+        """Both waists outwards, the grippers open."""
+        assert images["cam_high"].shape == (24, 32, 3)
+        seen.append((state, instruction))
+        target = state.copy()
+        target[[0, 7]] += 0.1
+        target[GRIPPERS] = 1.0
+        return np.repeat(target[None], HORIZON, axis=0)
+
+    recipe = Recipe(verbs=("touch",), visits=True, instructions=2, size_px=(32, 24))
+    recorder = SimulatedRecorder(recipe, stretch)
+    frames = recorder.episode(0)
+    recorder.close()
+    moments = frames[::2]
+    assert len(moments) == len(seen) > 8
+    for frame, (state, instruction) in zip(moments, seen, strict=True):
+        np.testing.assert_array_equal(frame.state, state)
+        assert frame.task == instruction
+        assert np.abs(frame.extra[CHUNK_KEY][-1] - state).max() < 3
+    first, last = moments[0].state, moments[-1].state
+    assert (last[[0, 7]] - first[[0, 7]] > 0.2).all()
+    np.testing.assert_allclose(last[GRIPPERS], 1.0, atol=0.1)
+
+
 def test_frames_fit_their_features(visit: list[Frame], demonstration: list[Frame]) -> None:
     for frame, recipe in (
         (visit[0], Recipe(visits=True, size_px=(32, 24))),
