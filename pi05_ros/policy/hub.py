@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pi05_ros.policy.small import SMALL, small_checkpoint
+from pi05_ros.policy.small import SHIPPED, SMALL
 from pi05_ros.policy.weights import CheckpointError
 
 PATTERNS = ("*.json", "*.safetensors")
@@ -25,7 +25,11 @@ def checkpoint_folder(path: str | Path) -> Path:
         CheckpointError: there is no such folder, and it is no id or cannot be had.
     """
     if str(path) == SMALL:
-        return small_checkpoint()
+        if not (SHIPPED / "config.json").is_file():
+            raise CheckpointError(
+                f"{SHIPPED} is not there: the installation is not whole; repeat it"
+            )
+        return SHIPPED
     folder = Path(path).expanduser()
     if folder.exists():
         return folder

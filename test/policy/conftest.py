@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from untrained import create_small_checkpoint  # type: ignore[import-not-found]
 
 from pi05_ros.policy.checkpoint import load_model
 from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize, parse_config
 from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.small import create_small_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 

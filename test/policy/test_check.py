@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from untrained import small_statistics  # type: ignore[import-not-found]
 
 from pi05_ros.policy import check_command
 from pi05_ros.policy.check import check, human_bytes
 from pi05_ros.policy.normalize import Normalizer
 from pi05_ros.policy.processors import ACTION, STATE, write_processing
-from pi05_ros.policy.small import small_config, small_statistics
+from pi05_ros.policy.small import small_config
 
 Change = Callable[[Path], Any]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from untrained import create_small_checkpoint, small_statistics  # type: ignore[import-not-found]
 
 from pi05_ros import types
 from pi05_ros.policy.checkpoint import save_model
@@ -21,7 +22,7 @@ from pi05_ros.policy.normalize import Normalizer
 from pi05_ros.policy.policy import Policy, PolicyOutputError
 from pi05_ros.policy.processors import ACTION, STATE, write_processing
 from pi05_ros.policy.robots import aloha
-from pi05_ros.policy.small import CAMERAS, create_small_checkpoint, small_config, small_statistics
+from pi05_ros.policy.small import CAMERAS, small_config
 from pi05_ros.policy.weights import CheckpointError
 from pi05_ros.types import ActionPrefix, Observation
 
@@ -370,7 +371,6 @@ def test_bfloat16_is_close(checkpoint: Path) -> None:
     assert 0 < np.abs(difference).max() < 0.2
 
 
-def test_small_is_a_name(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+def test_small_is_a_name() -> None:
     """Fault: the demo's checkpoint not found."""
-    monkeypatch.setattr("pi05_ros.policy.hub.small_checkpoint", lambda: checkpoint)
-    assert "untrained" in Policy.from_pretrained("small", device="cpu").description
+    assert ", trained (" in Policy.from_pretrained("small", device="cpu").description
