@@ -10,10 +10,14 @@ from collections.abc import Sequence
 
 from pi05_ros.nodes.environment import prepare
 
+SWITCH_INTERVAL_S = 5e-4
+"""Python lets a thread keep the interpreter for 5 ms otherwise, and a control tick wait for it."""
+
 
 def policy_node(args: Sequence[str] | None = None) -> int:
     """Run the node `policy` until it is interrupted; the process's exit code."""
     prepare()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     from pi05_ros.nodes.policy_node import main
 
     return main(args)
@@ -22,6 +26,7 @@ def policy_node(args: Sequence[str] | None = None) -> int:
 def aloha_sim_node(args: Sequence[str] | None = None) -> int:
     """Run the node `aloha_sim` until it is interrupted; the process's exit code."""
     prepare()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         from pi05_ros.nodes.aloha_sim_node import main
     except ImportError as error:

@@ -30,6 +30,9 @@ class DatasetConfig:
     root: str
     weight: float = 1.0
     """How often its pictures are drawn, relative to one picture of another dataset."""
+    statistics: bool = True
+    """Whether its frames count for the normalisation. Data added to a finished training should
+    not, or the checkpoint's numbers would mean something else from then on."""
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,14 @@ def _prepare(
         )
     except ValueError as error:
         raise ConfigError(f"{datasets[0].root}: {error}") from None
-    statistics = compute_statistics(datasets, robot, policy_config.horizon, config)
+    counted = [
+        dataset
+        for dataset, entry in zip(datasets, config.data.datasets, strict=True)
+        if entry.statistics
+    ]
+    if not counted:
+        raise ConfigError("data.datasets: one at least must have statistics: true")
+    statistics = compute_statistics(counted, robot, policy_config.horizon, config)
     with tempfile.TemporaryDirectory() as folder:
         processors.write_processing(Path(folder), policy_config, statistics, tokenizer=".")
         processing = processors.read_processing(

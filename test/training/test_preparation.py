@@ -23,7 +23,7 @@ from pi05_ros.recording.writer import DatasetWriter
 from pi05_ros.training.config import ConfigError
 from pi05_ros.training.initial import ASKING_SCALE, answer
 from pi05_ros.training.output import save_checkpoint
-from pi05_ros.training.preparation import start
+from pi05_ros.training.preparation import compute_statistics, start
 from pi05_ros.training.state import Position
 from pi05_ros.types import Observation
 
@@ -104,6 +104,27 @@ def test_a_floor_for_joints_that_hardly_move(tmp_path: Path, aloha: Path) -> Non
     _, preparation = start(make_config(tmp_path, robot="aloha", data=data), [LeRobotDataset(aloha)])
     for feature in preparation.statistics.values():
         np.testing.assert_allclose(feature["q99"] - feature["q01"], 6.0, atol=1e-12)
+
+
+def test_added_data_leaves_the_statistics_alone(
+    aloha: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a checkpoint whose numbers mean something else after it has learnt on."""
+    counted: list[LeRobotDataset] = []
+
+    def note(datasets: list[LeRobotDataset], *rest: Any) -> Any:
+        counted.extend(datasets)
+        return compute_statistics(datasets, *rest)
+
+    monkeypatch.setattr("pi05_ros.training.preparation.compute_statistics", note)
+    first, added = LeRobotDataset(aloha), LeRobotDataset(aloha)
+    roots: list[dict[str, Any]] = [{"root": str(aloha)}, {"root": str(aloha), "statistics": False}]
+    config = make_config(tmp_path, robot="aloha", data={"datasets": roots})
+    start(config, [first, added])
+    assert counted == [first]
+    config = make_config(tmp_path, robot="aloha", data={"datasets": roots[1:]})
+    with pytest.raises(ConfigError, match="statistics: true"):
+        start(config, [added])
 
 
 def test_going_on_from_a_checkpoint(aloha: Path, tmp_path: Path) -> None:
