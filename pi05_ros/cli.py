@@ -22,10 +22,18 @@ COMMANDS = {
         "pi05_ros.recording.command",
         "demonstrations of the scripted experts as a LeRobot data set or as bags",
     ),
+    "dagger": (
+        "pi05_ros.evaluation.dagger_command",
+        "states that a policy gets itself into, labelled by the experts",
+    ),
     "train": ("pi05_ros.training.command", "recordings become a checkpoint"),
     "bench": (
         "pi05_ros.evaluation.scheduler_bench_command",
         "chunk schedulers by delay: success, steps, jerk, stalls",
+    ),
+    "evaluate": (
+        "pi05_ros.evaluation.offline_command",
+        "a policy on recorded bags or data sets, open loop: report and figures",
     ),
     "sim-eval": (
         "pi05_ros.evaluation.closed_loop_command",

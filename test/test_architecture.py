@@ -49,7 +49,7 @@ ROOMS = {
     "recording": room("types observation sim", "numpy cv2 rosbags pyarrow av rich"),
     "evaluation": room(
         f"{LIBRARY} sim recording",
-        "numpy scipy mujoco cv2 av matplotlib rosbags rich yaml",
+        "numpy scipy mujoco cv2 av matplotlib rosbags rich yaml ray rerun",
     ),
     "training": room("types policy recording", "numpy torch safetensors accelerate yaml rich"),
     "nodes": room(

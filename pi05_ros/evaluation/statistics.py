@@ -1,9 +1,12 @@
-"""Figures of repeated yes-or-no trials."""
+"""How sure figures of repeated trials are."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
+
+import numpy as np
 
 
 def wilson_interval(
@@ -36,3 +39,45 @@ def wilson_interval(
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
+
+
+def bootstrap_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """The percentile bootstrap interval (Efron 1979) of a ratio of sums over episodes.
+
+    Whole episodes are drawn, because what is measured within one belongs together.
+
+    Args:
+        numerators: one per episode.
+        denominators: one per episode, the weight of a mean or the other side of a comparison.
+        confidence: two-sided, between 0 and 1.
+        resamples: draws of as many episodes, with replacement.
+        seed: of the draws.
+
+    Returns:
+        Low and high end; None for fewer than two episodes.
+
+    Raises:
+        ValueError: different numbers of values, or the confidence is out of range.
+    """
+    if len(numerators) != len(denominators):
+        raise ValueError(f"{len(numerators)} numerators and {len(denominators)} denominators")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    count = len(numerators)
+    if count < 2:
+        return None
+    above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    sums = below[drawn].sum(axis=1)
+    ratios = above[drawn].sum(axis=1)[sums != 0] / sums[sums != 0]
+    if not len(ratios):
+        return None
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(ratios, (tail, 100 - tail))
+    return float(low), float(high)

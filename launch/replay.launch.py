@@ -1,0 +1,103 @@
+"""The policy node on a recorded bag: what it would have done, seen live.
+
+ros2 launch pi05_ros replay.launch.py bag:=BAG [rate:=0.5] [instruction:="…"]
+
+Only what the node reads is played, so recorded commands reach no controller; `dry_run` keeps the
+node's own from them.
+"""
+
+import os
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.parameter_descriptions import ParameterValue
+
+from pi05_ros.evaluation.offline_topics import read_evaluated_robot
+
+SHARE = get_package_share_directory("pi05_ros")
+
+ARGUMENTS = {
+    "bag": (None, "rosbag2 to play"),
+    "rate": ("1.0", "speed of the replay; below 1 for a policy that is slow here"),
+    "loop": ("false", "play it again and again"),
+    "checkpoint": ("", "checkpoint folder; empty takes the params file's"),
+    "params_file": (
+        os.path.join(SHARE, "config", "aloha.yaml"),
+        "parameters of the policy node",
+    ),
+    "namespace": ("", "namespace of the node and of the recorded topics"),
+    "dry_run": ("true", "publish chunks but no trajectories"),
+    "instruction": ("", "instruction from the start; empty takes the recorded ones"),
+}
+
+
+def text(name):
+    """A launch argument as a string parameter, whatever YAML would make of it."""
+    return ParameterValue(LaunchConfiguration(name), value_type=str)
+
+
+def actions(context):
+    """The node, and the player as soon as the node is active."""
+    value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    robot = read_evaluated_robot(value["params_file"], value["namespace"])
+    topics = [next(iter(camera.topics)) for camera in robot.cameras] + [robot.joint_topic]
+    overrides = {
+        "use_sim_time": True,
+        "autostart": True,
+        "dry_run": ParameterValue(LaunchConfiguration("dry_run"), value_type=bool),
+    }
+    if value["checkpoint"]:
+        overrides["checkpoint"] = text("checkpoint")
+    if value["instruction"]:
+        overrides["instruction"] = text("instruction")
+    else:
+        topics.append(robot.instruction_topics[0])
+    node = LifecycleNode(
+        package="pi05_ros",
+        executable="policy_node",
+        name="policy",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[LaunchConfiguration("params_file"), overrides],
+        output="both",
+        emulate_tty=True,
+    )
+    command = ["ros2", "bag", "play", value["bag"], "--clock", "100", "--rate", value["rate"]]
+    if value["loop"].lower() == "true":
+        command.append("--loop")
+    play = ExecuteProcess(cmd=[*command, "--topics", *topics], output="both")
+    return [
+        node,
+        RegisterEventHandler(
+            OnStateTransition(target_lifecycle_node=node, goal_state="active", entities=[play])
+        ),
+        RegisterEventHandler(
+            OnProcessExit(target_action=play, on_exit=[Shutdown(reason="the bag has ended")])
+        ),
+        RegisterEventHandler(
+            OnProcessExit(target_action=node, on_exit=[Shutdown(reason="the node has ended")])
+        ),
+    ]
+
+
+def generate_launch_description():
+    """Arguments, the FastDDS profile unless the user has one, node and player."""
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    if not os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE"):
+        profile = os.path.join(SHARE, "config", "fastdds_shm.xml")
+        declared.append(SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", profile))
+    return LaunchDescription([*declared, OpaqueFunction(function=actions)])

@@ -1,0 +1,27 @@
+"""π0.5 with noise that depends on nothing but the observation's time."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pi05_ros.policy import Policy
+from pi05_ros.types import ActionChunk, ActionPrefix, Observation
+
+
+class SeededPolicy(Policy):
+    """π0.5 or π0 whose noise follows from `noise_seed` and the observation's stamp.
+
+    The same observation gives the same chunk, whatever was inferred before: runs repeat, and an
+    observation with another instruction or a black picture is compared at equal noise.
+    """
+
+    noise_seed = 0
+
+    def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+        self._generator.manual_seed(_seed(self.noise_seed, observation.stamp_s))
+        return super().infer(observation, prefix)
+
+
+def _seed(noise_seed: int, stamp_s: float) -> int:
+    text = f"{noise_seed} {round(stamp_s * 1e9)}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")

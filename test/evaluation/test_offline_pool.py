@@ -1,0 +1,204 @@
+"""Faults pinned: one bad recording that ends a run of many, a killed run that repeats what it had,
+a report that depends on how many processes made it, results taken from another plan.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from offline_world import make_plan, write_bag  # type: ignore[import-not-found]
+
+from pi05_ros.evaluation import offline_pool
+from pi05_ros.evaluation.offline_bag import BagError
+from pi05_ros.evaluation.offline_jobs import Job, Plan, find_jobs, instructions_of
+from pi05_ros.evaluation.offline_pool import KILLED, Done, RayUnavailable, run_jobs
+from pi05_ros.evaluation.offline_summary import summarize
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sound bags, one that is no bag inside, one cut short."""
+    folder = tmp_path_factory.mktemp("folder")
+    for k, text in enumerate(("wave", "bow", "wave")):
+        write_bag(folder / f"good{k}", 1.0 + 0.25 * k, lambda _, text=text: text)
+    write_bag(folder / "bad", 1.0)
+    next((folder / "bad").glob("*.mcap")).write_bytes(b"nothing")
+    file = next(write_bag(folder / "short", 1.5).glob("*.mcap"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size - 4000])
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return make_plan(tmp_path, control_every=3, others=("wave", "bow"))
+
+
+def outcome(done: list[Done], plan: Plan) -> list[str]:
+    """All that the report is made of."""
+    results = [each.result for each in done if each.result is not None]
+    failed = {each.job.name: each.error for each in done if each.result is None}
+    summary = summarize(results, failed, plan.robot().config.joints, {"delay_s": 0.1})
+    return [json.dumps(summary), json.dumps(results)]
+
+
+def test_jobs_of_a_folder_are_its_bags_by_name(folder: Path, tmp_path: Path) -> None:
+    names = [job.name for job in find_jobs([folder])]
+    label = folder.name
+    assert names == [f"{label}/{n}" for n in ("bad", "good0", "good1", "good2", "short")]
+    assert [job.name for job in find_jobs([folder / "good0", folder / "good0"])] == [
+        "good0",
+        "good0 (2)",
+    ]
+    assert len({job.file_name for job in find_jobs([folder])}) == 5
+    assert Job("a/b", folder).file_name != Job("a_b", folder).file_name
+    with pytest.raises(BagError, match="no rosbag2 and no LeRobot dataset"):
+        find_jobs([tmp_path])
+    with pytest.raises(BagError, match="does not exist"):
+        find_jobs([tmp_path / "nowhere"])
+
+
+def test_loose_files_are_bags_of_their_own_and_numbered_parts_are_one(tmp_path: Path) -> None:
+    file = next(write_bag(tmp_path / "bag", 0.2).glob("*.mcap"))
+    for folder, names in (("parts", ("run_0", "run_1")), ("loose", ("monday", "tuesday"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.mcap").write_bytes(file.read_bytes())
+    assert [job.name for job in find_jobs([tmp_path / "parts"])] == ["parts"]
+    assert [job.name for job in find_jobs([tmp_path / "loose"])] == [
+        "loose/monday",
+        "loose/tuesday",
+    ]
+
+
+def test_other_instructions_are_those_of_all_recordings(folder: Path, plan: Plan) -> None:
+    assert instructions_of(find_jobs([folder]), plan) == ("bow", "wave")
+
+
+def test_the_report_is_the_same_for_one_process_and_for_two(
+    folder: Path, plan: Plan, tmp_path: Path
+) -> None:
+    jobs = find_jobs([folder])
+    told: list[str] = []
+    alone = run_jobs(jobs, plan, tmp_path / "one", on_done=lambda done: told.append(done.job.name))
+    assert told == [job.name for job in jobs]
+    assert [done.result is not None for done in alone] == [False, True, True, True, True]
+    assert "nothing" not in alone[0].error and alone[0].error
+    assert any("cut short" in n["text"] for n in alone[4].result["notes"])  # type: ignore[index]
+    several = run_jobs(jobs, plan, tmp_path / "two", workers=2)
+    assert outcome(several, plan) == outcome(alone, plan)
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(
+    folder: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job for job in find_jobs([folder]) if "good" in job.name]
+    evaluated: list[str] = []
+    really = offline_pool.evaluate
+
+    def evaluate(job: Job, plan: Plan) -> dict:
+        if len(evaluated) == 2:
+            raise KeyboardInterrupt
+        evaluated.append(job.name)
+        return really(job, plan)
+
+    monkeypatch.setattr(offline_pool, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, plan, tmp_path / "out")
+    # half of a file, as a kill in the midst of writing leaves it
+    (tmp_path / "out" / f"{jobs[2].file_name}.json").write_text('{"key": "x", "resul')
+
+    def evaluate_again(job: Job, plan: Plan) -> dict:
+        evaluated.append(job.name)
+        return really(job, plan)
+
+    monkeypatch.setattr(offline_pool, "evaluate", evaluate_again)
+    done = run_jobs(jobs, plan, tmp_path / "out")
+    assert evaluated == [job.name for job in jobs]
+    assert [each.resumed for each in done] == [True, True, False]
+    fresh = run_jobs(jobs, plan, tmp_path / "other")
+    assert outcome(done, plan) == outcome(fresh, plan)
+
+
+def test_results_of_another_plan_or_recording_are_not_taken(plan: Plan, tmp_path: Path) -> None:
+    job = Job("bag", write_bag(tmp_path / "bag", 1.0))
+    run_jobs([job], plan, tmp_path / "out")
+
+    def resumed(plan: Plan, **options: bool) -> bool:
+        return run_jobs([job], plan, tmp_path / "out", **options)[0].resumed  # type: ignore[arg-type]
+
+    assert resumed(plan)
+    assert resumed(replace(plan, foxglove=(("another", "x.mcap"),)))
+    assert not resumed(replace(plan, foxglove=(("bag", str(tmp_path / "x.mcap")),)))
+    assert not resumed(replace(plan, settings=replace(plan.settings, every_s=0.3)))
+    assert not resumed(plan)
+    assert not resumed(plan, fresh=True)
+    params = Path(str(plan.params_file))
+    params.write_text(params.read_text().replace("latest", "blend"))
+    assert not resumed(plan)
+    assert resumed(plan)
+    (tmp_path / "bag" / "metadata.yaml").touch()
+    assert not resumed(plan)
+
+
+def test_a_recording_that_kills_its_process_is_reported_and_the_others_go_on(
+    tmp_path: Path,
+) -> None:
+    for k, text in enumerate(("wave", "kill", "bow")):
+        write_bag(tmp_path / "bags" / str(k), 1.0, lambda _, text=text: text)
+    plan = make_plan(tmp_path, "deadly", control_every=0)
+    done = run_jobs(find_jobs([tmp_path / "bags"]), plan, tmp_path / "out", workers=2)
+    assert [each.error for each in done] == ["", KILLED, ""]
+    assert all(done[k].result is not None for k in (0, 2))
+
+
+def test_ray_that_is_not_installed_is_named(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    job = Job("bag", write_bag(tmp_path / "bag", 0.2))
+    with pytest.raises(RayUnavailable, match=r"pip install 'pi05_ros\[ray\]'"):
+        run_jobs([job], plan, tmp_path / "out", ray_address="local")
+
+
+def test_a_ray_cluster_is_given_all_recordings_and_one_that_fails_ends_nothing(
+    folder: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for Ray, which is an optional extra; its tasks end in the reverse order."""
+
+    class RayError(Exception):
+        pass
+
+    calls: list[str] = []
+
+    def remote(**options: int) -> Any:
+        def wrap(function: Any) -> Any:
+            return SimpleNamespace(remote=lambda *given: (function, *given))
+
+        return wrap
+
+    def get(task: Any) -> Done:
+        function, job, plan = task
+        if job.name.endswith("good1"):
+            raise RayError("the node died")
+        return function(job, plan)
+
+    stand_in = SimpleNamespace(
+        init=lambda **options: calls.append(f"init {options['address']}"),
+        shutdown=lambda: calls.append("shutdown"),
+        remote=remote,
+        wait=lambda tasks, num_returns: (tasks[-1:], tasks[:-1]),
+        get=get,
+        exceptions=SimpleNamespace(RayError=RayError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    jobs = [job for job in find_jobs([folder]) if "good" in job.name]
+    done = run_jobs(jobs, plan, tmp_path / "out", ray_address="local")
+    assert calls == ["init local", "shutdown"]
+    assert [each.job.name for each in done] == [job.name for job in jobs]
+    assert [each.error for each in done] == ["", "Ray: the node died", ""]
