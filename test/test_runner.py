@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pi05_ros.control.approach import Approach
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.scheduler import make_scheduler
 from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
-from pi05_ros.executor import InferenceExecutor
-from pi05_ros.observation.buffer import CameraStream, Gates, InstructionError, ObservationBuffer
+from pi05_ros.executor import InferenceExecutor, Watchdog
+from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
+from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.types import ActionChunk, ActionPrefix, JointGroup, JointSpec, Observation
 
@@ -322,12 +324,243 @@ def test_the_method_changes_in_motion_without_a_jump(rig: Rig) -> None:
         before = after
 
 
-def test_speed_scale_stretches_the_chunks(rig: Rig) -> None:
-    rig.runner.speed_scale = 0.5
+def swing(rig: Rig, scale: float | None = None) -> None:
+    """Activate with a policy that sweeps the elbow at 0.5 rad/s, and let it move."""
+
+    def sweep(observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+        steps = np.arange(rig.policy.horizon) * DT_S
+        elbow = observation.state[0] + 0.5 * steps
+        actions = np.column_stack((elbow, np.full(len(steps), 0.25)))
+        return ActionChunk(actions, observation.stamp_s, DT_S, observation.instruction)
+
+    rig.policy.infer = sweep  # type: ignore[method-assign]
     rig.runner.set_instruction("wave")
     rig.runner.activate()
-    chunk, _ = rig.until(lambda tick: tick.chunks).chunks[0]
-    assert chunk.dt_s == pytest.approx(2 * DT_S)
+    if scale is not None:
+        rig.runner.set_speed(scale, rig.now_s)
+    rig.until(lambda tick: tick.trajectory is not None)
+
+
+def commanded(rig: Rig) -> Any:
+    return rig.runner.stream.commanded(rig.now_s)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.1])
+def test_speed_scale_is_the_speed_of_the_arms(rig: Rig, scale: float) -> None:
+    rig.runner.use_scheduler(make_scheduler("sync", gripper=rig.joints.gripper))
+    swing(rig, scale)
+    for _ in range(25):
+        rig.tick()
+    assert commanded(rig).velocity[0] == pytest.approx(0.5 * scale, rel=0.1)
+
+
+def test_speed_zero_brings_to_rest_and_any_speed_resumes(rig: Rig) -> None:
+    """Pins: a jump in position or velocity at either end, and an old plan that is taken up."""
+    rig.runner.use_scheduler(make_scheduler("sync", gripper=rig.joints.gripper))
+    swing(rig)
+    for _ in range(20):
+        rig.tick()
+    states = [commanded(rig)]
+    assert states[0].velocity[0] > 0.4
+
+    def run(ticks: int) -> None:
+        for _ in range(ticks):
+            rig.tick()
+            time.sleep(0.001)
+            states.append(commanded(rig))
+
+    rig.runner.set_speed(0.0, rig.now_s)
+    run(60)
+    rest = states[-1]
+    assert abs(rest.velocity[0]) < 1e-6
+    asked = rig.executor.statistics.completed
+    run(20)
+    assert rig.executor.statistics.completed == asked
+    assert np.allclose(states[-1].position, rest.position, atol=1e-9)
+    assert rig.runner.stream.active
+    rig.runner.set_speed(0.5, rig.now_s)
+    assert rig.runner.live_chunks(rig.now_s) == 0
+    run(60)
+    assert rig.executor.statistics.completed > asked
+    assert abs(states[-1].velocity[0]) > 0.1
+    positions = np.array([state.position for state in states])
+    velocities = np.array([state.velocity for state in states])
+    assert (np.abs(np.diff(positions, axis=0)) <= rig.joints.max_velocity * DT_S + 1e-9).all()
+    assert (np.abs(np.diff(velocities, axis=0)) <= rig.joints.max_acceleration * DT_S + 1e-9).all()
+
+
+def test_a_speed_out_of_range_changes_nothing(rig: Rig) -> None:
+    with pytest.raises(ValueError, match="speed_scale"):
+        rig.runner.set_speed(1.5, rig.now_s)
+    assert rig.runner.pace.scale == 1.0
+
+
+def test_stop_is_latched_until_resume(rig: Rig) -> None:
+    """Pins: a chunk in flight that moves the arm after the stop, an activation that ends it."""
+    swing(rig)
+    hold = rig.runner.stop(rig.now_s)
+    assert hold is not None and np.allclose(hold.velocities[-1], 0.0)
+    completed = rig.executor.statistics.completed
+    time.sleep(0.02)
+    assert all(rig.tick() == Tick() for _ in range(20))
+    rig.runner.deactivate(rig.now_s)
+    rig.runner.activate()
+    assert all(rig.tick() == Tick() for _ in range(20))
+    assert rig.executor.statistics.completed <= completed + 1
+    assert rig.runner.stopped
+    assert any("~/resume" in problem for problem in rig.runner.problems(rig.now_s))
+    rig.runner.resume()
+    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
+    assert trajectory is not None
+    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+
+
+def watched(rig: Rig, watchdog: Watchdog, **options: Any) -> None:
+    """Give the rig a runner with a watchdog."""
+    before = rig.runner
+    rig.runner = PolicyRunner(
+        before.buffer, rig.executor, before.scheduler, before.stream, rig.joints,
+        lambda message: message, watchdog=watchdog, **options,
+    )  # fmt: skip
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+
+
+def test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away(rig: Rig) -> None:
+    """Pins: a control tick that waits, or a chunk of seconds ago that moves the arm."""
+    watched(rig, Watchdog(hang_timeout_s=0.05))
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.policy.gate = threading.Event()
+    rig.until(lambda _: rig.executor.busy_since_s is not None)
+    tick = rig.until(lambda tick: tick.failures)
+    assert "no answer" in tick.failures[0] and tick.fault is None
+    assert rig.runner.hung and any("no answer" in p for p in rig.runner.problems(rig.now_s))
+    tick = rig.until(lambda _: rig.runner.misses == 1)
+    for _ in range(10):
+        tick = rig.tick()
+    assert tick.trajectory is not None and np.allclose(tick.trajectory.velocities, 0.0)
+    hung_s = rig.policy.seen[-1].stamp_s
+    gate, rig.policy.gate = rig.policy.gate, None
+    gate.set()
+    tick = rig.until(lambda tick: tick.chunks)
+    assert tick.chunks[0][0].stamp_s > hung_s
+    assert not rig.runner.hung
+
+
+def test_failures_in_a_row_are_handed_up(rig: Rig) -> None:
+    watched(rig, Watchdog(max_failures=3))
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.policy.fail = True
+    tick = rig.until(lambda tick: tick.fault)
+    assert tick.fault is not None and "out of luck" in tick.fault.message
+    assert tick.trajectory is None
+
+
+def test_a_thread_that_ended_is_handed_up(rig: Rig) -> None:
+    watched(rig, Watchdog())
+
+    def end(observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+        raise SystemExit("a policy that calls sys.exit")
+
+    rig.policy.infer = end  # type: ignore[method-assign]
+    tick = rig.until(lambda tick: tick.fault)
+    assert tick.fault is not None and tick.fault.device
+    assert "sys.exit" in tick.fault.message
+
+
+def test_a_far_first_command_is_ramped_to(rig: Rig) -> None:
+    watched(rig, Watchdog(), approach=Approach(rig.joints, "ramp", 0.2, 0.1))
+    rig.until(lambda tick: tick.trajectory is not None)
+    for _ in range(60):
+        rig.tick()
+        assert abs(commanded(rig).velocity[0]) <= 0.1 * 2.0 + 1e-6
+    assert 0.0 < commanded(rig).position[0] - HOME[0] < 0.3
+
+
+def test_a_ramp_ends_with_the_plan(rig: Rig) -> None:
+    """Pins: arms that go on to a far target for seconds after the last chunk is over."""
+    watched(rig, Watchdog(), approach=Approach(rig.joints, "ramp", 0.2, 0.05))
+    rig.until(lambda tick: tick.trajectory is not None)
+    rig.until(lambda _: rig.runner.misses == 1, see=False)
+    for _ in range(15):
+        rig.tick(see=False)
+    resting = commanded(rig)
+    assert abs(resting.velocity[0]) < 1e-3
+    assert resting.position[0] < 0.4
+    for _ in range(60):
+        rig.tick(see=False)
+    assert commanded(rig).position[0] == pytest.approx(resting.position[0], abs=1e-3)
+    rig.until(lambda tick: tick.chunks)
+    for _ in range(30):
+        rig.tick()
+        assert abs(commanded(rig).velocity[0]) <= 0.05 * 2.0 + 1e-6
+    assert commanded(rig).position[0] > resting.position[0]
+
+
+def test_a_far_first_command_is_refused(rig: Rig) -> None:
+    watched(rig, Watchdog(), approach=Approach(rig.joints, "refuse", 0.2))
+    rig.until(lambda _: rig.runner.refusal)
+    assert not rig.runner.stream.active
+    assert any("'elbow'" in problem for problem in rig.runner.problems(rig.now_s))
+    rig.policy.target = np.array([0.15, 1.0])
+    rig.until(lambda tick: tick.trajectory is not None)
+    assert rig.runner.refusal == ""
+
+
+def test_a_motion_waits_for_fresh_positions(rig: Rig) -> None:
+    """Pins: a start at positions that the arm had when its driver died."""
+    rig.policy.gate = threading.Event()
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda _: rig.executor.busy_since_s is not None)
+    for _ in range(10):
+        rig.tick(see=False)
+    rig.policy.gate.set()
+    rig.until(lambda tick: tick.chunks, see=False)
+    assert all(rig.tick(see=False).trajectory is None for _ in range(5))
+    assert rig.tick().trajectory is not None
+
+
+def test_a_clock_that_jumps_forward_starts_over(rig: Rig) -> None:
+    """Pins: a motion that goes on from where it was commanded to be seconds ago."""
+    swing(rig)
+    for _ in range(20):
+        rig.tick()
+    rig.now_s += 30.0
+    tick = rig.tick()
+    assert tick.trajectory is None and "+30" in tick.notices[0]
+    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
+    assert trajectory is not None
+    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+
+
+def test_running_out_of_chunks_is_counted_once(rig: Rig) -> None:
+    swing(rig)
+    assert rig.runner.misses == 0
+    for _ in range(120):
+        rig.tick(see=False)
+    assert rig.runner.misses == 1
+
+
+def test_the_reaction_to_an_instruction_is_measured(rig: Rig) -> None:
+    rig.runner.set_instruction("left")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.chunks)
+    assert rig.runner.reaction_s is None
+    before_s = rig.now_s
+    rig.runner.set_instruction("right")
+    rig.until(lambda _: rig.runner.reaction_s is not None)
+    assert rig.runner.reaction_s == pytest.approx(rig.now_s - before_s)
+
+
+def test_instructions_may_be_blended(rig: Rig) -> None:
+    watched(rig, Watchdog(), blend_instructions=True)
+    rig.until(lambda _: rig.runner.live_chunks(rig.now_s) > 1)
+    discarded = rig.executor.statistics.discarded
+    rig.runner.set_instruction("right")
+    rig.until(lambda tick: any(chunk.instruction == "right" for chunk, _ in tick.chunks))
+    assert rig.runner.live_chunks(rig.now_s) > 1
+    assert rig.executor.statistics.discarded == discarded
 
 
 def test_on_change_publishes_less_and_never_lets_the_lookahead_end(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""Draws images/learning_curve.png from the shipped checkpoint's training log.
+"""Draws images/learning_curve.png from the shipped checkpoint's training logs.
 
 python docs/scripts/draw_learning_curve.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,7 +15,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 DOCS = Path(__file__).resolve().parents[1]
-LOG = DOCS.parent / "pi05_ros" / "checkpoints" / "small_aloha" / "training_log.jsonl"
+LOGS = sorted((DOCS.parent / "pi05_ros/checkpoints/small_aloha").glob("training_log_*.jsonl"))
+"""One training after the other."""
 CURVES = {
     "flow": "flow",
     "flow_other_text": "flow, another frame's instruction",
@@ -24,8 +26,24 @@ CURVES = {
 }
 
 
+def read_logs() -> list[dict[str, Any]]:
+    """All entries, with steps and minutes counted on from one log to the next."""
+    entries: list[dict[str, Any]] = []
+    step, minutes = 0, 0.0
+    for path in LOGS:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for entry in found:
+            entry["step"] += step
+            if entry["kind"] == "train":
+                entry["minutes"] += minutes
+        entries += found
+        step = entries[-1]["step"]
+        minutes = max(e["minutes"] for e in entries if e["kind"] == "train")
+    return entries
+
+
 def main() -> None:
-    entries = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()]
+    entries = read_logs()
     figure, axes = pyplot.subplots(figsize=(7.0, 3.8), layout="constrained")
     minutes = {e["step"]: e["minutes"] for e in entries if e["kind"] == "train"}
     found = [e for e in entries if e["kind"] == "validation" and e["step"] in minutes]

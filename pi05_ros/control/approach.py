@@ -48,7 +48,7 @@ class Approach:
         self._start_s = self._end_s = -math.inf
 
     def begin(self, positions: FloatArray, target: FloatArray, now_s: float) -> str | None:
-        """Start at `positions` [n_joints] towards the first `target` [n_joints].
+        """From `positions` [n_joints] towards the first `target` [n_joints] of a plan, in its time.
 
         Returns why the motion must not start, in mode `refuse`.
         """

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros import types
+from pi05_ros.control.approach import Approach
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
-from pi05_ros.executor import InferenceExecutor
+from pi05_ros.executor import InferenceExecutor, Watchdog
 from pi05_ros.nodes.parameters import (
     CameraParameters,
+    FaultParameters,
     GuidanceParameters,
     ParameterError,
     PolicyParameters,
@@ -47,6 +50,20 @@ def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> t
     return policy
 
 
+def device_memory_mb() -> dict[str, float]:
+    """What the network holds on the GPU, by name; empty where there is none.
+
+    Whoever has a network on a GPU has loaded torch.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {
+        "device memory MB": torch.cuda.memory_allocated() / 1e6,
+        "device memory peak MB": torch.cuda.max_memory_allocated() / 1e6,
+    }
+
+
 def check_fit(
     policy: types.Policy, joints: JointGroup, cameras: Mapping[str, CameraParameters]
 ) -> None:
@@ -73,6 +90,7 @@ def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
 def make_runner(
     parameters: PolicyParameters,
     scheduling: SchedulerParameters,
+    faults: FaultParameters,
     cameras: Mapping[str, CameraParameters],
     joints: JointGroup,
     executor: InferenceExecutor,
@@ -107,6 +125,12 @@ def make_runner(
         joints,
         decode_stored_image,
         follower=follower,
+        approach=Approach(
+            joints, faults.first_command, faults.first_command_distance, faults.first_command_speed
+        ),
+        watchdog=Watchdog(faults.hang_timeout_s, faults.max_failures),
         speed_scale=scheduling.speed_scale,
+        speed_ramp_s=faults.speed_ramp_s,
+        blend_instructions=faults.new_instruction == "blend",
         on_change=parameters.publish == "on_change",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -49,3 +50,20 @@ def diagnostic_array(
         ]
         array.status.append(status)
     return array
+
+
+class Escalation:
+    """Trouble is a WARN at first, and an ERROR once it has lasted."""
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._since_s: dict[str, float] = {}
+
+    def level(self, part: str, trouble: bool) -> Level:
+        """The level of `part`; to be asked at every status."""
+        if not trouble:
+            self._since_s.pop(part, None)
+            return Level.OK
+        now_s = time.monotonic()
+        lasted_s = now_s - self._since_s.setdefault(part, now_s)
+        return Level.ERROR if lasted_s >= self._after_s else Level.WARN

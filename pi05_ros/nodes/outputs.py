@@ -15,23 +15,37 @@ from trajectory_msgs.msg import JointTrajectory
 from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
 from pi05_ros.nodes.messages import TRAJECTORY_QOS, trajectory_message
 from pi05_ros.nodes.parameters import ControllerParameters, ParameterError
+from pi05_ros.nodes.qos_watch import QosWatch
 
 
 class Output(ABC):
     """Sends one controller its joints of the commanded motion."""
 
     def __init__(
-        self, node: Node, topic: str, message_type: type, qos: QoSProfile, columns: Sequence[int]
+        self,
+        node: Node,
+        topic: str,
+        message_type: type,
+        qos: QoSProfile,
+        columns: Sequence[int],
+        watch: QosWatch | None = None,
     ) -> None:
         self.topic = topic
         self.columns = list(columns)
         self._node = node
-        self._publisher = node.create_publisher(message_type, topic, qos)
+        self._publisher = node.create_publisher(
+            message_type, topic, qos,
+            event_callbacks=None if watch is None else watch.publisher_events(topic),
+        )  # fmt: skip
+
+    @property
+    def listeners(self) -> int:
+        return int(self._publisher.get_subscription_count())
 
     @property
     def deaf(self) -> bool:
         """Nobody listens: a controller that starts later would follow in mid-way."""
-        return bool(self._publisher.get_subscription_count() == 0)
+        return self.listeners == 0
 
     def destroy(self) -> None:
         self._node.destroy_publisher(self._publisher)
@@ -48,8 +62,15 @@ class Output(ABC):
 class TrajectoryOutput(Output):
     """trajectory_msgs/JointTrajectory for joint_trajectory_controller."""
 
-    def __init__(self, node: Node, topic: str, names: Sequence[str], columns: Sequence[int]):
-        super().__init__(node, topic, JointTrajectory, TRAJECTORY_QOS, columns)
+    def __init__(
+        self,
+        node: Node,
+        topic: str,
+        names: Sequence[str],
+        columns: Sequence[int],
+        watch: QosWatch | None = None,
+    ) -> None:
+        super().__init__(node, topic, JointTrajectory, TRAJECTORY_QOS, columns, watch)
         self._names = list(names)
 
     def send(self, trajectory: TrajectoryPoints | None, stream: CommandStream, now_s: float) -> int:
@@ -83,8 +104,9 @@ class DirectOutput(Output):
         velocities: bool = False,
         message_type: type = Float64MultiArray,
         group: str = "",
+        watch: QosWatch | None = None,
     ) -> None:
-        super().__init__(node, topic, message_type, TRAJECTORY_QOS, columns)
+        super().__init__(node, topic, message_type, TRAJECTORY_QOS, columns, watch)
         self._velocities = velocities
         self._message_type = message_type
         self._group = group
@@ -125,6 +147,7 @@ def make_output(
     parameters: ControllerParameters,
     names: Sequence[str],
     columns: Sequence[int],
+    watch: QosWatch | None = None,
 ) -> Output:
     """The output of `controllers.<controller>.*`; `names` are its joints.
 
@@ -135,12 +158,17 @@ def make_output(
     endings = {"joint_trajectory": "joint_trajectory", "interbotix": "commands/joint_group"}
     topic = parameters.topic or f"{controller}/{endings.get(kind, 'commands')}"
     if kind == "joint_trajectory":
-        return TrajectoryOutput(node, topic, names, columns)
+        return TrajectoryOutput(node, topic, names, columns, watch)
     if kind == "interbotix":
         return DirectOutput(
-            node, topic, columns, message_type=_joint_group_command(), group=parameters.group
+            node,
+            topic,
+            columns,
+            message_type=_joint_group_command(),
+            group=parameters.group,
+            watch=watch,
         )
-    return DirectOutput(node, topic, columns, velocities=kind == "forward_velocity")
+    return DirectOutput(node, topic, columns, velocities=kind == "forward_velocity", watch=watch)
 
 
 def _joint_group_command() -> Any:

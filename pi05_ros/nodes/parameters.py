@@ -22,11 +22,13 @@ from pi05_ros.nodes.declare import (
     parameter,
     unknown_overrides,
 )
+from pi05_ros.nodes.fault_parameters import FaultParameters
 from pi05_ros.types import JointGroup, JointSpec
 
 __all__ = [
     "CameraParameters",
     "ControllerParameters",
+    "FaultParameters",
     "GuidanceParameters",
     "JointParameters",
     "ParameterError",
@@ -149,7 +151,10 @@ class SchedulerParameters:
         0.0, "shortest time between two observations", lower=0.0, upper=10.0
     )
     speed_scale: float = parameter(
-        1.0, "below 1 chunks are executed slower than they were meant", lower=0.05, upper=1.0
+        1.0,
+        "below 1 chunks are executed slower than they were meant; at 0 the arms come to rest",
+        lower=0.0,
+        upper=1.0,
     )
     smoothing_hz: float = parameter(
         0.0, "low-pass in front of the limits, 0 is off; its lag is in /diagnostics",
@@ -319,6 +324,7 @@ def markdown() -> str:
     sections = [
         ("Node `policy`", "", PolicyParameters),
         ("Scheduler, docs/scheduling.md says which when", "scheduler.", SchedulerParameters),
+        ("When something is wrong, docs/reliability.md", "faults.", FaultParameters),
         ("Guidance of the sampler", "guidance.", GuidanceParameters),
         ("Cameras, one block for each of `cameras.names`", "cameras.<name>.", CameraParameters),
         ("Joints, one block for each of `joints.names`", "joints.<name>.", JointParameters),

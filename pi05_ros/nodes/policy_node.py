@@ -2,7 +2,7 @@
 
 In: `instruction`, `joint_states`, one image topic per camera. Out: commands per controller
 (`<controller>/joint_trajectory`, or as `outputs` has it), `~/action_chunk`, `~/status`,
-`~/active_instruction`, `/diagnostics`.
+`~/active_instruction`, `/diagnostics`. Services: `~/stop`, `~/resume`.
 `configure` loads and warms up the policy, `activate` starts motion, `deactivate` ends it.
 """
 
@@ -10,35 +10,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
-from collections import deque
+import traceback
 from collections.abc import Callable, Sequence
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from pi05_ros import types
-from pi05_ros.control.latency import LatencyTracker
-from pi05_ros.executor import ExecutorError, InferenceExecutor
+from pi05_ros.control.trajectory import TrajectoryPoints
+from pi05_ros.executor import ExecutorError, ExecutorState, Fault, InferenceExecutor
 from pi05_ros.msg import ActionChunk, PolicyStatus
 from pi05_ros.nodes import parameters as declared
-from pi05_ros.nodes.assembly import ImageType, check_fit, load_policy, make_runner
-from pi05_ros.nodes.messages import (
-    IMAGE_QOS,
-    INSTRUCTION_QOS,
-    JOINT_QOS,
-    LATCHED_QOS,
-    chunk_message,
-    serialized_stamp_s,
-    to_seconds,
-)
+from pi05_ros.nodes.assembly import check_fit, load_policy, make_runner
+from pi05_ros.nodes.diagnostics import Escalation
+from pi05_ros.nodes.inputs import Inputs
+from pi05_ros.nodes.messages import LATCHED_QOS, chunk_message
 from pi05_ros.nodes.outputs import Output, make_output
 from pi05_ros.nodes.parameters import (
+    FaultParameters,
     GuidanceParameters,
     ParameterError,
     PolicyParameters,
@@ -46,18 +41,17 @@ from pi05_ros.nodes.parameters import (
     declare,
     declare_named,
 )
+from pi05_ros.nodes.policy_parts import policy_diagnostics
+from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.nodes.spinning import spin_until_interrupted
-from pi05_ros.nodes.status import policy_diagnostics, policy_status
-from pi05_ros.observation.buffer import InstructionError
-from pi05_ros.observation.decode import DecodeError, decode_joint_state
-from pi05_ros.runner import PolicyRunner
+from pi05_ros.nodes.status import StatusTimes, policy_status
+from pi05_ros.nodes.tick_times import TickTimes
+from pi05_ros.observation.instruction import InstructionError
+from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.types import JointGroup
 
 STOP_TIMEOUT_S = 5.0
 """A policy that is still busy then is left behind; its thread ends with the process."""
-RATE_TICKS = 251
-"""Ticks that the measured control rate is taken over."""
-IMAGE_TYPES: dict[str, ImageType] = {"raw": Image, "compressed": CompressedImage}
 
 
 class PolicyNode(LifecycleNode):
@@ -67,33 +61,36 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy")
         self.parameters = declare(self, PolicyParameters)
         self.scheduling = declare(self, SchedulerParameters, "scheduler.")
+        self.faults = declare(self, FaultParameters, "faults.")
         self.phase = PolicyStatus.UNCONFIGURED
         self.policy: types.Policy | None = None
         self.runner: PolicyRunner | None = None
         self.joints: JointGroup | None = None
+        self.inputs: Inputs | None = None
         self.outputs: dict[str, Output] = {}
-        self.jitter = LatencyTracker()
-        self.ticks = 0
+        self.qos = QosWatch(self)
+        self.escalation = Escalation(self.faults.error_after_s)
+        self.tick_times = TickTimes()
         self.trajectories = 0
         self.last_failure = ""
-        self._tick_times_s: deque[float] = deque(maxlen=RATE_TICKS)
+        self.fault = ""
+        self.stopped = False
+        self._device_fault = False
         self._entities: list[Callable[[], object]] = []
         self._status_publisher = self.create_publisher(PolicyStatus, "~/status", 10)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._instruction_publisher = self.create_publisher(
             String, "~/active_instruction", LATCHED_QOS
         )
+        self.create_service(Trigger, "~/stop", self._on_stop)
+        self.create_service(Trigger, "~/resume", self._on_resume)
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self.create_timer(1.0 / self.parameters.status_rate_hz, self.publish_status)
+        self._status_times = StatusTimes(self.parameters.status_rate_hz)
+        # a clock of its own: with use_sim_time, the node must speak while /clock stands
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(self._status_times.look_period_s, self._on_status_timer, clock=steady)
         if self.parameters.autostart:
-            self._autostart = self.create_timer(0.0, self._on_autostart)
-
-    @property
-    def tick_rate_hz(self) -> float:
-        """Measured over the last ticks; 0 before the second one."""
-        times_s = self._tick_times_s
-        span_s = times_s[-1] - times_s[0] if len(times_s) > 1 else 0.0
-        return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
+            self._autostart = self.create_timer(0.0, self._on_autostart, clock=steady)
 
     def close(self) -> None:
         """Brake the arms if they still move, and end the inference thread."""
@@ -105,10 +102,13 @@ class PolicyNode(LifecycleNode):
         return float(self.get_clock().now().nanoseconds * 1e-9)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.fault = self.last_failure = ""
         try:
             self._configure()
-        except (ParameterError, ExecutorError, ValueError) as error:
-            self.get_logger().error(f"configure: {error}")
+        except Exception as error:
+            # rclpy swallows what a transition raises
+            expected = isinstance(error, (ParameterError, ExecutorError, ValueError))
+            self.get_logger().error(f"configure: {error if expected else traceback.format_exc()}")
             self._tear_down()
             return TransitionCallbackReturn.FAILURE
         self._enter(PolicyStatus.INACTIVE)
@@ -116,20 +116,17 @@ class PolicyNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         assert self.runner is not None
+        self.fault = self.last_failure = ""
         self.runner.activate()
-        self._tick_times_s.clear()
+        self.tick_times.pause()
         self._tick_timer.reset()
         self._enter(PolicyStatus.ACTIVE)
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        assert self.runner is not None
-        self._tick_timer.cancel()
-        now_s = self.now_s()
-        hold = self.runner.deactivate(now_s)
-        if hold is not None and not self.parameters.dry_run:
-            for output in self.outputs.values():
-                self.trajectories += output.brake(hold, self.runner.stream, now_s)
+        self._end_motion()
+        if self._device_fault:
+            return TransitionCallbackReturn.ERROR
         self._enter(PolicyStatus.INACTIVE)
         return super().on_deactivate(state)
 
@@ -139,10 +136,13 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if self.phase == PolicyStatus.ACTIVE:
+            self._end_motion()
         self._tear_down()
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._device_fault = False
         self._tear_down()
         self._enter(PolicyStatus.ERROR)
         return TransitionCallbackReturn.SUCCESS
@@ -150,6 +150,8 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         self.parameters = parameters = declare(self, PolicyParameters)
         self.scheduling = declare(self, SchedulerParameters, "scheduler.")
+        self.faults = declare(self, FaultParameters, "faults.")
+        self.escalation = Escalation(self.faults.error_after_s)
         guidance = declare(self, GuidanceParameters, "guidance.")
         cameras = declare_named(self, "cameras", declared.CameraParameters)
         self.joints = joints = declared.joint_group(
@@ -164,67 +166,80 @@ class PolicyNode(LifecycleNode):
             )
         for name, own in columns.items():
             names = [joints.names[column] for column in own]
-            self.outputs[name] = make_output(self, name, controllers[name], names, own)
+            self.outputs[name] = make_output(self, name, controllers[name], names, own, self.qos)
             self._entities.append(self.outputs[name].destroy)
         executor = InferenceExecutor(functools.partial(load_policy, parameters, guidance))
-        self._entities.append(lambda: executor.stop(STOP_TIMEOUT_S))
+        self._entities.append(lambda: self._stop_executor(executor))
         executor.start()
         self.policy = executor.wait_ready(parameters.load_timeout_s)
         check_fit(self.policy, joints, cameras)
         self.get_logger().info(f"warm: {self.policy.description}")
-        self.runner = make_runner(parameters, self.scheduling, cameras, joints, executor)
-        self._connect(cameras)
-        if parameters.instruction:
-            self._take_instruction(parameters.instruction)
-
-    def _connect(self, cameras: dict[str, declared.CameraParameters]) -> None:
-        assert self.runner is not None
-        for name, camera in cameras.items():
-            topic = camera.topic or f"{name}/image_raw"
-            image_type = IMAGE_TYPES[camera.transport]
-            self._subscribe(
-                image_type,
-                topic if camera.transport == "raw" else f"{topic}/compressed",
-                functools.partial(self._on_image, name, image_type),
-                IMAGE_QOS,
-                raw=True,  # stored as it came: a frame that no inference uses is never converted
-            )
-        self._subscribe(JointState, "joint_states", self._on_joint_state, JOINT_QOS)
-        self._subscribe(String, "instruction", self._on_instruction, INSTRUCTION_QOS)
+        self.runner = make_runner(
+            parameters, self.scheduling, self.faults, cameras, joints, executor
+        )
+        if self.stopped:
+            self.runner.stop(self.now_s())
+        self.inputs = Inputs(self, self.runner.buffer, cameras, self.qos, self._on_instruction)
+        self._entities.append(self.inputs.destroy)
         self._chunk_publisher = self.create_publisher(ActionChunk, "~/action_chunk", 10)
         self._entities.append(lambda: self.destroy_publisher(self._chunk_publisher))
         self._tick_timer = self.create_timer(self.runner.stream.dt_s, self._on_tick)
         self._tick_timer.cancel()
         self._entities.append(lambda: self.destroy_timer(self._tick_timer))
+        if parameters.instruction:
+            self._take_instruction(parameters.instruction)
 
-    def _subscribe(self, message_type: type, topic: str, callback: Callable, qos: object,
-                   raw: bool = False) -> None:  # fmt: skip
-        subscription = self.create_subscription(message_type, topic, callback, qos, raw=raw)
-        self._entities.append(lambda: self.destroy_subscription(subscription))
+    def _stop_executor(self, executor: InferenceExecutor) -> None:
+        loads = executor.state is ExecutorState.STARTING
+        hangs = self.runner is not None and self.runner.hung
+        if not executor.stop(0.0 if loads or hangs else STOP_TIMEOUT_S):
+            self.get_logger().error(
+                "the policy does not return; its thread and memory are left behind, restart the "
+                "process to be rid of them"
+            )
 
     def _tear_down(self) -> None:
         while self._entities:
             self._entities.pop()()
         self.outputs.clear()
-        self.runner, self.policy = None, None
+        self.qos.clear()
+        self.runner, self.policy, self.inputs = None, None, None
+
+    def _end_motion(self) -> None:
+        assert self.runner is not None
+        self._tick_timer.cancel()
+        self._send_hold(self.runner.deactivate(self.now_s()))
+
+    def _send_hold(self, hold: TrajectoryPoints | None) -> None:
+        if hold is None or self.runner is None or self.parameters.dry_run:
+            return
+        now_s = self.now_s()
+        for output in self.outputs.values():
+            self.trajectories += output.brake(hold, self.runner.stream, now_s)
 
     def _on_autostart(self) -> None:
         self._autostart.cancel()
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
-    def _on_image(self, camera: str, image_type: ImageType, data: bytes) -> None:
-        assert self.runner is not None
-        self.runner.buffer.put_image(camera, serialized_stamp_s(data), (image_type, data))
+    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self.stopped = True
+        if self.runner is not None:
+            self._send_hold(self.runner.stop(self.now_s()))
+        self.get_logger().warning("stopped; ~/resume ends it")
+        self.publish_status()
+        response.success, response.message = True, "stopped; ~/resume ends it"
+        return response
 
-    def _on_joint_state(self, message: JointState) -> None:
-        assert self.runner is not None and self.joints is not None
-        try:
-            positions = decode_joint_state(message, self.joints.names)
-        except DecodeError as error:
-            self.get_logger().warning(f"joint_states: {error}", throttle_duration_sec=1.0)
-            return
-        self.runner.buffer.put_joints(to_seconds(message.header.stamp), positions)
+    def _on_resume(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.message = "resumed" if self.stopped else "was not stopped"
+        self.stopped = False
+        if self.runner is not None:
+            self.runner.resume()
+        self.get_logger().info(response.message)
+        self.publish_status()
+        response.success = True
+        return response
 
     def _on_instruction(self, message: String) -> None:
         self._take_instruction(message.data)
@@ -242,25 +257,37 @@ class PolicyNode(LifecycleNode):
 
     def _on_tick(self) -> None:
         assert self.runner is not None and self.joints is not None
-        started_s = time.monotonic()
-        if self._tick_times_s:
-            interval_s = started_s - self._tick_times_s[-1]
-            self.jitter.add(abs(interval_s - self.runner.stream.dt_s))
-        self._tick_times_s.append(started_s)
-        self.ticks += 1
+        self.tick_times.mark(self.runner.stream.dt_s)
         if self._deaf_controllers():
             self.runner.halt()
             return
         now_s = self.now_s()
         tick = self.runner.tick(now_s)
-        for failure in tick.failures:
-            self.last_failure = failure
-            self.get_logger().warning(f"inference: {failure}", throttle_duration_sec=1.0)
-        if not self.parameters.dry_run:
+        self._report(tick)
+        if tick.fault is not None:
+            self._give_up(tick.fault)
+            return
+        if not self.parameters.dry_run and not self.runner.stopped:
             for output in self.outputs.values():
                 self.trajectories += output.send(tick.trajectory, self.runner.stream, now_s)
         for chunk, latency_s in tick.chunks:
             self._chunk_publisher.publish(chunk_message(chunk, self.joints.names, latency_s))
+
+    def _report(self, tick: Tick) -> None:
+        logger = self.get_logger()
+        if tick.chunks:
+            self.last_failure = ""
+        for failure in tick.failures:
+            self.last_failure = failure
+            logger.warning(f"inference: {failure}", throttle_duration_sec=1.0)
+        for notice in tick.notices:
+            logger.warning(notice)
+
+    def _give_up(self, fault: Fault) -> None:
+        """Deactivate; after a device's fault by way of the error processing, which unloads."""
+        self.fault, self._device_fault = fault.message, fault.device
+        self.get_logger().error(f"motion ends: {fault.message}")
+        self.trigger_deactivate()
 
     def _deaf_controllers(self) -> list[str]:
         """Topics of controllers that nobody runs."""
@@ -281,27 +308,38 @@ class PolicyNode(LifecycleNode):
         try:
             scheduling = dataclasses.replace(self.scheduling, **given)
             scheduler = scheduling.make(self.joints)
-        except (ParameterError, TypeError) as error:
+            if scheduling.speed_scale != self.scheduling.speed_scale:
+                self.runner.set_speed(scheduling.speed_scale, self.now_s())
+        except (ParameterError, TypeError, ValueError) as error:
             return SetParametersResult(successful=False, reason=str(error))
+        if set(given) != {"speed_scale"}:
+            self.runner.use_scheduler(scheduler)
         self.scheduling = scheduling
-        self.runner.use_scheduler(scheduler)
-        self.runner.speed_scale = scheduling.speed_scale
-        self.get_logger().info(f"scheduler: {scheduling.method}")
+        self.get_logger().info(f"scheduler: {scheduling.method}, speed {scheduling.speed_scale:g}")
         return SetParametersResult(successful=True)
 
     def problems(self, now_s: float) -> list[str]:
         """Why no inference can start or no command goes out; one line each."""
-        if self.runner is None:
-            return ["not configured"]
-        problems = self.runner.buffer.problems(now_s)
+        problems = [f"fault: {self.fault}"] if self.fault else []
+        if self.runner is None or self.inputs is None:
+            return [*problems, "not configured"]
+        problems += self.runner.problems(now_s)
+        problems += self.inputs.problems()
+        problems += self.qos.problems()
         problems += [f"nobody listens to {topic}: is the controller running?"
                      for topic in self._deaf_controllers()]  # fmt: skip
         return problems
 
+    def _on_status_timer(self) -> None:
+        if self._status_times.due(self.phase, self.problems(self.now_s())):
+            self.publish_status()
+
     def publish_status(self) -> None:
         now_s = self.now_s()
-        self._status_publisher.publish(policy_status(self, now_s))
-        self._diagnostics_publisher.publish(policy_diagnostics(self, now_s))
+        problems = self.problems(now_s)
+        self._status_times.published(self.phase, problems)
+        self._status_publisher.publish(policy_status(self, problems, now_s))
+        self._diagnostics_publisher.publish(policy_diagnostics(self, problems, now_s))
 
     def _enter(self, phase: int) -> None:
         self.phase = phase

@@ -1,27 +1,24 @@
-"""What the policy node says of itself: ~/status and /diagnostics, from the same figures."""
+"""What the policy node says of itself on ~/status, and when."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray
-
-from pi05_ros.control.latency import LatencySummary, LatencyTracker
+from pi05_ros.control.latency import LatencySummary
 from pi05_ros.msg import PolicyStatus
-from pi05_ros.nodes.diagnostics import Level, PartStatus, diagnostic_array
+from pi05_ros.nodes.diagnostics import Escalation
+from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import to_time
+from pi05_ros.nodes.outputs import Output
 from pi05_ros.nodes.parameters import PolicyParameters, SchedulerParameters
+from pi05_ros.nodes.tick_times import TickTimes
 from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import JointGroup, Policy
 
 NOTHING_MEASURED = LatencySummary(count=0, p50_s=0.0, p95_s=0.0, p99_s=0.0, max_s=0.0)
-PHASES = {
-    PolicyStatus.UNCONFIGURED: "unconfigured",
-    PolicyStatus.INACTIVE: "inactive",
-    PolicyStatus.ACTIVE: "active",
-    PolicyStatus.ERROR: "error",
-}
+LOOK_PERIOD_S = 0.1
 
 
 class StatusSource(Protocol):
@@ -33,25 +30,48 @@ class StatusSource(Protocol):
     policy: Policy | None
     runner: PolicyRunner | None
     joints: JointGroup | None
-    jitter: LatencyTracker
-    ticks: int
+    inputs: Inputs | None
+    outputs: dict[str, Output]
+    escalation: Escalation
+    tick_times: TickTimes
     trajectories: int
     last_failure: str
+    fault: str
+    stopped: bool
 
-    @property
-    def tick_rate_hz(self) -> float: ...
-
-    def problems(self, now_s: float) -> list[str]: ...
-
-    def get_fully_qualified_name(self) -> str: ...
+    def get_name(self) -> str: ...
 
 
-def policy_status(node: StatusSource, now_s: float) -> PolicyStatus:
+class StatusTimes:
+    """A status is due at its rate, and at once when a problem comes or goes."""
+
+    def __init__(self, rate_hz: float) -> None:
+        self.look_period_s = min(LOOK_PERIOD_S, 1.0 / rate_hz)
+        self._period_s = 1.0 / rate_hz
+        self._published_s = float("-inf")
+        self._shown: tuple[int, frozenset[str]] | None = None
+
+    def due(self, phase: int, problems: Sequence[str]) -> bool:
+        """Whether to publish; asked every `look_period_s`."""
+        left_s = self._published_s + self._period_s - time.monotonic()
+        return left_s < self.look_period_s / 2 or self._shown != _kinds(phase, problems)
+
+    def published(self, phase: int, problems: Sequence[str]) -> None:
+        self._published_s = time.monotonic()
+        self._shown = _kinds(phase, problems)
+
+
+def _kinds(phase: int, problems: Sequence[str]) -> tuple[int, frozenset[str]]:
+    """What a problem is about stands before its colon; the figures behind it change steadily."""
+    return phase, frozenset(problem.split(":")[0] for problem in problems)
+
+
+def policy_status(node: StatusSource, problems: Sequence[str], now_s: float) -> PolicyStatus:
     """The node's figures as pi05_ros/PolicyStatus."""
     message = PolicyStatus(state=node.phase, dry_run=node.parameters.dry_run)
     message.header.stamp = to_time(now_s)
-    message.problems = node.problems(now_s)
-    message.ticks, message.trajectories = node.ticks, node.trajectories
+    message.problems = list(problems)
+    message.ticks, message.trajectories = node.tick_times.ticks, node.trajectories
     message.scheduler = node.scheduling.method
     runner = node.runner
     if runner is None or node.policy is None or node.joints is None:
@@ -71,10 +91,10 @@ def policy_status(node: StatusSource, now_s: float) -> PolicyStatus:
     message.latency_p99_s, message.network_p50_s = latency.p99_s, network.p50_s
     message.chunks_received, message.chunks_used = scheduler.received, scheduler.used
     message.chunks_dropped = scheduler.received - scheduler.used
-    message.live_chunks = runner.scheduler.live_chunks(now_s)
-    message.horizon_left_s = runner.scheduler.remaining_s(now_s)
-    jitter = node.jitter.summary() or NOTHING_MEASURED
-    message.tick_rate_hz = node.tick_rate_hz
+    message.live_chunks = runner.live_chunks(now_s)
+    message.horizon_left_s = runner.horizon_left_s(now_s)
+    jitter = node.tick_times.jitter() or NOTHING_MEASURED
+    message.tick_rate_hz = node.tick_times.rate_hz
     message.tick_jitter_p50_s, message.tick_jitter_p99_s = jitter.p50_s, jitter.p99_s
     clamps = runner.stream.clamps
     message.joints = list(node.joints.names)
@@ -82,92 +102,3 @@ def policy_status(node: StatusSource, now_s: float) -> PolicyStatus:
     message.clamped_velocity = clamps.velocity.tolist()
     message.clamped_acceleration = clamps.acceleration.tolist()
     return message
-
-
-def policy_diagnostics(node: StatusSource, now_s: float) -> DiagnosticArray:
-    """One status each for the node, cameras, joints, executor, scheduler, limits, controllers."""
-    phase = PHASES[node.phase]
-    level = Level.ERROR if node.phase == PolicyStatus.ERROR else Level.OK
-    parts = [PartStatus("node", level, phase, {"dry run": node.parameters.dry_run})]
-    if node.runner is not None and node.joints is not None:
-        parts += _stream_parts(node, now_s) + _motion_parts(node, now_s)
-    return diagnostic_array(node.get_fully_qualified_name(), node.parameters.robot, parts, now_s)
-
-
-def _stream_parts(node: StatusSource, now_s: float) -> list[PartStatus]:
-    assert node.runner is not None
-    buffer = node.runner.buffer
-    problems = buffer.problems(now_s)
-    parts = []
-    for name, camera in buffer.camera_statistics(now_s).items():
-        trouble = [problem for problem in problems if name in problem]
-        parts.append(
-            PartStatus(
-                f"camera {name}",
-                Level.WARN if trouble else Level.OK,
-                "; ".join(trouble) or "frames arrive",
-                {"received": camera.received, "rate Hz": camera.rate_hz, "age s": camera.age_s},
-            )
-        )
-    others = [p for p in problems if not any(name in p for name in buffer.camera_names)]
-    parts.append(
-        PartStatus(
-            "joints and instruction", Level.WARN if others else Level.OK, "; ".join(others) or "ok"
-        )
-    )
-    return parts
-
-
-def _motion_parts(node: StatusSource, now_s: float) -> list[PartStatus]:
-    runner, joints = node.runner, node.joints
-    assert runner is not None and joints is not None
-    executor, scheduler = runner.executor.statistics, runner.scheduler.statistics
-    latency = runner.latency.summary() or NOTHING_MEASURED
-    clamps = runner.stream.clamps
-    totals = clamps.position + clamps.velocity + clamps.acceleration
-    deaf = [p for p in node.problems(now_s) if "nobody listens" in p]
-    return [
-        PartStatus(
-            "executor",
-            Level.WARN if node.last_failure else Level.OK,
-            node.last_failure or runner.executor.state.name.lower(),
-            {
-                "inferences": executor.completed,
-                "failed": executor.failed,
-                "discarded": executor.discarded,
-                "latency p50 s": latency.p50_s,
-                "latency p95 s": latency.p95_s,
-                "latency p99 s": latency.p99_s,
-            },
-        ),
-        PartStatus(
-            "scheduler",
-            Level.OK,
-            node.scheduling.method,
-            {
-                "live chunks": runner.scheduler.live_chunks(now_s),
-                "horizon left s": runner.scheduler.remaining_s(now_s),
-                "received": scheduler.received,
-                "dropped late": scheduler.dropped_late,
-                "dropped old": scheduler.dropped_old,
-                "dropped busy": scheduler.dropped_busy,
-                "doubted": scheduler.dropped_doubted,
-                "crossovers": scheduler.crossovers,
-                "delay estimate s": runner.latency.estimate_s or 0.0,
-                "speed scale": runner.speed_scale,
-                "smoothing lag s": runner.follower.lag_s if runner.follower else 0.0,
-            },
-        ),
-        PartStatus(
-            "limits",
-            Level.OK,
-            f"{int(np.sum(totals))} clamped joint commands",
-            {name: int(count) for name, count in zip(joints.names, totals, strict=True)},
-        ),
-        PartStatus(
-            "controllers",
-            Level.ERROR if deaf else Level.OK,
-            "; ".join(deaf) or "listening",
-            {"trajectories": node.trajectories},
-        ),
-    ]

@@ -3,7 +3,6 @@
 from pi05_ros.observation.buffer import (
     CameraStream,
     Gates,
-    InstructionError,
     NotReady,
     ObservationBuffer,
     Snapshot,
@@ -15,10 +14,10 @@ from pi05_ros.observation.decode import (
     image_converter,
     stamp_s,
 )
-from pi05_ros.observation.stream import CameraStatistics
+from pi05_ros.observation.instruction import InstructionError
+from pi05_ros.observation.stream import StreamStatistics
 
 __all__ = [
-    "CameraStatistics",
     "CameraStream",
     "DecodeError",
     "Gates",
@@ -26,6 +25,7 @@ __all__ = [
     "NotReady",
     "ObservationBuffer",
     "Snapshot",
+    "StreamStatistics",
     "decode_image",
     "decode_joint_state",
     "image_converter",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import threading
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +16,11 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.observation.decode import DecodeError
-from pi05_ros.observation.stream import CameraStatistics, Stamped, Stream
+from pi05_ros.observation.instruction import checked_instruction
+from pi05_ros.observation.stream import Stamped, Stream, StreamStatistics
 from pi05_ros.types import FloatArray, ImageArray, Observation
 
 JOINT_HISTORY_S = 1.0
-
-_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-
-
-class InstructionError(ValueError):
-    """A text that is no instruction; one line says why."""
 
 
 class NotReady(RuntimeError):
@@ -128,6 +122,8 @@ class ObservationBuffer:
         self._frames: dict[str, Stream[Any]] = {name: Stream(history_s=0.0) for name in names}
         self._joints: Stream[FloatArray] = Stream(history_s=JOINT_HISTORY_S)
         self._instruction: str | None = None
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._size_changes: dict[str, str] = {}
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -173,22 +169,7 @@ class ObservationBuffer:
             InstructionError: If it is not text, empty, too long or has control characters; the
                 instruction before stays.
         """
-        if not isinstance(text, str):
-            raise InstructionError(f"the instruction must be text, got {type(text).__name__}")
-        text = text.strip()
-        limit = self.gates.max_instruction_chars
-        if not text:
-            raise InstructionError("the instruction is empty, say what the robot should do")
-        if len(text) > limit:
-            raise InstructionError(
-                f"the instruction has {len(text)} characters, shorten it to {limit}"
-            )
-        for i, character in enumerate(text):
-            if unicodedata.category(character) in _UNPRINTABLE:
-                raise InstructionError(
-                    f"the instruction has the control character U+{ord(character):04X} at {i}, "
-                    "give one plain line"
-                )
+        text = checked_instruction(text, self.gates.max_instruction_chars)
         with self._lock:
             self._instruction = text
         return text
@@ -202,15 +183,16 @@ class ObservationBuffer:
         with self._lock:
             return self._instruction
 
-    def positions(self) -> FloatArray:
-        """The newest positions [n_joints], of any age.
+    def positions(self, now_s: float) -> FloatArray:
+        """The newest positions [n_joints], to begin a motion at.
 
         Raises:
-            NotReady: If none were received.
+            NotReady: If there are none that are fresh.
         """
         with self._lock:
-            if self._joints.newest is None:
-                raise NotReady(["joint positions: nothing received"])
+            fault = self._joints.fault(now_s, self.gates.max_joint_age_s)
+            if fault or self._joints.newest is None:
+                raise NotReady([f"joint positions: {fault}"])
             return self._joints.newest.payload.copy()
 
     def problems(self, now_s: float) -> list[str]:
@@ -235,9 +217,38 @@ class ObservationBuffer:
                 self._frames[name].mark_used(stamp_s)
             return snapshot
 
-    def camera_statistics(self, now_s: float) -> dict[str, CameraStatistics]:
+    def camera_statistics(self, now_s: float) -> dict[str, StreamStatistics]:
         with self._lock:
             return {name: stream.statistics(now_s) for name, stream in self._frames.items()}
+
+    def joint_statistics(self, now_s: float) -> StreamStatistics:
+        with self._lock:
+            return self._joints.statistics(now_s)
+
+    def note_sizes(self, images: Mapping[str, ImageArray]) -> None:
+        """Remember how large the decoded pictures are, and whether that changed in mid-stream."""
+        with self._lock:
+            for name, image in images.items():
+                height, width = image.shape[:2]
+                before = self._sizes.setdefault(name, (width, height))
+                if before != (width, height):
+                    self._sizes[name] = (width, height)
+                    self._size_changes[name] = (
+                        f"size changed from {before[0]} × {before[1]} to {width} × {height}; "
+                        "the policy sees another picture than at the start"
+                    )
+
+    @property
+    def size_changes(self) -> dict[str, str]:
+        """Camera → the last change of its pictures' size since `accept_sizes`."""
+        with self._lock:
+            return dict(self._size_changes)
+
+    def accept_sizes(self) -> None:
+        """Take the next pictures' sizes for the usual ones."""
+        with self._lock:
+            self._sizes.clear()
+            self._size_changes.clear()
 
     def clear(self) -> None:
         """Forget all frames and positions, as after a jump of the clock; counts and text stay."""

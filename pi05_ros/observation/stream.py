@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 RATE_WINDOW_S = 2.0
+PERIOD_WINDOW = 15
+"""Intervals that the usual one is the median of."""
 # Reordering on the way is shorter than this; a bag that loops or a simulator's reset is longer.
 CLOCK_JUMP_S = 1.0
 
@@ -15,8 +17,8 @@ Payload = TypeVar("Payload")
 
 
 @dataclass(frozen=True)
-class CameraStatistics:
-    """A camera's stream as a diagnostic."""
+class StreamStatistics:
+    """A stream as a diagnostic."""
 
     received: int
     rate_hz: float
@@ -27,6 +29,9 @@ class CameraStatistics:
     """Frames that went into a snapshot, each counted once."""
     clock_jumps: int
     """Times that the stamps went back by more than 1 s."""
+    lost: int
+    """Items missing in the course of the stamps, by the usual time between two; a silence of more
+    than 2 s is an outage and not counted."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Stream(Generic[Payload]):
         self._received = 0
         self._used = 0
         self._clock_jumps = 0
+        self._lost = 0
+        self._intervals_s: deque[float] = deque(maxlen=PERIOD_WINDOW)
         self._last_used_s = -math.inf
 
     @property
@@ -61,6 +68,8 @@ class Stream(Generic[Payload]):
                 return
             self.clear()
             self._clock_jumps += 1
+        elif newest is not None:
+            self._look_for_loss(stamp_s - newest.stamp_s)
         self._items.append(Stamped(stamp_s, payload))
         while self._items[0].stamp_s < stamp_s - self._history_s:
             self._items.popleft()
@@ -71,7 +80,16 @@ class Stream(Generic[Payload]):
     def clear(self) -> None:
         self._items.clear()
         self._stamps_s.clear()
+        self._intervals_s.clear()
         self._last_used_s = -math.inf
+
+    def _look_for_loss(self, interval_s: float) -> None:
+        if interval_s > RATE_WINDOW_S:
+            return
+        known_s = sorted(self._intervals_s)
+        if len(known_s) >= PERIOD_WINDOW // 3:
+            self._lost += max(0, round(interval_s / known_s[len(known_s) // 2]) - 1)
+        self._intervals_s.append(interval_s)
 
     def nearest(self, stamp_s: float) -> Stamped[Payload]:
         return min(self._items, key=lambda item: abs(item.stamp_s - stamp_s))
@@ -98,13 +116,14 @@ class Stream(Generic[Payload]):
             self._used += 1
             self._last_used_s = stamp_s
 
-    def statistics(self, now_s: float) -> CameraStatistics:
+    def statistics(self, now_s: float) -> StreamStatistics:
         stamps_s = [stamp_s for stamp_s in self._stamps_s if stamp_s >= now_s - RATE_WINDOW_S]
         span_s = stamps_s[-1] - stamps_s[0] if stamps_s else 0.0
-        return CameraStatistics(
+        return StreamStatistics(
             received=self._received,
             rate_hz=(len(stamps_s) - 1) / span_s if span_s > 0 else 0.0,
             age_s=math.inf if self.newest is None else now_s - self.newest.stamp_s,
             used=self._used,
             clock_jumps=self._clock_jumps,
+            lost=self._lost,
         )

@@ -10,19 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
+import yaml
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.msg import ActionChunk, PolicyStatus
@@ -33,7 +38,11 @@ from pi05_ros.nodes.messages import (
     TRAJECTORY_QOS,
     image_message,
     joint_state_message,
+    to_seconds,
+    to_time,
 )
+from pi05_ros.nodes.parameters import JointParameters, joint_group
+from pi05_ros.types import JointGroup
 
 ROOT = Path(__file__).parents[2]
 PARAMS_FILE = ROOT / "config" / "aloha.yaml"
@@ -49,14 +58,18 @@ JOINTS = tuple(
 )
 HOME = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.024] * 2)
 FRAME_PERIOD_S = 1 / 30
+CONTROL_PERIOD_S = 0.02
 
 
 class NodeProcess:
-    """One of the package's executables as a process of its own."""
+    """One of the package's executables, or a Python file, as a process of its own."""
 
-    def __init__(self, name: str, log: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, name: str | Path, log: Path, *arguments: str, **environment: str) -> None:
         self.log_path = log
-        command = [sys.executable, "-m", "pi05_ros.nodes.start", name, "--ros-args"]
+        program = [str(name)]
+        if isinstance(name, str):
+            program = ["-m", "pi05_ros.nodes.start", name]
+        command = [sys.executable, *program, "--ros-args"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*command, "--params-file", str(PARAMS_FILE), *arguments],
@@ -64,6 +77,10 @@ class NodeProcess:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
             )
+
+    @property
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
 
     @property
     def log(self) -> str:
@@ -97,6 +114,10 @@ class Peer:
         self.active_instructions: list[str] = []
         self.positions = HOME.copy()
         self.make_image: Callable[[str, float], Image] = default_image
+        self.make_joints: Callable[[np.ndarray, float], JointState] = default_joints
+        self.diagnostics: dict[str, DiagnosticStatus] = {}
+        self.clock_s: Callable[[], float] | None = None
+        """The time of /clock and of all stamps; None is real time and no /clock."""
         self.cameras: Sequence[str] = ()
         self.publish_joints = False
         node = self.node
@@ -108,19 +129,17 @@ class Peer:
             lambda message: self.active_instructions.append(message.data),
             LATCHED_QOS,
         )
-        for name in CONTROLLERS:
-            node.create_subscription(
-                JointTrajectory,
-                f"{name}/joint_trajectory",
-                self.trajectories[name].append,
-                TRAJECTORY_QOS,
-            )
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._controllers: list[Any] = []
+        self.start_controllers()
+        self._clock = node.create_publisher(Clock, "/clock", 1)
         self._images = {
             name: node.create_publisher(Image, f"{name}/image_raw", IMAGE_QOS) for name in CAMERAS
         }
         self._joints = node.create_publisher(JointState, "joint_states", 10)
         self._instruction = node.create_publisher(String, "instruction", INSTRUCTION_QOS)
         self._change_state = node.create_client(ChangeState, "policy/change_state")
+        self._triggers: dict[str, Any] = {}
         self._set_parameters: dict[str, Any] = {}
         node.create_timer(FRAME_PERIOD_S, self._publish)
         self._executor = SingleThreadedExecutor()
@@ -134,6 +153,20 @@ class Peer:
         self.node.destroy_node()
         rclpy.try_shutdown()
 
+    def start_controllers(self) -> None:
+        for name in CONTROLLERS:
+            subscription = self.node.create_subscription(
+                JointTrajectory,
+                f"{name}/joint_trajectory",
+                self.trajectories[name].append,
+                TRAJECTORY_QOS,
+            )
+            self._controllers.append(subscription)
+
+    def stop_controllers(self) -> None:
+        while self._controllers:
+            self.node.destroy_subscription(self._controllers.pop())
+
     def run_robot(self) -> None:
         """Publish pictures of all cameras and joint states from here on."""
         self.cameras, self.publish_joints = CAMERAS, True
@@ -141,11 +174,20 @@ class Peer:
     def forget(self) -> None:
         for kept in (self.statuses, self.chunks, *self.trajectories.values()):
             kept.clear()
+        self.diagnostics.clear()
 
     def change_state(self, transition: str, timeout_s: float = 60.0) -> bool:
         number = getattr(Transition, f"TRANSITION_{transition.upper()}")
         request = ChangeState.Request(transition=Transition(id=number))
         return bool(self._call(self._change_state, request, timeout_s).success)
+
+    def trigger(self, service: str) -> str:
+        """Call a std_srvs/Trigger; its message."""
+        if service not in self._triggers:
+            self._triggers[service] = self.node.create_client(Trigger, service)
+        response = self._call(self._triggers[service], Trigger.Request(), 10.0)
+        assert response.success, response.message
+        return str(response.message)
 
     def set_parameter(self, node: str, name: str, value: Any) -> SetParametersResult:
         if node not in self._set_parameters:
@@ -182,14 +224,66 @@ class Peer:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
 
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        self.diagnostics.update({status.name: status for status in message.status})
+
     def _publish(self) -> None:
-        now_s = self.node.get_clock().now().nanoseconds * 1e-9
+        if self.clock_s is None:
+            now_s = self.node.get_clock().now().nanoseconds * 1e-9
+        else:
+            now_s = self.clock_s()
+            self._clock.publish(Clock(clock=to_time(now_s)))
         if self.publish_joints:
-            velocities = np.zeros_like(self.positions)
-            self._joints.publish(joint_state_message(JOINTS, self.positions, velocities, now_s))
+            self._joints.publish(self.make_joints(self.positions, now_s))
         for name in self.cameras:
             self._images[name].publish(self.make_image(name, now_s))
 
 
+def default_joints(positions: np.ndarray, stamp_s: float) -> JointState:
+    return joint_state_message(JOINTS, positions, np.zeros_like(positions), stamp_s)
+
+
 def default_image(camera: str, stamp_s: float) -> Image:
     return image_message(np.full((48, 64, 3), 127, np.uint8), stamp_s, camera)
+
+
+def limits() -> JointGroup:
+    """The joints of config/aloha.yaml."""
+    blocks = yaml.safe_load(PARAMS_FILE.read_text())["/**/policy"]["ros__parameters"]["joints"]
+    return joint_group({name: JointParameters(**blocks[name]) for name in blocks["names"]})
+
+
+def arrays(trajectory: JointTrajectory) -> tuple[float, np.ndarray, np.ndarray]:
+    """Stamp, positions and velocities [n, n_joints]."""
+    positions = np.array([point.positions for point in trajectory.points])
+    velocities = np.array([point.velocities for point in trajectory.points])
+    return to_seconds(trajectory.header.stamp), positions, velocities
+
+
+def at_rest(trajectory: JointTrajectory) -> bool:
+    return bool(np.allclose(arrays(trajectory)[2], 0.0, atol=1e-4))
+
+
+def check_limits(trajectories: Sequence[JointTrajectory]) -> None:
+    """Position, velocity and acceleration of every point, and rest at the end."""
+    joints = limits()
+    assert trajectories
+    for trajectory in trajectories:
+        columns = [JOINTS.index(name) for name in trajectory.joint_names]
+        _, positions, velocities = arrays(trajectory)
+        assert (positions >= joints.lower[columns] - 1e-9).all()
+        assert (positions <= joints.upper[columns] + 1e-9).all()
+        assert (np.abs(velocities) <= joints.max_velocity[columns] + 1e-9).all()
+        change = np.abs(np.diff(velocities, axis=0)) / CONTROL_PERIOD_S
+        assert (change <= joints.max_acceleration[columns] + 1e-6).all()
+        assert not velocities[-1].any()
+
+
+def check_seams(trajectories: Sequence[JointTrajectory]) -> None:
+    """Each begins where and as fast as the one before it is then; within one activation."""
+    for before, after in pairwise(trajectories):
+        stamp_s, positions, velocities = arrays(before)
+        next_s, next_positions, next_velocities = arrays(after)
+        row = min(round((next_s - stamp_s) / CONTROL_PERIOD_S), len(positions) - 1)
+        np.testing.assert_allclose(next_positions[0], positions[row], atol=1e-6)
+        np.testing.assert_allclose(next_velocities[0], velocities[row], atol=1e-6)

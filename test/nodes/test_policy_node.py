@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from harness import CAMERAS, CONTROLLERS, JOINTS, NodeProcess, Peer, default_image
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -199,27 +199,33 @@ def test_compressed_pictures_are_used(peer: Peer, process: NodeProcess) -> None:
 def test_diagnostics_have_one_status_per_part(peer: Peer, process: NodeProcess) -> None:
     assert peer.change_state("configure"), process.log
     peer.cameras, peer.publish_joints = ("cam_high", "cam_left_wrist"), True
-    latest: dict[str, DiagnosticStatus] = {}
 
-    def keep(message: DiagnosticArray) -> None:
-        latest.update({status.name: status for status in message.status})
+    def level(part: str) -> bytes:
+        status = peer.diagnostics.get(f"policy: {part}")
+        return status.level if status else b""
 
-    subscription = peer.node.create_subscription(DiagnosticArray, "/diagnostics", keep, 10)
-    try:
-        peer.wait(
-            lambda: (
-                "/policy: camera cam_high" in latest
-                and latest["/policy: camera cam_high"].level == DiagnosticStatus.OK
-            ),
-            "camera that is fine",
-        )
-        silent = latest["/policy: camera cam_right_wrist"]
-        assert silent.level == DiagnosticStatus.WARN
-        assert "cam_right_wrist" in silent.message
-        for part in ("node", "executor", "scheduler", "limits", "controllers"):
-            assert f"/policy: {part}" in latest
-    finally:
-        peer.node.destroy_subscription(subscription)
+    silent = "camera cam_right_wrist"
+    peer.wait(lambda: level(silent) == DiagnosticStatus.WARN, "warning of the silent camera")
+    peer.wait(lambda: level("camera cam_high") == DiagnosticStatus.OK, "camera that is fine")
+    peer.wait(lambda: level(silent) == DiagnosticStatus.ERROR, "error of the silent camera")
+    latest = peer.diagnostics
+    assert "cam_right_wrist" in latest[f"policy: {silent}"].message
+    assert {status.hardware_id for status in latest.values() if "policy" in status.name} == {
+        "aloha"
+    }
+    expected = {
+        "node": "stopped",
+        "camera cam_high": "lost",
+        "joints": "age s",
+        "executor": "latency p99 s",
+        "scheduler": "horizon left s",
+        "limits": "left_waist",
+        "controllers": "left_arm_controller/joint_trajectory subscribers",
+    }
+    for part, key in expected.items():
+        assert key in {value.key for value in latest[f"policy: {part}"].values}
+    assert level("instruction") == DiagnosticStatus.WARN
+    assert level("topics") == DiagnosticStatus.OK
 
 
 def test_undecodable_pictures_are_named_and_move_nothing(peer: Peer, process: NodeProcess) -> None:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pi05_ros.observation.buffer import (
     CameraStream,
     Gates,
-    InstructionError,
     NotReady,
     ObservationBuffer,
 )
 from pi05_ros.observation.decode import DecodeError
+from pi05_ros.observation.instruction import InstructionError
 
 JOINTS = ("waist", "shoulder")
 NOW_S = 100.0
@@ -146,23 +146,52 @@ def test_positions_are_those_nearest_to_the_pictures() -> None:
     for i in range(20):
         buffer.put_joints(NOW_S - 0.1 + 0.005 * i, np.array([i, 0.0]))
     assert buffer.snapshot(NOW_S).positions[0] == 18  # at NOW_S - 0.01
-    assert buffer.positions()[0] == 19
+    assert buffer.positions(NOW_S)[0] == 19
 
 
 def test_positions_are_copied_and_checked() -> None:
     buffer = filled(joints_s=None)
-    with pytest.raises(NotReady, match="joint positions"):
-        buffer.positions()
+    with pytest.raises(NotReady, match="joint positions: nothing received"):
+        buffer.positions(NOW_S)
     positions = np.array([1.0, 2.0])
     buffer.put_joints(NOW_S, positions)
     positions[0] = 9.0
-    assert buffer.positions().tolist() == [1.0, 2.0]
+    assert buffer.positions(NOW_S).tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match="joint 'shoulder' is not finite"):
         buffer.put_joints(NOW_S, np.array([0.0, math.nan]))
     with pytest.raises(ValueError, match="expected 2 positions"):
         buffer.put_joints(NOW_S, np.zeros(3))
     with pytest.raises(ValueError, match="stamp nan"):
         buffer.put_joints(math.nan, np.zeros(2))
+
+
+def test_a_motion_never_begins_at_positions_that_are_old() -> None:
+    with pytest.raises(NotReady, match=r"newest is 0\.200 s old"):
+        filled(joints_s=NOW_S - 0.2).positions(NOW_S)
+
+
+def test_a_size_that_changes_in_mid_stream_is_told_until_it_is_accepted() -> None:
+    """Pins: a camera driver that restarts with another resolution, which nobody notices."""
+    buffer = make_buffer()
+    small, large = np.zeros((2, 3, 3), np.uint8), np.zeros((4, 6, 3), np.uint8)
+    buffer.note_sizes({"high": small, "wrist": large})
+    buffer.note_sizes({"high": small})
+    assert buffer.size_changes == {}
+    buffer.note_sizes({"high": large, "wrist": large})
+    assert "from 3 × 2 to 6 × 4" in buffer.size_changes["high"]
+    assert set(buffer.size_changes) == {"high"}
+    buffer.accept_sizes()
+    buffer.note_sizes({"high": large})
+    assert buffer.size_changes == {}
+
+
+def test_joint_statistics() -> None:
+    buffer = make_buffer()
+    for i in range(101):
+        buffer.put_joints(NOW_S + i / 100, np.zeros(2))
+    statistics = buffer.joint_statistics(NOW_S + 1.01)
+    assert statistics.rate_hz == pytest.approx(100.0)
+    assert statistics.age_s == pytest.approx(0.01)
 
 
 def test_a_clock_that_jumps_back_flushes_the_stream() -> None:

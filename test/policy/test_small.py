@@ -41,7 +41,9 @@ def pictures() -> dict[str, np.ndarray]:
 def test_it_is_small_and_whole() -> None:
     """Fault: a recipe, log or card that was left behind, or a float32 copy of the weights."""
     names = {path.name for path in SHIPPED.iterdir()}
-    assert {"README.md", "train_config.yaml", "training_log.jsonl", "tokenizer.json"} <= names
+    recipe = {f"{name}_{n}" for name in ("train_config", "training_log") for n in (1, 2)}
+    assert recipe <= {name.partition(".")[0] for name in names}
+    assert {"README.md", "tokenizer.json"} <= names
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= LARGEST_BYTES
     assert read_config(SHIPPED) == small_config()
 

@@ -14,65 +14,24 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 
+from pi05_ros.executor.results import (
+    ExecutorError,
+    ExecutorState,
+    ExecutorStatistics,
+    InferenceResult,
+    check_chunk,
+    is_device_fault,
+    one_line,
+)
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation, Policy
 
 MAX_RESULTS = 16
 LATENCY_HISTORY = 1000
 
 _logger = logging.getLogger(__name__)
-
-
-class ExecutorError(RuntimeError):
-    """The policy cannot be run; one line says why."""
-
-
-class ExecutorState(Enum):
-    """What the thread does."""
-
-    STARTING = "starting"
-    """Loading and warming up."""
-    READY = "ready"
-    BUSY = "busy"
-    FAILED = "failed"
-    """Loading or warming up raised; there is no thread any more."""
-    STOPPED = "stopped"
-    """Not started, or ended by `stop`."""
-
-
-@dataclass(frozen=True)
-class InferenceResult:
-    """What became of one request: a checked chunk, or an error."""
-
-    chunk: ActionChunk | None
-    error: str | None
-    """One line, if there is no chunk."""
-    stamp_s: float | None
-    """Of the observation, on its clock; None if there was none."""
-    started_s: float
-    """By time.monotonic, as `finished_s`."""
-    finished_s: float
-    decode_s: float
-    """Time for the observation."""
-    infer_s: float
-    """Time for the chunk, its check included."""
-
-
-@dataclass(frozen=True)
-class ExecutorStatistics:
-    """Counts of requests since the start, the warm-up left out."""
-
-    completed: int
-    failed: int
-    replaced: int
-    """Gave way to a newer request before they began."""
-    discarded: int
-    """Thrown away by `discard`, or not collected in time."""
-    latencies_s: tuple[float, ...]
-    """Decoding and inference of the last completed requests, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -90,38 +49,6 @@ def black_observation(policy: Policy) -> Observation:
         instruction="warm up",
         stamp_s=0.0,
     )
-
-
-def check_chunk(chunk: ActionChunk, policy: Policy, observation: Observation) -> None:
-    """Refuse a chunk that must not reach a robot.
-
-    Raises:
-        ValueError: If the actions are not finite float64 [horizon, action_dim], `dt_s` is not a
-            time, or the stamp is not the observation's, which would shift all steps in time.
-    """
-    actions = chunk.actions
-    expected = (policy.horizon, policy.action_dim)
-    if not isinstance(actions, np.ndarray) or actions.dtype != np.float64:
-        kind = getattr(actions, "dtype", type(actions).__name__)
-        raise ValueError(f"actions are {kind}, must be a NumPy array of float64")
-    if actions.shape != expected:
-        raise ValueError(
-            f"actions are {list(actions.shape)}, the policy's horizon and action_dim promise "
-            f"{list(expected)}"
-        )
-    finite = np.isfinite(actions)
-    if not finite.all():
-        step, dimension = (int(i) for i in np.argwhere(~finite)[0])
-        raise ValueError(
-            f"{int((~finite).sum())} of {actions.size} actions are not finite, first "
-            f"{actions[step, dimension]} at step {step}, dimension {dimension}"
-        )
-    if not (np.isfinite(chunk.dt_s) and chunk.dt_s > 0):
-        raise ValueError(f"dt_s is {chunk.dt_s}, must be above 0")
-    if chunk.stamp_s != observation.stamp_s:
-        raise ValueError(
-            f"the chunk's stamp {chunk.stamp_s} is not the observation's {observation.stamp_s}"
-        )
 
 
 class InferenceExecutor:
@@ -176,6 +103,12 @@ class InferenceExecutor:
     def state(self) -> ExecutorState:
         with self._changed:
             return self._state
+
+    @property
+    def failure(self) -> str | None:
+        """Why the thread ended by itself, in one line."""
+        with self._changed:
+            return None if self._failure is None else one_line(self._failure)
 
     @property
     def busy_since_s(self) -> float | None:
@@ -279,7 +212,7 @@ class InferenceExecutor:
     def _check_running(self) -> None:
         if self._state is ExecutorState.FAILED:
             assert self._failure is not None
-            raise ExecutorError(_one_line(self._failure)) from self._failure
+            raise ExecutorError(one_line(self._failure)) from self._failure
         if self._stopping:
             raise ExecutorError("the executor was stopped")
         if self._state is ExecutorState.STOPPED:
@@ -363,6 +296,7 @@ def _infer(policy: Policy, request: _Request) -> InferenceResult:
     """One inference; whatever is raised becomes the result's error."""
     chunk: ActionChunk | None = None
     error: str | None = None
+    device_fault = False
     stamp_s: float | None = None
     started_s = time.monotonic()
     decoded_s: float | None = None
@@ -375,7 +309,8 @@ def _infer(policy: Policy, request: _Request) -> InferenceResult:
     except Exception as exception:
         # Out of memory is an Exception too, Python's and torch's.
         _logger.debug("inference failed", exc_info=True)
-        chunk, error = None, _one_line(exception)
+        chunk, error = None, one_line(exception)
+        device_fault = is_device_fault(exception)
     finished_s = time.monotonic()
     if decoded_s is None:
         decoded_s = finished_s
@@ -387,8 +322,5 @@ def _infer(policy: Policy, request: _Request) -> InferenceResult:
         finished_s=finished_s,
         decode_s=decoded_s - started_s,
         infer_s=finished_s - decoded_s,
+        device_fault=device_fault,
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

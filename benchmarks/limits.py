@@ -1,0 +1,127 @@
+"""Random targets, sound and absurd, through the motion limits; counts what breaks them.
+
+    python benchmarks/limits.py [--ticks 1000000] [--seed 0]
+
+Joints and margin are config/aloha.yaml's, 14 joints at 50 Hz. Position is checked at both ends of
+every step and where it turns within the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pi05_ros.control.limits import MotionLimiter, MotionState
+from pi05_ros.evaluation.robot_config import read_robot_config
+from pi05_ros.types import FloatArray
+
+PARAMS_FILE = Path(__file__).parents[1] / "config" / "aloha.yaml"
+BLOCK_TICKS = 2000
+"""Ticks of one kind of targets, from a state at rest anywhere inside the limits."""
+TOLERANCE = 1e-9
+
+
+def walk(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    """A course that stays near the limits' range."""
+    steps = rng.normal(0.0, 0.02, (n, len(low))) * (high - low)
+    return rng.uniform(low, high) + np.cumsum(steps, axis=0)
+
+
+def seams(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    """Straight pieces that begin anywhere, as chunks that disagree do."""
+    starts = rng.uniform(low, high, (n // 25 + 1, len(low)))
+    slopes = rng.normal(0.0, 0.05, starts.shape) * (high - low)
+    piece, step = np.divmod(np.arange(n), 25)
+    return np.asarray(starts[piece] + slopes[piece] * step[:, None])
+
+
+def jumps(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    return rng.uniform(low, high, (n, len(low)))
+
+
+def absurd(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    """Of any size that a float has."""
+    return np.asarray(rng.choice([-1.0, 1.0], (n, len(low))) * 10 ** rng.uniform(-3, 300, (n, 1)))
+
+
+def bounds(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    """Pushed against one end and then the other."""
+    ends = np.repeat(rng.random((n // 50 + 1, len(low))) < 0.5, 50, axis=0)[:n]
+    return np.where(ends, low - 1.0, high + 1.0)
+
+
+def not_finite(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    course = walk(rng, low, high, n)
+    course[rng.random(course.shape) < 0.3] = np.nan
+    course[rng.random(course.shape) < 0.1] = np.inf
+    course[rng.random(course.shape) < 0.1] = -np.inf
+    return course
+
+
+KINDS = (walk, seams, jumps, absurd, bounds, not_finite)
+
+
+def violations(
+    limiter: MotionLimiter, positions: FloatArray, velocities: FloatArray
+) -> tuple[int, int, int]:
+    """Joint steps beyond position, velocity and acceleration, of states [n, n_joints]."""
+    before, after = velocities[:-1], velocities[1:]
+    turns = before * after < 0
+    share = np.where(turns, before / np.where(turns, before - after, 1.0), 0.0)
+    turning = positions[:-1] + np.where(turns, 0.5 * share * limiter.dt_s * before, 0.0)
+    position = np.zeros(turning.shape, dtype=bool)
+    for q in (positions[1:], turning):
+        position |= (q < limiter.lower - TOLERANCE) | (q > limiter.upper + TOLERANCE)
+    velocity = np.abs(after) > limiter.max_velocity + TOLERANCE
+    acceleration = np.abs(after - before) > limiter.velocity_step + TOLERANCE
+    broken = ~np.isfinite(positions[1:]) | ~np.isfinite(after)
+    return tuple(int((v | broken).sum()) for v in (position, velocity, acceleration))  # type: ignore[return-value]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ticks", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(args)
+    robot = read_robot_config(PARAMS_FILE)
+    limiter = MotionLimiter(robot.joints, robot.control.dt_s, robot.control.position_margin)
+    rng = np.random.default_rng(options.seed)
+    counts = {kind: np.zeros(4, dtype=np.int64) for kind in KINDS}
+    spent_s = 0.0
+    done = 0
+    while done < options.ticks:
+        kind = KINDS[done // BLOCK_TICKS % len(KINDS)]
+        n = min(BLOCK_TICKS, options.ticks - done)
+        targets = kind(rng, limiter.lower, limiter.upper, n)
+        with np.errstate(all="ignore"):
+            speeds = np.gradient(targets, limiter.dt_s, axis=0)
+        state = limiter.at_rest(rng.uniform(limiter.lower, limiter.upper))
+        states: list[MotionState] = [state]
+        began_s = time.perf_counter()
+        with np.errstate(all="ignore"):
+            for target, speed in zip(targets, speeds, strict=True):
+                state, _ = limiter.step(state, target, speed)
+                states.append(state)
+        spent_s += time.perf_counter() - began_s
+        positions = np.array([s.position for s in states])
+        velocities = np.array([s.velocity for s in states])
+        counts[kind] += [n, *violations(limiter, positions, velocities)]
+        done += n
+    print("| targets | ticks | beyond position | beyond velocity | beyond acceleration |")
+    print("|---|---|---|---|---|")
+    for kind, row in counts.items():
+        print(f"| {kind.__name__} | {' | '.join(str(int(v)) for v in row)} |")
+    total = np.sum(list(counts.values()), axis=0)
+    print(f"| all | {' | '.join(str(int(v)) for v in total)} |")
+    print(
+        f"\n{1e6 * spent_s / done:.1f} µs a tick, {len(robot.joints)} joints, seed {options.seed}"
+    )
+    return int(total[1:].any())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,203 @@
+"""The policy node's parts on /diagnostics, from the figures of ~/status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diagnostic_msgs.msg import DiagnosticArray
+
+from pi05_ros.msg import PolicyStatus
+from pi05_ros.nodes.assembly import device_memory_mb
+from pi05_ros.nodes.diagnostics import Level, PartStatus, diagnostic_array
+from pi05_ros.nodes.status import NOTHING_MEASURED, StatusSource
+from pi05_ros.runner import PolicyRunner
+
+PHASES = {
+    PolicyStatus.UNCONFIGURED: "unconfigured",
+    PolicyStatus.INACTIVE: "inactive",
+    PolicyStatus.ACTIVE: "active",
+    PolicyStatus.ERROR: "error",
+}
+
+
+def policy_diagnostics(
+    node: StatusSource, problems: Sequence[str], now_s: float
+) -> DiagnosticArray:
+    """One status each for the node, its cameras, joints, instruction, executor and so on.
+
+    `problems` are the node's; each part shows those that are about it.
+    """
+    parts = [_node_part(node)]
+    if node.runner is not None:
+        parts += _camera_parts(node, node.runner, problems, now_s)
+        parts += [
+            _joint_part(node, node.runner, problems, now_s),
+            _plain_part("instruction", node.runner.buffer.instruction or "", problems, Level.WARN),
+            _executor_part(node, node.runner, problems),
+            _scheduler_part(node, node.runner, problems, now_s),
+            _limits_part(node, node.runner),
+            _controllers_part(node, problems),
+            _plain_part("topic", "QoS fits", problems, Level.ERROR, shown="topics"),
+        ]
+    return diagnostic_array(node.get_name(), node.parameters.robot, parts, now_s)
+
+
+def _about(problems: Sequence[str], *beginnings: str) -> list[str]:
+    return [problem for problem in problems if problem.startswith(beginnings)]
+
+
+def _node_part(node: StatusSource) -> PartStatus:
+    level, words = Level.OK, [PHASES[node.phase]]
+    if node.stopped:
+        level = Level.WARN
+        words.append("stopped: ~/resume ends it")
+    if node.fault or node.phase == PolicyStatus.ERROR:
+        level = Level.ERROR
+        words.append(node.fault)
+    return PartStatus(
+        "node",
+        level,
+        "; ".join(word for word in words if word),
+        {
+            "dry run": node.parameters.dry_run,
+            "stopped": node.stopped,
+            "control rate Hz": node.tick_times.rate_hz,
+        },
+    )
+
+
+def _plain_part(
+    about: str, fine: str, problems: Sequence[str], level: Level, shown: str = ""
+) -> PartStatus:
+    trouble = _about(problems, f"{about} ", f"{about}:")
+    return PartStatus(shown or about, level if trouble else Level.OK, "; ".join(trouble) or fine)
+
+
+def _camera_parts(
+    node: StatusSource, runner: PolicyRunner, problems: Sequence[str], now_s: float
+) -> list[PartStatus]:
+    parts = []
+    changes = runner.buffer.size_changes
+    about_cameras = _about(problems, "camera")
+    for name, camera in runner.buffer.camera_statistics(now_s).items():
+        trouble = [problem for problem in about_cameras if f"'{name}'" in problem]
+        level = node.escalation.level(f"camera {name}", bool(trouble))
+        if name in changes:
+            level = max(level, Level.WARN)
+            trouble.append(changes[name])
+        parts.append(
+            PartStatus(
+                f"camera {name}",
+                level,
+                "; ".join(trouble) or "frames arrive",
+                {
+                    "received": camera.received,
+                    "used": camera.used,
+                    "lost": camera.lost,
+                    "rate Hz": camera.rate_hz,
+                    "age s": camera.age_s,
+                    "clock jumps": camera.clock_jumps,
+                },
+            )
+        )
+    return parts
+
+
+def _joint_part(
+    node: StatusSource, runner: PolicyRunner, problems: Sequence[str], now_s: float
+) -> PartStatus:
+    assert node.inputs is not None
+    trouble = _about(problems, "joint")
+    joints = runner.buffer.joint_statistics(now_s)
+    return PartStatus(
+        "joints",
+        node.escalation.level("joints", bool(trouble)),
+        "; ".join(trouble) or "positions arrive",
+        {
+            "received": joints.received,
+            "refused": node.inputs.refused_joint_states,
+            "rate Hz": joints.rate_hz,
+            "age s": joints.age_s,
+            "clock jumps": joints.clock_jumps,
+        },
+    )
+
+
+def _executor_part(node: StatusSource, runner: PolicyRunner, problems: Sequence[str]) -> PartStatus:
+    statistics = runner.executor.statistics
+    latency = runner.latency.summary() or NOTHING_MEASURED
+    network = runner.network_latency.summary() or NOTHING_MEASURED
+    truncated = int(getattr(node.policy, "truncated_tokens", 0))
+    hang = _about(problems, "policy:")
+    words = hang or [word for word in (node.fault, node.last_failure) if word][:1]
+    if truncated:
+        words = [*words, f"the prompt lost {truncated} tokens, shorten the instruction"]
+    level = Level.ERROR if hang or node.fault else Level.WARN if words else Level.OK
+    return PartStatus(
+        "executor",
+        level,
+        "; ".join(words) or runner.executor.state.value,
+        {
+            "inferences": statistics.completed,
+            "failed": statistics.failed,
+            "discarded": statistics.discarded,
+            "hangs": runner.watchdog.hangs if runner.watchdog else 0,
+            "misses": runner.misses,
+            "latency p50 s": latency.p50_s,
+            "latency p95 s": latency.p95_s,
+            "latency p99 s": latency.p99_s,
+            "network p50 s": network.p50_s,
+            "reaction to instruction s": runner.reaction_s or 0.0,
+            **device_memory_mb(),
+        },
+    )
+
+
+def _scheduler_part(
+    node: StatusSource, runner: PolicyRunner, problems: Sequence[str], now_s: float
+) -> PartStatus:
+    statistics = runner.scheduler.statistics
+    refused = _about(problems, "first command")
+    held = _about(problems, "speed")
+    return PartStatus(
+        "scheduler",
+        Level.ERROR if refused else Level.WARN if held else Level.OK,
+        "; ".join(refused + held) or node.scheduling.method,
+        {
+            "live chunks": runner.live_chunks(now_s),
+            "horizon left s": runner.horizon_left_s(now_s),
+            "received": statistics.received,
+            "dropped late": statistics.dropped_late,
+            "dropped old": statistics.dropped_old,
+            "dropped busy": statistics.dropped_busy,
+            "doubted": statistics.dropped_doubted,
+            "crossovers": statistics.crossovers,
+            "delay estimate s": runner.latency.estimate_s or 0.0,
+            "speed scale": runner.pace.scale,
+            "smoothing lag s": runner.follower.lag_s if runner.follower else 0.0,
+        },
+    )
+
+
+def _limits_part(node: StatusSource, runner: PolicyRunner) -> PartStatus:
+    assert node.joints is not None
+    clamps = runner.stream.clamps
+    kinds = {name: getattr(clamps, name) for name in ("position", "velocity", "acceleration")}
+    totals = sum(kinds.values())
+    values = {f"{kind} clamps": int(counts.sum()) for kind, counts in kinds.items()}
+    values["held"] = int(clamps.held.sum())
+    values.update(zip(node.joints.names, (int(total) for total in totals), strict=True))
+    return PartStatus("limits", Level.OK, f"{int(totals.sum())} clamped joint commands", values)
+
+
+def _controllers_part(node: StatusSource, problems: Sequence[str]) -> PartStatus:
+    deaf = _about(problems, "nobody listens")
+    return PartStatus(
+        "controllers",
+        Level.ERROR if deaf else Level.OK,
+        "; ".join(deaf) or "listening",
+        {
+            "messages": node.trajectories,
+            **{f"{output.topic} subscribers": output.listeners for output in node.outputs.values()},
+        },
+    )

@@ -1,0 +1,334 @@
+"""One control tick: finished chunks in, the next inference asked for, a trajectory out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pi05_ros.control.approach import Approach
+from pi05_ros.control.pacing import PlanClock
+from pi05_ros.control.scheduler import ChunkScheduler, SyncScheduler
+from pi05_ros.control.smoothing import TargetFollower
+from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
+from pi05_ros.executor import Fault, InferenceExecutor, InferenceResult, Watchdog
+from pi05_ros.observation.buffer import NotReady, ObservationBuffer
+from pi05_ros.runner.requests import Requests
+from pi05_ros.runner.tick import Tick
+from pi05_ros.types import FloatArray, ImageArray, JointGroup
+
+CLOCK_JUMP_S = 1.0
+"""Ticks farther apart than this, and than 5 periods: what was planned is not continued."""
+
+
+class PolicyRunner:
+    """Connects the observation buffer, the executor, the scheduler and the command stream.
+
+    All methods are called from one thread, the control thread. Times are seconds on the clock of
+    the observation stamps.
+    """
+
+    def __init__(
+        self,
+        buffer: ObservationBuffer,
+        executor: InferenceExecutor,
+        scheduler: ChunkScheduler,
+        stream: CommandStream,
+        joints: JointGroup,
+        decode_image: Callable[[Any], ImageArray],
+        *,
+        follower: TargetFollower | None = None,
+        approach: Approach | None = None,
+        watchdog: Watchdog | None = None,
+        speed_scale: float = 1.0,
+        speed_ramp_s: float = 0.5,
+        blend_instructions: bool = False,
+        on_change: bool = False,
+    ) -> None:
+        """Connect the parts.
+
+        Args:
+            buffer, executor, scheduler, stream, joints: the parts.
+            decode_image: a stored picture → RGB [height, width, 3].
+            follower: smooths the targets in front of the limits.
+            approach: leads into a first command that is far away; None goes there at once.
+            watchdog: looks after the executor; None leaves hangs and failures to the caller.
+            speed_scale: 0 to 1; below 1 the chunks are executed slower than they were meant, at 0
+                the arms stand.
+            speed_ramp_s: time for a change of the speed from 0 to 1.
+            blend_instructions: chunks of an earlier instruction go on until they end, and the
+                scheduler merges them with those of the next; else they give way to its first.
+            on_change: publish when the plan has changed or half of the last trajectory's
+                lookahead is over, instead of with every tick.
+        """
+        self.follower = follower
+        self.watchdog = watchdog
+        self.pace = PlanClock(speed_scale, speed_ramp_s)
+        self.buffer = buffer
+        self.executor = executor
+        self.scheduler = scheduler
+        self.stream = stream
+        self._requests = Requests(buffer, executor, joints, decode_image, watchdog)
+        self.latency = self._requests.latency
+        self.network_latency = self._requests.network_latency
+        self.misses = 0
+        """Times that the chunks ran out before the next one came, `sync` left out."""
+        self.reaction_s: float | None = None
+        """From the last instruction to its first chunk."""
+        self.refusal = ""
+        """Why the last motion was not begun."""
+        self._joints = joints
+        self._approach = approach
+        self._blend_instructions = blend_instructions
+        self._active = self._stopped = False
+        self._last_tick_s = -math.inf
+        self._braking_s = (0.0, 0.0)
+        self._instruction = ""
+        self._instructed_s = -math.inf
+        self._had_plan = self._stands = False
+        self._plan_end_s = -math.inf
+        self._on_change = on_change
+        self._publish_by_s = -math.inf
+
+    @property
+    def active(self) -> bool:
+        return self._active
+
+    @property
+    def stopped(self) -> bool:
+        """Between `stop` and `resume`; an activation does not end it."""
+        return self._stopped
+
+    def activate(self) -> None:
+        """From the next tick on, infer and move. The first chunk starts at the measured state."""
+        self._forget()
+        self.buffer.accept_sizes()
+        if self.watchdog is not None:
+            self.watchdog.forget()
+        self._active = True
+
+    def deactivate(self, now_s: float) -> TrajectoryPoints | None:
+        """Stop: results in flight are thrown away; the return value brakes the arms to rest."""
+        self._active = False
+        return self._come_to_rest(now_s)
+
+    def stop(self, now_s: float) -> TrajectoryPoints | None:
+        """As `deactivate`, and latched: nothing moves or infers until `resume`."""
+        self._stopped = True
+        return self._come_to_rest(now_s)
+
+    def resume(self) -> None:
+        """End `stop`: if active, the next motion starts at the measured state."""
+        self._stopped = False
+
+    def _come_to_rest(self, now_s: float) -> TrajectoryPoints | None:
+        hold = None
+        if self.stream.active:
+            with contextlib.suppress(ClockJumpedBackError):  # the last trajectory's tail brakes
+                hold = self.stream.hold(now_s)
+            self._braking_s = (now_s, self.stream.rest_time_s)
+        self._forget()
+        return hold
+
+    def set_instruction(self, text: str) -> str:
+        """Take an instruction; what is in flight for another one is thrown away.
+
+        Returns the instruction as it will be used.
+
+        Raises:
+            InstructionError: empty, too long or not text; the instruction stays as it was.
+        """
+        before = self.buffer.instruction
+        instruction = self.buffer.set_instruction(text)
+        if instruction != before:
+            self._instructed_s = self._last_tick_s
+            if not self._blend_instructions:
+                self.executor.discard()
+        return instruction
+
+    def set_speed(self, scale: float, now_s: float) -> None:
+        """Execute the chunks at another speed, 0 to 1; 0 brings the arms to rest on their way.
+
+        A plan that has come to stand is not taken up again: the world may have changed since.
+        """
+        stood = self.pace.scale == 0 and self.pace.rate(now_s) == 0
+        self.pace.set_scale(scale, now_s)
+        self._publish_by_s = -math.inf
+        if stood and scale > 0:
+            self.executor.discard()
+            self.scheduler.clear()
+            self._stands = True
+
+    def live_chunks(self, now_s: float) -> int:
+        """How many chunks have a say at `now_s` or later."""
+        return self.scheduler.live_chunks(self.pace.plan_s(now_s))
+
+    def horizon_left_s(self, now_s: float) -> float:
+        """Seconds at full speed that the live chunks still reach."""
+        return self.scheduler.remaining_s(self.pace.plan_s(now_s))
+
+    def problems(self, now_s: float) -> list[str]:
+        """Why no inference can start or the arms do not move; one line each."""
+        found = ["stopped: ~/resume ends it"] if self._stopped else []
+        if self.pace.scale == 0:
+            found.append("speed: scheduler.speed_scale is 0")
+        found += self.buffer.problems(now_s)
+        return found + [text for text in (self._requests.hang(), self.refusal) if text]
+
+    @property
+    def hung(self) -> bool:
+        """Whether the policy has not answered for too long."""
+        return self._requests.hang() is not None
+
+    def use_scheduler(self, scheduler: ChunkScheduler) -> None:
+        """Change the method in motion: the live chunks go on under another one."""
+        scheduler.adopt(self.scheduler)
+        self.scheduler = scheduler
+        self._publish_by_s = -math.inf
+
+    def halt(self) -> None:
+        """Forget the motion without a last command: nobody is there to follow it."""
+        self._forget()
+
+    def tick(self, now_s: float) -> Tick:
+        """Advance to `now_s`; returns what to publish."""
+        if not self._active or self._stopped:
+            return Tick()
+        tick = Tick()
+        self._check_clock(now_s, tick)
+        fault, hang = self._requests.watch()
+        if hang:
+            tick.failures.append(hang)
+        for result in self.executor.results():
+            fault = self._take(result, now_s, tick) or fault
+        if fault is not None:
+            return replace(tick, fault=fault)
+        effect_s = self.stream.lead_s + self.stream.dt_s
+        self._requests.ask(now_s, self.scheduler, self.pace, effect_s, self._instruction)
+        self._count_misses(now_s)
+        if not self.stream.active and not self._start(now_s):
+            return tick
+        if self._on_change and now_s < self._publish_by_s:
+            return tick
+        try:
+            trajectory = self.stream.tick(now_s, self._targets)
+        except ClockJumpedBackError:
+            self._start_over()
+            return tick
+        self._publish_by_s = now_s + self.stream.lookahead_steps * self.stream.dt_s / 2
+        return replace(tick, trajectory=trajectory)
+
+    def _check_clock(self, now_s: float, tick: Tick) -> None:
+        passed_s = now_s - self._last_tick_s
+        self._last_tick_s = now_s
+        if not math.isfinite(passed_s):
+            return
+        dt_s = self.stream.dt_s
+        if passed_s < -dt_s or passed_s > max(CLOCK_JUMP_S, 5 * dt_s):
+            self._start_over()
+            self._last_tick_s = now_s
+            tick.notices.append(
+                f"the clock went {passed_s:+.2f} s between two ticks: frames and chunks are "
+                "thrown away, the motion starts at the measured joints"
+            )
+
+    def _count_misses(self, now_s: float) -> None:
+        has_plan = self.horizon_left_s(now_s) > 0
+        if self._had_plan and not has_plan and not isinstance(self.scheduler, SyncScheduler):
+            self.misses += 1
+        self._had_plan = has_plan
+
+    def _start(self, now_s: float) -> bool:
+        """Begin a motion at the measured positions, if there is one and nothing speaks against."""
+        # arms that still brake after a deactivation would be asked to stand at once
+        since_s, until_s = self._braking_s
+        if self.live_chunks(now_s) == 0 or since_s <= now_s < until_s:
+            return False
+        try:
+            positions = self.buffer.positions(now_s)
+        except NotReady:
+            return False
+        if not self._lead_in(positions, now_s):
+            return False
+        self.stream.start(positions, now_s)
+        self._publish_by_s = -math.inf
+        if self.follower is not None:
+            self.follower.start(positions)
+        return True
+
+    def _lead_in(self, positions: FloatArray, now_s: float) -> bool:
+        """Prepare the way from `positions`, where the robot stands, into the plan."""
+        if self._approach is None:
+            return True
+        begin_s = self.pace.plan_s(now_s + self.stream.lead_s)
+        target = self.scheduler.targets(np.array([begin_s]))
+        assert target is not None
+        begin_s = self.pace.plan_s(now_s)
+        self.refusal = self._approach.begin(positions, target[0], begin_s) or ""
+        if self.refusal:
+            self.scheduler.clear()
+        return not self.refusal
+
+    def _targets(self, times_s: FloatArray) -> FloatArray | None:
+        if self.follower is None:
+            return self._plan(times_s)
+        return self.follower.course(times_s, self._plan)
+
+    def _plan(self, times_s: FloatArray) -> FloatArray | None:
+        plan_s = self.pace.plan_times_s(times_s)
+        targets = self.scheduler.targets(plan_s)
+        if targets is None or self._approach is None:
+            return targets
+        # a way into the plan ends with the plan: nothing moves on what nobody predicted
+        return self._approach.course(np.minimum(plan_s, self._plan_end_s), targets)
+
+    def _take(self, result: InferenceResult, now_s: float, tick: Tick) -> Fault | None:
+        fault = self._requests.judge(result)
+        if result.chunk is None:
+            tick.failures.append(result.error or "inference failed without a reason")
+            return fault
+        chunk = replace(result.chunk, actions=self._joints.to_joints(result.chunk.actions))
+        if chunk.instruction != self._instruction:
+            if not self._blend_instructions:
+                # chunks for another instruction are another plan: averaging both follows neither
+                self.scheduler.clear()
+            self._instruction = chunk.instruction
+            if math.isfinite(self._instructed_s):
+                self.reaction_s = now_s - self._instructed_s
+        latency_s = max(0.0, now_s - chunk.stamp_s)
+        self._requests.measure(result, latency_s)
+        tick.chunks.append((chunk, latency_s))
+        in_plan = replace(chunk, stamp_s=self.pace.plan_s(chunk.stamp_s))
+        standing = self._stands or not self.stream.active
+        ran_out = self.horizon_left_s(now_s) <= 0
+        try:
+            if self.scheduler.add(in_plan, self.pace.plan_s(now_s), standing=standing):
+                self._publish_by_s = -math.inf
+                self._stands = False
+                self._plan_end_s = self.pace.plan_s(now_s) + self.horizon_left_s(now_s)
+                if ran_out and self.stream.active:
+                    self._lead_in(self.stream.commanded(now_s).position, now_s)
+        except ValueError as error:
+            tick.failures.append(str(error))
+        return fault
+
+    def _start_over(self) -> None:
+        """The clock was set back, or a recording starts from its beginning."""
+        self.buffer.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._requests.forget()
+        self.scheduler.clear()
+        self.stream.stop()
+        if self.follower is not None:
+            self.follower.clear()
+        self.pace.reset()
+        self.refusal = ""
+        self._had_plan = self._stands = False
+        self._last_tick_s = -math.inf
+        self._instruction = ""
