@@ -46,6 +46,8 @@ class DemoOptions:
     checkpoint: str = ""
     params_file: str = ""
     video: bool = True
+    bag: bool = False
+    """Record a bag for `pi05 evaluate`."""
 
 
 class Stages:
@@ -91,9 +93,10 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     try:
         with Stages(console) as stages:
             processes.start()
-            client = DemoClient(record, processes)
+            bag = options.output / "bag" if options.bag else None
+            client = DemoClient(record, processes, bag)
             _perform(options, client, stages)
-    except DemoError as error:
+    except (DemoError, FileExistsError) as error:
         console.print(f"demo failed: {error}", style="bold red", highlight=False)
         return 1
     finally:
@@ -182,6 +185,8 @@ def _report(options: DemoOptions, record: DemoRecord, console: Console) -> int:
         middle = write_video(record, video)
         cv2.imwrite(str(picture), cv2.cvtColor(middle, cv2.COLOR_RGB2BGR))
         written += [video, picture]
+    if options.bag:
+        written.append(options.output / "bag")
     console.print("written: " + ", ".join(map(str, written)), highlight=False)
     found = failures(record)
     for line in found:

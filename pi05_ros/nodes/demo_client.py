@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -22,6 +23,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros.evaluation.demo_record import DemoRecord
 from pi05_ros.msg import ActionChunk, PolicyStatus
+from pi05_ros.nodes.demo_bag import DemoBag
 from pi05_ros.nodes.demo_processes import DemoProcesses
 from pi05_ros.nodes.messages import INSTRUCTION_QOS, TRAJECTORY_QOS, to_seconds
 
@@ -41,7 +43,9 @@ class DemoError(RuntimeError):
 class DemoClient:
     """Spins a node in a thread of its own; every method is called from the main thread."""
 
-    def __init__(self, record: DemoRecord, processes: DemoProcesses) -> None:
+    def __init__(
+        self, record: DemoRecord, processes: DemoProcesses, bag: Path | None = None
+    ) -> None:
         self.record = record
         self._processes = processes
         rclpy.init()
@@ -69,6 +73,7 @@ class DemoClient:
         self._set_qpos = node.create_publisher(Float64MultiArray, "aloha_sim/set_qpos", 10)
         self._change_state = node.create_client(ChangeState, "policy/change_state")
         self._set_parameters = node.create_client(SetParameters, "aloha_sim/set_parameters")
+        self._bag = None if bag is None else DemoBag(node, bag, ALL_CAMERAS, CONTROLLERS)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -77,6 +82,8 @@ class DemoClient:
     def close(self) -> None:
         self._executor.shutdown(timeout_sec=1.0)
         self._thread.join(2.0)
+        if self._bag is not None:
+            self._bag.close()
         self._node.destroy_node()
         rclpy.try_shutdown()
 

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", default="", help="checkpoint folder (default: the params')")
     parser.add_argument("--params-file", default="", help="params file (default: aloha.yaml)")
+    parser.add_argument("--bag", action="store_true", help="record a bag for `pi05 evaluate`")
     parser.add_argument("--no-video", action="store_true", help="leave the video out")
 
 
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
             checkpoint=options.checkpoint,
             params_file=options.params_file,
             video=not options.no_video,
+            bag=options.bag,
         ),
         console,
     )

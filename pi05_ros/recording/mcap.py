@@ -21,6 +21,34 @@ BAG_VERSION = 8
 """rosbag2's metadata.yaml of Humble to Kilted; 9 is Kilted's own."""
 
 
+class SerializedBagWriter:
+    """One bag of messages that are serialized already, as they came off the wire.
+
+    Args:
+        path: the bag's folder to make; it must not exist.
+
+    Raises:
+        FileExistsError: `path` is there already.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._types = get_typestore(Stores.ROS2_HUMBLE)
+        self._connections: dict[str, Any] = {}
+        self._writer = _open(Path(path))
+
+    def write(self, topic: str, kind: str, received_ns: int, data: bytes) -> None:
+        """Write one message: CDR, of a type like "std_msgs/msg/String"."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, kind, typestore=self._types
+            )
+        self._writer.write(self._connections[topic], received_ns, data)
+
+    def close(self) -> None:
+        """Write the index and metadata.yaml."""
+        self._writer.close()
+
+
 class BagWriter:
     """One bag: pictures, joint states, the instruction, and every controller's commands.
 
@@ -45,9 +73,6 @@ class BagWriter:
         controllers: Mapping[str, Sequence[str]],
         period_s: float,
     ) -> None:
-        path = Path(path)
-        if path.exists():
-            raise FileExistsError(f"{path} is there already; remove it or name another folder")
         self._joint_names = list(joint_names)
         for name, joints in controllers.items():
             unknown = [joint for joint in joints if joint not in self._joint_names]
@@ -62,9 +87,7 @@ class BagWriter:
         self._connections: dict[str, Any] = {}
         self._instruction = ""
         self._instruction_ns = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = Writer(path, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
-        self._writer.open()
+        self._writer = _open(Path(path))
 
     def write(
         self,
@@ -181,3 +204,12 @@ class BagWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open(path: Path) -> Writer:
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; remove it or name another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = Writer(path, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
+    writer.open()
+    return writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def demo(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_moves_the_arms_and_shows_it(tmp_path: Path) -> None:
-    done = demo(tmp_path, "--seconds", "4", "--instruction", "wave with the right arm")
+    done = demo(tmp_path, "--bag", "--seconds", "4", "--instruction", "wave with the right arm")
     assert done.returncode == 0, done.stdout + done.stderr
     for row in ("cam_left_wrist", "inference", "chunks", "commands", "travel", "clamps"):
         assert row in done.stdout
@@ -32,6 +33,13 @@ def test_the_demo_moves_the_arms_and_shows_it(tmp_path: Path) -> None:
     for picture in ("joints.png", "scene.png"):
         assert cv2.imread(str(tmp_path / picture)) is not None
     assert (tmp_path / "scene.mp4").stat().st_size > 10_000
+    report = tmp_path / "report"
+    arguments = [PI05, "evaluate", tmp_path / "bag", "--output", report, "--every", "1.0"]
+    evaluated = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert "wave with the right arm" in json.dumps(metrics)
+    assert (report / "report.html").stat().st_size > 50_000
 
 
 def test_a_checkpoint_that_is_none_is_named(tmp_path: Path) -> None:

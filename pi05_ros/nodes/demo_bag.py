@@ -1,0 +1,83 @@
+"""Records what `pi05 evaluate` needs while the demo runs."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rclpy.node import Node
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+from trajectory_msgs.msg import JointTrajectory
+
+from pi05_ros.nodes.messages import IMAGE_QOS, INSTRUCTION_QOS, TRAJECTORY_QOS
+from pi05_ros.recording.mcap import SerializedBagWriter
+
+PICTURE_PERIOD_S = 0.1
+"""Pictures are kept at 10 Hz, as JPEG: at the full rate, raw, a minute would be 5 GB."""
+JPEG_QUALITY = 92
+
+
+class DemoBag:
+    """A bag of cameras, joint states, instructions and commands; spun with the demo's node."""
+
+    def __init__(
+        self, node: Node, path: Path, cameras: Sequence[str], controllers: Sequence[str]
+    ) -> None:
+        self._writer: SerializedBagWriter | None = SerializedBagWriter(path)
+        self._next_s: dict[str, float] = {}
+        for camera in cameras:
+            node.create_subscription(
+                Image,
+                f"{camera}/image_raw",
+                functools.partial(self._on_image, camera),
+                IMAGE_QOS,
+                raw=True,
+            )
+        plain: list[tuple[str, Any, Any]] = [
+            ("joint_states", JointState, 50),
+            ("instruction", String, INSTRUCTION_QOS),
+            *(
+                (f"{name}/joint_trajectory", JointTrajectory, TRAJECTORY_QOS)
+                for name in controllers
+            ),
+        ]
+        for topic, kind, qos in plain:
+            name = f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"
+            keep = functools.partial(self._write, f"/{topic}", name)
+            node.create_subscription(kind, topic, keep, qos, raw=True)
+
+    def close(self) -> None:
+        """Finish the bag; what arrives later is not recorded."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def _on_image(self, camera: str, data: bytes) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_s.get(camera, 0.0):
+            return
+        self._next_s[camera] = now_s + PICTURE_PERIOD_S
+        image = deserialize_message(data, Image)
+        pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+        coded = cv2.imencode(
+            ".jpg",
+            cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
+            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY],
+        )[1]
+        message = CompressedImage(header=image.header, format="jpeg", data=coded.tobytes())
+        self._write(
+            f"/{camera}/image_raw/compressed",
+            "sensor_msgs/msg/CompressedImage",
+            serialize_message(message),
+        )
+
+    def _write(self, topic: str, kind: str, data: bytes) -> None:
+        if self._writer is not None:
+            self._writer.write(topic, kind, time.time_ns(), data)
