@@ -16,7 +16,12 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_ros.nodes.messages import IMAGE_QOS, INSTRUCTION_QOS, TRAJECTORY_QOS
+from pi05_ros.nodes.messages import (
+    IMAGE_QOS,
+    INSTRUCTION_QOS,
+    TRAJECTORY_QOS,
+    serialized_stamp_s,
+)
 from pi05_ros.recording.mcap import SerializedBagWriter
 
 PICTURE_PERIOD_S = 0.1
@@ -31,7 +36,7 @@ class DemoBag:
         self, node: Node, path: Path, cameras: Sequence[str], controllers: Sequence[str]
     ) -> None:
         self._writer: SerializedBagWriter | None = SerializedBagWriter(path)
-        self._next_s: dict[str, float] = {}
+        self._periods: dict[str, int] = {}
         for camera in cameras:
             node.create_subscription(
                 Image,
@@ -60,10 +65,11 @@ class DemoBag:
             writer.close()
 
     def _on_image(self, camera: str, data: bytes) -> None:
-        now_s = time.monotonic()
-        if now_s < self._next_s.get(camera, 0.0):
+        # by the stamps, which the cameras of one round share: a pair of rounds would be skewed
+        period = int(serialized_stamp_s(data) / PICTURE_PERIOD_S)
+        if period == self._periods.get(camera):
             return
-        self._next_s[camera] = now_s + PICTURE_PERIOD_S
+        self._periods[camera] = period
         image = deserialize_message(data, Image)
         pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
         coded = cv2.imencode(

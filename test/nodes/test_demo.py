@@ -39,7 +39,7 @@ def test_the_demo_moves_the_arms_and_shows_it(tmp_path: Path) -> None:
     evaluated = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     metrics = json.loads((report / "metrics.json").read_text())
-    assert "wave with the right arm" in json.dumps(metrics)
+    assert metrics["totals"]["observations"] > 2
     assert (report / "report.html").stat().st_size > 50_000
 
 
