@@ -50,7 +50,7 @@ def plot(record: DemoRecord, path: Path) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     handles += [Line2D([], [], color="0.85"), Line2D([], [], color="tab:red")]
     labels += ["chunk arrives", "instruction arrives"]
-    figure.legend(handles, labels, loc="upper right", ncol=4, fontsize=8)
+    figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8)
     figure.suptitle("; ".join(text for _, text in record.instructions), x=0.01, ha="left")
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    figure.tight_layout(rect=(0, 0.02, 1, 0.98))
     figure.savefig(path, dpi=110)
