@@ -6,27 +6,21 @@ state of a random generator to go on as if it had not stopped.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from pi05_ros.policy.images import fitted_size
 from pi05_ros.recording.reader import LeRobotDataset, Sample
 from pi05_ros.recording.simulated import PICTURE_KEY
 from pi05_ros.training.config import ConfigError, StageConfig, TrainConfig
+from pi05_ros.training.objects import read_pixels, read_positions
 from pi05_ros.training.preparation import Preparation
 from pi05_ros.training.words import PromptLayout
 
-AHEAD = 4
-"""Batches prepared while one is learnt from."""
 VALIDATION = 1 << 20
 """Stands where a stage's number stands, in the seed of the validation's batches."""
 
@@ -108,8 +102,8 @@ class Examples:
             raise ConfigError("data.datasets: there is nothing to draw: weights must be above 0")
         self._cumulative = np.cumsum(joined / joined.sum())
         self._task_weights = config.data.task_weights
-        self._positions = _read_positions(self.datasets, config)
-        self._pixels = [_read_pixels(d, config, preparation) for d in self.datasets]
+        self._positions = read_positions(self.datasets, config)
+        self._pixels = [read_pixels(d, config, preparation) for d in self.datasets]
 
     @property
     def frames(self) -> int:
@@ -263,160 +257,6 @@ def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tup
     order = np.argsort(pictures, kind="stable")
     pieces = np.split(frames[order], np.flatnonzero(np.diff(pictures[order])) + 1)
     return [tuple(int(frame) for frame in piece) for piece in pieces]
-
-
-def _read_positions(
-    datasets: Sequence[LeRobotDataset], config: TrainConfig
-) -> list[NDArray[np.float32] | None]:
-    """[n, objects, 3] of every dataset, centred and scaled over all; None where one has none."""
-    key = config.helpers.positions
-    objects = len(config.helpers.names)
-    raw: list[NDArray[np.float32] | None] = []
-    for dataset in datasets:
-        if key not in dataset.extras:
-            raw.append(None)
-            continue
-        values = dataset.extra(key).astype(np.float32).reshape(len(dataset), -1)
-        if values.shape[1] != objects * 3:
-            raise ConfigError(
-                f"{dataset.root}: {key!r} has {values.shape[1]} numbers, for the {objects} names "
-                f"of helpers.names it must have {objects * 3}"
-            )
-        raw.append(values.reshape(-1, objects, 3))
-    known = [values for values in raw if values is not None]
-    if not known:
-        return raw
-    joined = np.concatenate(known).reshape(-1, 3)
-    mean = joined.mean(0)
-    # One scale for all axes: an axis along which little happens shall not count as much.
-    scale = np.sqrt(joined.var(0).mean()) + 1e-3
-    return [None if values is None else (values - mean) / scale for values in raw]
-
-
-def _read_pixels(
-    dataset: LeRobotDataset, config: TrainConfig, preparation: Preparation
-) -> NDArray[np.float32] | None:
-    """[n, n_cameras, objects, 2] in the network's cameras and squares.
-
-    None without the feature, or where no stage asks for it.
-    """
-    key, objects = config.helpers.pixels, len(config.helpers.names)
-    wanted = any(stage.losses.get("pixels", 0) > 0 for stage in config.stages)
-    if not wanted or key not in dataset.extras:
-        return None
-    raw = dataset.extra(key).astype(np.float32).reshape(len(dataset), -1)
-    count = len(dataset.cameras) * objects * 2
-    if raw.shape[1] != count:
-        raise ConfigError(
-            f"{dataset.root}: {key!r} has {raw.shape[1]} numbers, for {len(dataset.cameras)} "
-            f"cameras and the {objects} names of helpers.names it must have {count}"
-        )
-    by_camera = raw.reshape(len(dataset), -1, objects, 2)
-    cameras, side = preparation.config.cameras, preparation.config.image_size
-    pixels = np.full((len(dataset), len(cameras), objects, 2), np.nan, dtype=np.float32)
-    for index, camera in enumerate(dataset.cameras):
-        height, width = fitted_size(*dataset.image_sizes[camera], side)
-        inner = np.array([width, height]) / side
-        squared = by_camera[:, index] * inner + (1 - inner) / 2
-        absent = (by_camera[:, index] < 0).any(axis=-1, keepdims=True)
-        pixels[:, cameras.index(preparation.cameras[camera])] = np.where(absent, -1.0, squared)
-    return pixels
-
-
-class _Steps(Dataset[Batch]):
-    """The batches of a stage as PyTorch's loader wants them: by step."""
-
-    def __init__(self, examples: Examples, stage: StageConfig, seed: Sequence[int]) -> None:
-        self._examples, self._stage, self._seed = examples, stage, tuple(seed)
-
-    def __getitem__(self, step: int) -> Batch:
-        return self._examples.batch(self._stage, (*self._seed, step))
-
-
-class Loader:
-    """A stage's batches from a step on, prepared in a thread or in processes.
-
-    Close it, or use it in a `with` statement.
-    """
-
-    def __init__(
-        self, examples: Examples, stage: StageConfig, seed: Sequence[int], first: int, workers: int
-    ) -> None:
-        self._steps = _Steps(examples, stage, seed)
-        self._first = first
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
-        if workers:
-            loader = DataLoader(
-                self._steps,
-                batch_size=None,
-                sampler=_Count(first),
-                num_workers=workers,
-                prefetch_factor=AHEAD,
-            )
-            self._iterator: Iterator[Any] | None = iter(loader)
-        else:
-            self._iterator = None
-            self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
-            self._thread.start()
-
-    def next(self) -> Batch:
-        """The next step's batch.
-
-        Raises:
-            Whatever preparing it raised.
-        """
-        if self._iterator is not None:
-            batch: Batch = next(self._iterator)
-            return batch
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def _fill(self) -> None:
-        step = self._first
-        while not self._closed.is_set():
-            item: Batch | BaseException
-            try:
-                item = self._steps[step]
-            except Exception as error:
-                item = error
-            while not self._closed.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
-            step += 1
-
-    def close(self) -> None:
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._iterator = None
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _Count:
-    """first, first + 1, … without an end."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def __iter__(self) -> Iterator[int]:
-        step = self._first
-        while True:
-            yield step
-            step += 1
 
 
 def describe(examples: Examples) -> Mapping[str, int]:

@@ -17,10 +17,11 @@ from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.small import SMALL
 from pi05_ros.recording.reader import LeRobotDataset
 from pi05_ros.training import state
-from pi05_ros.training.batches import Examples, Loader, describe
+from pi05_ros.training.batches import Examples, describe
 from pi05_ros.training.config import ConfigError, StageConfig, TrainConfig
 from pi05_ros.training.journal import LOG_FILE, Journal
 from pi05_ros.training.learner import Learner, checkpoint_layers, choose_parameters
+from pi05_ros.training.loader import Loader
 from pi05_ros.training.optimizers import AveragedWeights, learning_rate, make_optimizers
 from pi05_ros.training.output import CONFIG_FILE, save_checkpoint
 from pi05_ros.training.preparation import start

@@ -21,8 +21,9 @@ from pi05_ros.recording.layout import Extra, Features
 from pi05_ros.recording.reader import LeRobotDataset
 from pi05_ros.recording.simulated import CUBES_KEY, PIXELS_KEY
 from pi05_ros.recording.writer import DatasetWriter
-from pi05_ros.training.batches import Batch, Examples, Loader, describe, group_frames
+from pi05_ros.training.batches import Batch, Examples, describe, group_frames
 from pi05_ros.training.config import ConfigError, TrainConfig
+from pi05_ros.training.loader import Loader
 from pi05_ros.training.preparation import start
 from pi05_ros.training.words import PromptLayout
 
