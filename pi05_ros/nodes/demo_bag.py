@@ -36,7 +36,9 @@ class DemoBag:
         self, node: Node, path: Path, cameras: Sequence[str], controllers: Sequence[str]
     ) -> None:
         self._writer: SerializedBagWriter | None = SerializedBagWriter(path)
-        self._periods: dict[str, int] = {}
+        self._cameras = len(cameras)
+        self._round: dict[str, bytes] = {}
+        self._round_s = self._written_s = -1.0
         for camera in cameras:
             node.create_subscription(
                 Image,
@@ -65,18 +67,23 @@ class DemoBag:
             writer.close()
 
     def _on_image(self, camera: str, data: bytes) -> None:
-        # by the stamps, which the cameras of one round share: a pair of rounds would be skewed
-        period = int(serialized_stamp_s(data) / PICTURE_PERIOD_S)
-        if period == self._periods.get(camera):
-            return
-        self._periods[camera] = period
+        # a round's pictures share a stamp; kept together, no reader meets two rounds at once
+        stamp_s = serialized_stamp_s(data)
+        if stamp_s != self._round_s:
+            if int(stamp_s / PICTURE_PERIOD_S) == int(self._written_s / PICTURE_PERIOD_S):
+                return
+            self._round_s, self._round = stamp_s, {}
+        self._round[camera] = data
+        if len(self._round) == self._cameras:
+            self._written_s = stamp_s
+            for name, picture in self._round.items():
+                self._write_picture(name, picture)
+
+    def _write_picture(self, camera: str, data: bytes) -> None:
         image = deserialize_message(data, Image)
         pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
-        coded = cv2.imencode(
-            ".jpg",
-            cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
-            [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY],
-        )[1]
+        picture = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
         message = CompressedImage(header=image.header, format="jpeg", data=coded.tobytes())
         self._write(
             f"/{camera}/image_raw/compressed",
