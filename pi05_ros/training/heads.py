@@ -227,12 +227,12 @@ class Helpers(nn.Module):
             tokens = network.vision(batch.images[:, self._camera])
         return _known_mean(self.scene(tokens, network.embedder(self.name_ids)), batch.positions)
 
-    def pixel_loss(self, network: Pi0, batch: Batch, seen: Seen | None) -> Tensor:
+    def pixel_loss(self, network: Pi0, batch: Batch, seen: Seen) -> Tensor:
         """Place of every object in every camera's picture."""
-        tokens = None if seen is None else seen.features
-        if tokens is None:
-            tokens = network.vision(batch.images.flatten(0, 1))
-        return self.pixels.loss(tokens, network.embedder(self.name_ids), batch.pixels.flatten(0, 1))
+        assert seen.features is not None
+        return self.pixels.loss(
+            seen.features, network.embedder(self.name_ids), batch.pixels.flatten(0, 1)
+        )
 
     def name_loss(self, batch: Batch, seen: Seen) -> Tensor:
         """Distance of the named object's position, where an instruction names one."""
