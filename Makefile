@@ -1,5 +1,6 @@
 # make demo   the simulated robot, the policy node, an instruction, motion (demo_out/)
 # make test   lint, types and tests: what CI runs
+# make bench-gpu      a chunk of the full-size network on this machine's GPU: table and parity gates
 # make small-policy   trains the small policy that the package ships
 # All work in a fresh clone with nothing set up; they keep everything in .venv.
 
@@ -19,7 +20,7 @@ export OMP_WAIT_POLICY ?= passive
 
 PACKAGED := setup.py pyproject.toml CMakeLists.txt package.xml $(wildcard msg/* config/* launch/* scripts/* cmake/*)
 
-.PHONY: demo test lint install clean system small-policy
+.PHONY: demo test lint install clean system small-policy bench-gpu
 .DEFAULT_GOAL := install
 
 demo: $(VENV)/demo.stamp
@@ -53,6 +54,10 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
 $(VENV)/dev.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
 	$(INSTALL) '.[sim,eval,train,dev]'
 	@touch $@ $(VENV)/demo.stamp
+
+# Needs torch's CUDA build, which PyPI has. fp8 wants a GPU of compute capability 8.9.
+bench-gpu: $(VENV)/demo.stamp
+	$(VENV)/bin/pi05 bench latency --checkpoint full --device cuda --output bench_gpu
 
 # The shipped policy once more, from nothing: 1 h 45 min on two cores, and 2 GB in data/ and runs/.
 small-policy: $(VENV)/dev.stamp

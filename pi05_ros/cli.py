@@ -28,8 +28,8 @@ COMMANDS = {
     ),
     "train": ("pi05_ros.training.command", "recordings become a checkpoint"),
     "bench": (
-        "pi05_ros.evaluation.scheduler_bench_command",
-        "chunk schedulers by delay: success, steps, jerk, stalls",
+        "pi05_ros.evaluation.bench_command",
+        "chunk schedulers by delay; a chunk's time by stage",
     ),
     "evaluate": (
         "pi05_ros.evaluation.offline_command",

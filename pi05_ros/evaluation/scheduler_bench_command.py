@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("what", choices=["scheduler"], help="what to measure")
     parser.add_argument(
         "--task",
         choices=["obstacle", "reach"],

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from pi05_ros.policy.checkpoint import check_tensors, key_map, listed, network_tensors
+from pi05_ros.policy.checkpoint import (
+    check_depth,
+    check_tensors,
+    key_map,
+    listed,
+    network_tensors,
+)
 from pi05_ros.policy.config import PolicyConfig, read_config
 from pi05_ros.policy.hub import checkpoint_folder
 from pi05_ros.policy.mapped_file import MappedFile
@@ -30,6 +36,8 @@ from pi05_ros.policy.weights import CheckpointError, TensorInfo
 
 T = TypeVar("T")
 
+MOST_LAYERS = 1000
+"""Of a network without weights; with them, it has no more layers than tensors."""
 TINY = 0.01
 """A range below this share of its feature's median range is suspicious."""
 ROOM = 20
@@ -139,11 +147,16 @@ def _describe(report: Report, config: PolicyConfig) -> None:
 
 
 def _check_weights(report: Report, folder: Path, config: PolicyConfig, values: bool) -> None:
+    index = _try(report, lambda: network_tensors(folder))
+    most = MOST_LAYERS if index is None else len(index)
+    found = len(report.problems)
+    _try(report, lambda: check_depth(config, most, folder))
+    if len(report.problems) > found:
+        return
     with torch.device("meta"):
         model = Pi0(config)
     report.parameters = sum(parameter.numel() for parameter in model.parameters())
     report.memory_bytes = _memory(model)
-    index = _try(report, lambda: network_tensors(folder))
     if index is None:
         return
     report.file_bytes = sum(file.stat().st_size for file in {info.file for info in index.values()})

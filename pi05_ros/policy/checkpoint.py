@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pi05_ros.policy.config import CONFIG_FILE, read_config
+from pi05_ros.policy.config import CONFIG_FILE, PolicyConfig, read_config
 from pi05_ros.policy.mapped_file import MappedFile
 from pi05_ros.policy.model import Pi0, parameter_dtype
 from pi05_ros.policy.weights import (
@@ -148,10 +148,11 @@ def load_model(
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, not {dtype}")
     config = read_config(directory)
+    index = network_tensors(directory)
+    check_depth(config, len(index), directory)
     with torch.device("meta"):
         model = Pi0(config)
     sources = key_map(model)
-    index = network_tensors(directory)
     check_tensors(directory, sources, index)
     model.load_state_dict(
         _read_parameters(directory, model, sources, index, device, dtype), assign=True
@@ -237,6 +238,14 @@ def network_tensors(directory: str | Path) -> dict[str, TensorInfo]:
         # Converted files hold the tied pair under the language head's name alone.
         index[EMBEDDING] = head
     return index
+
+
+def check_depth(config: PolicyConfig, most: int, directory: str | Path) -> None:
+    """Raise CheckpointError before somebody builds millions of layers."""
+    size = config.sizes
+    depth = max(size.vlm.depth, size.exp.depth, size.vis.depth)
+    if depth > most:
+        raise CheckpointError(f"{directory} asks for {depth} layers, and has tensors for {most}")
 
 
 def check_tensors(

@@ -205,7 +205,7 @@ def read_config(directory: str | Path) -> PolicyConfig:
         )
     try:
         return parse_config(document, kind)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path / CONFIG_FILE}: {error}") from None
 
 

@@ -25,10 +25,12 @@ ROPE_THETA = 10_000.0
 
 
 class Rotary(NamedTuple):
-    """Rotation of every position: float32 [B, 1, S, head_dim / 2]."""
+    """Rotation of every position: float32 [B, 1, S, head_dim]."""
 
     cos: Tensor
+    """Of the angles, twice."""
     sin: Tensor
+    """Of the angles: first negative, for what the second half adds to the first, then positive."""
 
 
 class KeyValue(NamedTuple):
@@ -46,14 +48,14 @@ def rotary(positions: Tensor, head_dim: int) -> Rotary:
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angle = positions[:, None, :, None].to(torch.float32) * ROPE_THETA**-exponent
-    return Rotary(angle.cos(), angle.sin())
+    cos, sin = angle.cos(), angle.sin()
+    return Rotary(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
 
 def rotate(x: Tensor, angles: Rotary) -> Tensor:
     """Rotate the two halves of [B, heads, S, head_dim] against each other, in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = angles
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    x32 = x.float()
+    return torch.addcmul(x32 * angles.cos, x32.roll(x.shape[-1] // 2, -1), angles.sin).to(x.dtype)
 
 
 def block_mask(valid: Tensor, starts: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class AdaRMSNorm(nn.Module):
         if modulation.ndim == 3:
             modulation = modulation[:, :, None]
         scale, shift, gate = modulation.float().unbind(1)
-        return (_rms(x) * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
+        return torch.addcmul(shift, _rms(x), 1 + scale).to(x.dtype), gate.to(x.dtype)
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _residual(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
-    return x + branch if gate is None else x + branch * gate
+    return x + branch if gate is None else torch.addcmul(x, branch, gate)
 
 
 class GemmaLayer(nn.Module):
@@ -130,20 +132,22 @@ class GemmaLayer(nn.Module):
     ) -> tuple[Tensor, KeyValue, Tensor | None]:
         """Norm and project; returns the query, key and value, and the gate."""
         h, gate = self.attention_norm(x, modulation)
-        q, k, v = self.qkv(h).split((self.query_dim, self.kv_dim, self.kv_dim), dim=-1)
-        query = rotate(split_heads(q, self.head_dim), angles)
-        return query, self._key_value(k, v, angles), gate
+        query, key, value = self._heads(self.qkv(h), self.query_dim, angles)
+        return query, KeyValue(key, value), gate
 
     def project_key_value(self, x: Tensor, angles: Rotary) -> KeyValue:
         """Key and value alone: all that is needed of the prefix's last layer."""
         h, _ = self.attention_norm(x, None)
-        k, v = F.linear(h, self.qkv.weight[self.query_dim :]).chunk(2, dim=-1)
-        return self._key_value(k, v, angles)
+        _, key, value = self._heads(F.linear(h, self.qkv.weight[self.query_dim :]), 0, angles)
+        return KeyValue(key, value)
 
-    def _key_value(self, k: Tensor, v: Tensor, angles: Rotary) -> KeyValue:
-        return KeyValue(
-            rotate(split_heads(k, self.head_dim), angles), split_heads(v, self.head_dim)
-        )
+    def _heads(self, x: Tensor, query_dim: int, angles: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S, query_dim + 2 · kv_dim] → query and key, rotated, and value, by heads."""
+        heads = split_heads(x, self.head_dim)
+        queries, keys = query_dim // self.head_dim, self.kv_dim // self.head_dim
+        turned, value = heads.split((queries + keys, keys), dim=1)
+        query, key = rotate(turned, angles).split((queries, keys), dim=1)
+        return query, key, value
 
     def finish(
         self, x: Tensor, attended: Tensor, gate: Tensor | None, modulation: Tensor | None = None
@@ -172,8 +176,8 @@ class Expert(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the residual stream runs in."""
-        return self.stack[0].out.weight.dtype
+        """The dtype that the residual stream runs in; the last layer is never quantised."""
+        return self.stack[-1].out.weight.dtype
 
     @property
     def stack(self) -> list[GemmaLayer]:

@@ -8,6 +8,7 @@ As in `model`, time runs from t = 1, noise, to t = 0, the action; the paper's τ
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -133,7 +134,13 @@ class Guide:
         weights = guidance.weights(frozen, given, horizon)
         self.weights = torch.zeros_like(self.target[:1])
         self.weights[:, :, :dims] = torch.tensor(weights, dtype=target.dtype)[:, None].to(target)
-        self._max_weight = guidance.max_weight
+        self.max_weight = guidance.max_weight
+
+    def to(self, device: torch.device) -> Guide:
+        """The same guide for a network on `device`."""
+        moved = copy.copy(self)
+        moved.target, moved.weights = self.target.to(device), self.weights.to(device)
+        return moved
 
     @property
     def differentiates(self) -> bool:
@@ -161,7 +168,7 @@ class Guide:
             correction = self._error(x_t - time * v)
         else:
             v, correction = self._pulled_back(velocity, x_t, time, now)
-        gain = guidance_gain(time, self._max_weight)
+        gain = guidance_gain(time, self.max_weight)
         return x_t + dt * (v - gain * correction)
 
     def _error(self, estimate: Tensor) -> Tensor:
@@ -197,9 +204,8 @@ def make_guide(
     to_network: Callable[[FloatArray], FloatArray],
     config: PolicyConfig,
     action_dim: int,
-    device: torch.device,
 ) -> Guide | None:
-    """A guide towards a prefix in the robot's units; None where it holds no step.
+    """A guide, on the CPU, towards a prefix in the robot's units; None where it holds no step.
 
     Args:
         guidance: the settings.
@@ -208,7 +214,6 @@ def make_guide(
             state where the checkpoint's are: that is what anchors an old chunk anew.
         config: of the network.
         action_dim: the robot's.
-        device: of the network.
 
     Raises:
         ValueError: another shape, a value that is not finite, or `frozen` out of range.
@@ -234,4 +239,4 @@ def make_guide(
         frozen = trained_delay(config)
     target = torch.zeros((1, len(actions), config.max_action_dim))
     target[0, :, :action_dim] = torch.tensor(to_network(actions), dtype=torch.float32)
-    return Guide(guidance, target.to(device), frozen, config.horizon, action_dim)
+    return Guide(guidance, target, frozen, config.horizon, action_dim)

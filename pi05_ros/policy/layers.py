@@ -59,8 +59,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     Returns:
         [B, S, heads · head_dim].
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # Training's autocast: the fused kernel's backward pass takes twice as long there.
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        # the fused kernel's backward pass takes twice as long there
         out = _attend_in_steps(query, key, value, mask)
     else:
         group = query.shape[1] // key.shape[1]

@@ -24,10 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pi05_ros.policy.config import PolicyConfig
+from pi05_ros.policy.flow import Schedule, integrate, make_schedule, sinusoidal_embedding
 from pi05_ros.policy.gemma import KeyValue, Rotary, TwoExperts, block_mask, rotary
 from pi05_ros.policy.guidance import Guide
 from pi05_ros.policy.layers import Linear
+from pi05_ros.policy.shapes import check_prefix, check_shape, check_state
 from pi05_ros.policy.siglip import VisionTower
+from pi05_ros.policy.stopwatch import Mark, unmarked
 
 # `action_` is in the projections' names, and not in `experts.action.`.
 FLOAT32_PARTS = ("norm", "modulation", "patch", "position", "action_", "time_", "state_")
@@ -36,14 +39,6 @@ FLOAT32_PARTS = ("norm", "modulation", "patch", "position", "action_", "time_", 
 def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype that the named parameter has when the model runs in `dtype`."""
     return torch.float32 if any(part in name for part in FLOAT32_PARTS) else dtype
-
-
-def sinusoidal_embedding(times: Tensor, width: int, min_period: float, max_period: float) -> Tensor:
-    """[N] times → [N, width] float32: all sines, then all cosines, of geometric periods."""
-    fraction = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=times.device)
-    period = min_period * (max_period / min_period) ** fraction
-    angle = 2 * math.pi * times.to(torch.float64)[:, None] / period
-    return torch.cat((angle.sin(), angle.cos()), dim=-1).to(torch.float32)
 
 
 class Prefix(NamedTuple):
@@ -86,16 +81,25 @@ class Pi0(nn.Module):
     def embed_prefix(
         self, images: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens of every camera in order, then the prompt: [B, T, width], and [B, T] valid.
+        """Tokens of every camera in order, then the prompt: [B, T, width], and [B, T] valid."""
+        return self._join(self.encode_images(images), image_masks, tokens, token_masks)
 
-        Text embeddings are scaled by sqrt(width), image features are not.
-        """
+    def encode_images(self, images: Tensor) -> Tensor:
+        """[B, n_cameras, 3, side, side] → [B, n_cameras · image tokens, width], unscaled."""
         batch, cameras = images.shape[:2]
-        text = self.embedder(tokens).float() * math.sqrt(self.config.sizes.vlm.width)
         if cameras == 0:
-            return text, token_masks
-        features = self.vision(images.flatten(0, 1)).unflatten(0, (batch, cameras)).flatten(1, 2)
-        seen = image_masks.repeat_interleave(self.config.sizes.image_tokens, dim=1)
+            return images.new_zeros((batch, 0, self.config.sizes.vlm.width))
+        features: Tensor = self.vision(images.flatten(0, 1))
+        return features.unflatten(0, (batch, cameras)).flatten(1, 2)
+
+    def _join(
+        self, features: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # text embeddings are scaled by sqrt(width), image features are not
+        text = self.embedder(tokens).float() * math.sqrt(self.config.sizes.vlm.width)
+        seen = image_masks.repeat_interleave(
+            self.config.sizes.image_tokens, dim=1, output_size=features.shape[1]
+        )
         return torch.cat((features.float(), text), dim=1), torch.cat((seen, token_masks), dim=1)
 
     def encode_prefix(
@@ -106,6 +110,7 @@ class Pi0(nn.Module):
         token_masks: Tensor,
         pack: bool = True,
         last_hidden: bool = False,
+        mark: Mark = unmarked,
     ) -> Prefix:
         """Run pictures and prompt once; `denoise` can then be called any number of times.
 
@@ -117,50 +122,75 @@ class Pi0(nn.Module):
             pack: leave out the cameras and tokens that are masked in the whole batch. Nobody
                 attends to them and they advance no position, so the result is the same.
             last_hidden: also compute the language model's last hidden state.
+            mark: told when "vision" and "prefix" are done.
 
         Raises:
             ValueError: shapes that do not fit the network or each other; nothing but padding.
         """
-        self._check_prefix(images, image_masks, tokens, token_masks)
+        check_prefix(self.config, images, image_masks, tokens, token_masks)
         if pack:
             used, kept = image_masks.any(0), token_masks.any(0)
             images, image_masks = images[:, used], image_masks[:, used]
             tokens, token_masks = tokens[:, kept], token_masks[:, kept]
             if images.shape[1] + tokens.shape[1] == 0:
                 raise ValueError("every camera and every token is masked: nothing to look at")
-        embeddings, valid = self.embed_prefix(images, image_masks, tokens, token_masks)
+        features = self.encode_images(images)
+        mark("vision")
+        masked = not (bool(image_masks.all()) and bool(token_masks.all()))
+        prefix = self.encode_tokens(
+            features, image_masks, tokens, token_masks, masked=masked, last_hidden=last_hidden
+        )
+        mark("prefix")
+        return prefix
+
+    def encode_tokens(
+        self,
+        features: Tensor,
+        image_masks: Tensor,
+        tokens: Tensor,
+        token_masks: Tensor,
+        *,
+        masked: bool = True,
+        last_hidden: bool = False,
+    ) -> Prefix:
+        """`encode_prefix` behind the image tower; it never waits for the device.
+
+        Args:
+            features: [B, n_cameras · image tokens, width] from `encode_images`.
+            image_masks, tokens, token_masks, last_hidden: see `encode_prefix`.
+            masked: whether the masks have a False; without one, attention needs no mask.
+        """
+        embeddings, valid = self._join(features, image_masks, tokens, token_masks)
         # Padding does not advance the position.
         positions = (valid.long().cumsum(1) - 1).clamp(min=0)
         head_dim = self.config.sizes.vlm.head_dim
         # The prefix is one block: every valid token is seen by every token.
-        mask = None if bool(valid.all()) else valid[:, None, None, :]
         cache, hidden = self.experts.prefix(
-            embeddings, rotary(positions, head_dim), mask, last_hidden
+            embeddings,
+            rotary(positions, head_dim),
+            valid[:, None, None, :] if masked else None,
+            last_hidden,
         )
-        suffix_starts = self._suffix_starts(valid.device)
-        suffix_positions = valid.sum(1, keepdim=True) + torch.arange(
-            len(suffix_starts), device=valid.device
-        )
+        length = self.config.horizon + (not self.adaptive)
+        suffix_positions = valid.sum(1, keepdim=True) + torch.arange(length, device=valid.device)
         return Prefix(
             cache,
             rotary(suffix_positions, head_dim),
-            self._suffix_mask(valid, suffix_starts),
+            self._suffix_mask(valid, length, masked),
             hidden,
         )
 
-    def _suffix_starts(self, device: torch.device) -> Tensor:
-        """Where the suffix begins a block: actions are one, and so is π0's state before them."""
-        starts = torch.zeros(self.config.horizon + (not self.adaptive), dtype=torch.bool)
-        starts[: 1 if self.adaptive else 2] = True
-        return starts.to(device)
+    def _suffix_mask(self, valid: Tensor, length: int, masked: bool) -> Tensor | None:
+        """Broadcastable to [B, 1, S, T + S]; None where every suffix token sees everything.
 
-    def _suffix_mask(self, valid: Tensor, suffix_starts: Tensor) -> Tensor | None:
-        """[B, 1, S, T + S], or None where every suffix token sees everything."""
-        suffix_valid = valid.new_ones(len(valid), len(suffix_starts))
-        starts = torch.cat((valid.new_zeros(valid.shape[1]), suffix_starts))
-        mask = block_mask(torch.cat((valid, suffix_valid), dim=1), starts)
-        mask = mask[:, :, valid.shape[1] :]
-        return None if bool(mask.all()) else mask
+        Actions are one block, and so is π0's state before them.
+        """
+        seen = torch.cat((valid, valid.new_ones(len(valid), length)), dim=1)
+        if self.adaptive:
+            return seen[:, None, None, :] if masked else None
+        order = torch.arange(valid.shape[1] + length, device=valid.device) - valid.shape[1]
+        starts = (order == 0) | (order == 1)
+        return block_mask(seen, starts)[:, :, valid.shape[1] :]
 
     def embed_time(self, times: Tensor) -> Tensor:
         """[N] → [N, width]: π0.5's AdaRMS condition, or π0's plain sinusoid."""
@@ -217,6 +247,10 @@ class Pi0(nn.Module):
         )
         return self.action_out_proj(hidden[:, -self.config.horizon :]).float()
 
+    def schedule(self, num_steps: int) -> Schedule:
+        """All that sampling in `num_steps` Euler steps needs of the times alone."""
+        return make_schedule(self.time_features, num_steps, self.device)
+
     @torch.no_grad()
     def sample_actions(
         self,
@@ -231,6 +265,8 @@ class Pi0(nn.Module):
         generator: torch.Generator | None = None,
         pack: bool = True,
         guide: Guide | None = None,
+        schedule: Schedule | None = None,
+        mark: Mark = unmarked,
     ) -> Tensor:
         """Integrate from noise at t = 1 to actions at t = 0 in equal Euler steps.
 
@@ -240,6 +276,8 @@ class Pi0(nn.Module):
             noise: [B, H, action dim]; drawn from `generator` where it is not given.
             num_steps: Euler steps.
             guide: pulls the actions towards those of a chunk before.
+            schedule: from `schedule`, made once for many calls, instead of `num_steps`.
+            mark: told when "vision", "prefix" and "denoise" are done.
 
         Returns:
             [B, H, action dim] normalised actions, float32, not clipped.
@@ -247,26 +285,17 @@ class Pi0(nn.Module):
         Raises:
             ValueError: shapes that do not fit, a missing state, num_steps below 1.
         """
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, not {num_steps}")
-        self._check_prefix(images, image_masks, tokens, token_masks)
-        self._check_state(state, len(tokens))
+        if schedule is None:
+            schedule = self.schedule(num_steps)
+        check_prefix(self.config, images, image_masks, tokens, token_masks)
+        check_state(self.config, state, len(tokens))
         # the guide may differentiate, and what inference mode has made cannot be
-        with torch.inference_mode(guide is None or not guide.differentiates):
+        with torch.inference_mode(guide is None or not guide.differentiates), torch.no_grad():
             x_t = self._noise(len(tokens), noise, generator)
             state = None if state is None else state.clone()
-            prefix = self.encode_prefix(images, image_masks, tokens, token_masks, pack)
-            dt = -1.0 / num_steps
-            times = [1.0 + step * dt for step in range(num_steps)]
-            *features, clean = self.time_features(
-                torch.tensor([*times, 0.0], device=self.device)
-            ).split(1)
-            for time, now in zip(times, features, strict=True):
-                if guide is None:
-                    x_t = x_t + dt * self.denoise(prefix, x_t, now, state)
-                else:
-                    velocity = partial(self.denoise, prefix, state=state)
-                    x_t = guide.step(velocity, x_t, time, dt, now, clean)
+            prefix = self.encode_prefix(images, image_masks, tokens, token_masks, pack, mark=mark)
+            x_t = integrate(partial(self.denoise, prefix, state=state), x_t, schedule, guide)
+        mark("denoise")
         return x_t
 
     def loss(
@@ -297,14 +326,14 @@ class Pi0(nn.Module):
         """
         if reduction not in ("none", "mean"):
             raise ValueError(f'reduction must be "none" or "mean", not {reduction!r}')
-        self._check_prefix(images, image_masks, tokens, token_masks)
+        check_prefix(self.config, images, image_masks, tokens, token_masks)
         batch = len(tokens)
-        self._check_state(state, batch)
-        self._check_shape("actions", actions, self._chunk_shape(batch))
+        check_state(self.config, state, batch)
+        check_shape("actions", actions, self._chunk_shape(batch))
         actions = actions.to(torch.float32)
         noise = self._noise(batch, noise, None)
         time = self._draw_time(batch) if time is None else time.to(torch.float32)
-        self._check_shape("time", time, (batch,))
+        check_shape("time", time, (batch,))
         t = time[:, None, None]
         prefix = self.encode_prefix(images, image_masks, tokens, token_masks)
         velocity = self.denoise(
@@ -324,36 +353,8 @@ class Pi0(nn.Module):
         shape = self._chunk_shape(batch)
         if noise is None:
             return torch.randn(shape, generator=generator, device=self.device)
-        self._check_shape("noise", noise, shape)
+        check_shape("noise", noise, shape)
         return noise.to(torch.float32)
 
     def _chunk_shape(self, batch: int) -> tuple[int, ...]:
         return (batch, self.config.horizon, self.config.max_action_dim)
-
-    def _check_prefix(
-        self, images: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
-    ) -> None:
-        if tokens.ndim != 2 or images.ndim != 5:
-            raise ValueError(
-                "tokens must be [B, L] and images [B, n_cameras, 3, side, side], not "
-                f"{list(tokens.shape)} and {list(images.shape)}"
-            )
-        batch, cameras, side = len(tokens), images.shape[1], self.config.image_size
-        self._check_shape("images", images, (batch, cameras, 3, side, side))
-        self._check_shape("image_masks", image_masks, (batch, cameras))
-        self._check_shape("token_masks", token_masks, tuple(tokens.shape))
-        for name, mask in (("image_masks", image_masks), ("token_masks", token_masks)):
-            if mask.dtype != torch.bool:
-                raise ValueError(f"{name} must be bool, not {mask.dtype}")
-
-    def _check_state(self, state: Tensor | None, batch: int) -> None:
-        if self.adaptive:
-            return
-        if state is None:
-            raise ValueError("π0 needs the state [B, max_state_dim]")
-        self._check_shape("state", state, (batch, self.config.max_state_dim))
-
-    @staticmethod
-    def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")

@@ -108,7 +108,7 @@ class Normalizer:
             )
         try:
             array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise CheckpointError(f"{self.feature}.{name} must be a list of numbers") from None
         wanted = f"{self.dim} values" if self.convention == "lerobot" else f"at least {self.dim}"
         short = array.ndim != 1 or len(array) < self.dim
@@ -116,10 +116,11 @@ class Normalizer:
             raise CheckpointError(
                 f"{self.feature}.{name} has shape {list(array.shape)}, the robot needs {wanted}"
             )
-        array = array[: self.dim]
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+            array = array[: self.dim].astype(self._dtype)
         for i in np.flatnonzero(~np.isfinite(array)):
             raise CheckpointError(f"{self.feature}.{name}[{i}] is {array[i]}")
-        return array.astype(self._dtype)
+        return array
 
     def _set_mean_std(self, mean: NDArray[Any], std: NDArray[Any]) -> None:
         for i in np.flatnonzero(std < 0):
@@ -133,7 +134,10 @@ class Normalizer:
             raise CheckpointError(
                 f"{self.feature}.{high}[{i}] = {upper[i]} is below {low}[{i}] = {lower[i]}"
             )
-        width = upper - lower
+        with np.errstate(over="ignore"):
+            width = upper - lower
+        for i in np.flatnonzero(~np.isfinite(width)):
+            raise CheckpointError(f"{self.feature}: {low}[{i}] and {high}[{i}] are too far apart")
         if self.convention == "lerobot":
             width = np.where(width == 0, self._dtype(self._eps), width)
         else:

@@ -22,7 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pi05_ros.policy.checkpoint import EMBEDDING, EXPERT, LANGUAGE, PALIGEMMA, VISION, key_map
+from pi05_ros.policy.checkpoint import (
+    EMBEDDING,
+    EXPERT,
+    LANGUAGE,
+    PALIGEMMA,
+    VISION,
+    check_depth,
+    key_map,
+)
 from pi05_ros.policy.config import (
     CONFIG_FILE,
     GemmaSize,
@@ -38,6 +46,10 @@ Array = NDArray[Any]
 IMG, LLM = "PaliGemma.img.", "PaliGemma.llm."
 BLOCK = IMG + "Transformer.encoderblock."
 DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16)}
+STORED_DTYPES = ("bfloat16", "float16", "float32", "float64")
+MAX_LAYERS = 1000
+MAX_VALUES = 2**31
+"""Of an array; π0.5's largest has 1.2e9. Chunks that a store lacks would be made up of zeros."""
 
 
 class Params:
@@ -78,12 +90,32 @@ class Params:
         return name in self._paths
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The array's shape, without reading it."""
-        return tuple(int(n) for n in self._array(name).shape)
+        """The array's shape, without reading it.
+
+        Raises:
+            CheckpointError: it is not there, or empty.
+        """
+        shape = tuple(int(n) for n in self._array(name).shape)
+        if 0 in shape:
+            raise CheckpointError(f"{self.folder}: {name} is empty, {list(shape)}")
+        return shape
 
     def read(self, name: str) -> Array:
-        """The whole array, as float32."""
-        return np.asarray(self._array(name).read().result()).astype(np.float32, copy=False)
+        """The whole array, as float32.
+
+        Raises:
+            CheckpointError: it is not there, is no array of floats, is too large or damaged.
+        """
+        array = self._array(name)
+        if array.dtype.name not in STORED_DTYPES or math.prod(array.shape) > MAX_VALUES:
+            raise CheckpointError(
+                f"{self.folder}: {name} is {array.dtype.name} {list(array.shape)}, must be floats, "
+                f"{MAX_VALUES} at most"
+            )
+        try:
+            return np.asarray(array.read().result()).astype(np.float32, copy=False)
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder}: {name} cannot be read: {error}") from None
 
     def _array(self, name: str) -> Any:
         if name not in self._paths:
@@ -98,7 +130,20 @@ class Params:
 
 
 def config_from_shapes(params: Params, horizon: int) -> PolicyConfig:
-    """Kind and sizes, which the tree has no other record of; the horizon is in no array."""
+    """Kind and sizes, which the tree has no other record of; the horizon is in no array.
+
+    Raises:
+        CheckpointError: an array that gives sizes is missing or has none that a network can have.
+    """
+    try:
+        return _config(params, horizon)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{params.folder}: no network has such shapes: {error}") from None
+
+
+def _config(params: Params, horizon: int) -> PolicyConfig:
     kind = "pi05" if "time_mlp_in.kernel" in params else "pi0"
     side, _, _, width = params.shape(IMG + "embedding.kernel")
     depth, mlp = (params.shape(BLOCK + "MlpBlock_0.Dense_0.kernel")[i] for i in (0, 2))
@@ -137,6 +182,16 @@ def tensors(params: Params, config: PolicyConfig) -> Iterator[tuple[str, Array]]
         names += ["state_proj", "action_time_mlp_in", "action_time_mlp_out"]
     for name in names:
         yield from _linear(params, name, name)
+
+
+def _own_errors(named: Iterator[tuple[str, Array]], folder: Path) -> Iterator[tuple[str, Array]]:
+    """The same, with what NumPy says of arrays that have other dimensions as a CheckpointError."""
+    try:
+        yield from named
+    except CheckpointError:
+        raise
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"{folder}: the arrays' dimensions are not π0's: {error}") from None
 
 
 def _linear(params: Params, theirs: str, ours: str) -> Iterator[tuple[str, Array]]:
@@ -229,6 +284,7 @@ def convert(
     folder = directory / "params" if (directory / "params").is_dir() else directory
     params = Params(folder)
     config = config_from_shapes(params, horizon)
+    check_depth(config, MAX_LAYERS, folder)
     with torch.device("meta"):
         sources = key_map(Pi0(config)).values()
     shapes = {n: s for source in sources for n, s in zip(source.names, source.shapes, strict=True)}
@@ -245,7 +301,7 @@ def convert(
     missing = set(shapes)
     with partial.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, array in tensors(params, config):
+        for name, array in _own_errors(tensors(params, config), folder):
             if shapes.get(name) != array.shape:
                 raise CheckpointError(
                     f"{folder}: {name} would be {list(array.shape)} instead of {shapes.get(name)}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pi05_ros.policy.checkpoint import load_model
+from pi05_ros.policy.execution import make_sampler, own_stream
 from pi05_ros.policy.guidance import Guidance, Guide, make_guide
-from pi05_ros.policy.images import EMPTY, prepare_image
+from pi05_ros.policy.images import EMPTY, PictureError, PictureLoader
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.opening import RobotSource, open_checkpoint
 from pi05_ros.policy.processors import Processing
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot, Settings
+from pi05_ros.policy.sampler import SampleInputs
+from pi05_ros.policy.stopwatch import Mark, StageClock, unmarked
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
 
 logger = logging.getLogger(__name__)
@@ -44,11 +47,13 @@ class Policy:
         num_steps: int | None = None,
         seed: int | None = None,
         label: str = "",
+        execution: str = "auto",
+        fp8_prefix: bool = False,
     ) -> None:
         """Put the parts together; `from_pretrained` reads them from a folder.
 
         Args:
-            model: the network, in evaluation mode on its device.
+            model: the network, in evaluation mode on its device; its weights stay as they are.
             robot: the units of states and actions.
             processing: statistics and conventions.
             tokenizer: of the network's vocabulary.
@@ -56,19 +61,22 @@ class Policy:
             num_steps: Euler steps; the checkpoint's number by default.
             seed: makes the noise of a series of calls repeatable.
             label: trained or not, for `description`.
+            execution, fp8_prefix: see `from_pretrained`.
         """
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, not {num_steps}")
         self.model = model
         self.robot = robot
         self.processing = processing
-        self.num_steps = model.config.num_steps if num_steps is None else num_steps
+        self._on_stream = own_stream(model.device)
+        steps = model.config.num_steps if num_steps is None else num_steps
+        with self._on_stream():
+            self.sampler = make_sampler(model, steps, execution, len(cameras), fp8_prefix)
         self.truncated_tokens = 0
         """How many of the latest prompt's tokens did not fit; its state is lost then."""
         self.guidance = Guidance()
         """How a chunk continues a prefix; `Guidance.check` says whether the network can."""
         self._tokenizer = tokenizer
         self._cameras = dict(cameras)
+        self._pictures = PictureLoader(model.config.image_size, processing.convention, model.device)
         self._label = label
         self._warned = ""
         # On the CPU, so that a seed gives the same noise on every device.
@@ -88,6 +96,8 @@ class Policy:
         num_steps: int | None = None,
         seed: int | None = None,
         threads: int | None = None,
+        execution: str = "auto",
+        fp8_prefix: bool = False,
     ) -> Policy:
         """Load a checkpoint folder for a robot.
 
@@ -101,15 +111,19 @@ class Policy:
             num_steps: Euler steps; the checkpoint's number by default.
             seed: makes the noise of a series of calls repeatable.
             threads: CPU threads of torch, for the whole process; None leaves them as they are.
+            execution: "eager"; "graphs", CUDA alone; "compile", fused kernels, and graphs of them
+                on CUDA; "auto" is graphs on CUDA and eager elsewhere. What is recorded belongs to
+                the thread that loads: run the policy there.
+            fp8_prefix: run the language model's prefix pass in 8-bit floats.
 
         Raises:
             CheckpointError: not a usable checkpoint, or one that does not fit the robot.
-            ValueError: unknown robot, device or dtype.
+            ValueError: unknown robot, device, dtype or execution, or one that cannot be had here.
         """
-        target = _device(device)
+        target = choose_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        precision = _dtype(dtype, target)
+        precision = choose_dtype(dtype, target)
         opened = open_checkpoint(path, robot)
         tokenizer = opened.tokenizer()
         model = load_model(opened.directory, target, precision)
@@ -122,7 +136,14 @@ class Policy:
             num_steps,
             seed,
             _training_label(opened.settings),
+            execution,
+            fp8_prefix,
         )
+
+    @property
+    def num_steps(self) -> int:
+        """Euler steps."""
+        return self.sampler.num_steps
 
     @property
     def horizon(self) -> int:
@@ -147,7 +168,7 @@ class Policy:
         """The robot's names of the cameras that the checkpoint looks at."""
         return tuple(self._cameras)
 
-    @property
+    @functools.cached_property
     def description(self) -> str:
         """Which policy, how large, in which precision, trained or not."""
         name = "π0.5" if self.model.config.kind == "pi05" else "π0"
@@ -168,36 +189,43 @@ class Policy:
 
         Returns:
             [horizon, action_dim] absolute actions in robot units, not clipped, with the times
-            that images, prompt, network and postprocess took.
+            of upload, resize, prompt, vision, prefix, denoise, download and postprocess.
 
         Raises:
             ValueError: an unknown camera, a picture that is not uint8 RGB, a state of the wrong
                 length or not finite, a `prefix` of the wrong shape or not finite.
             PolicyOutputError: the network's output is not finite.
         """
-        start = time.perf_counter()
+        with self._on_stream():
+            return self._infer(observation, prefix)
+
+    def _infer(self, observation: Observation, prefix: ActionPrefix | None) -> ActionChunk:
+        clock = StageClock(self.model.device)
         state = self._decode_state(observation.state)
-        images, masks = self._prepare_images(observation)
-        after_images = time.perf_counter()
+        images, present = self._prepare_images(observation, clock.mark)
+        clock.skip_host()
         normalized_state = self.processing.state.normalize(state)
-        tokens = self._tokenize(observation.instruction, normalized_state)
-        after_prompt = time.perf_counter()
-        guide = None if prefix is None else self._guide(prefix, state)
-        normalized = self._sample(images, masks, tokens, normalized_state, guide)
-        after_network = time.perf_counter()
+        inputs = SampleInputs(
+            images=images,
+            present=present,
+            tokens=self._tokenize(observation.instruction, normalized_state),
+            noise=self._draw_noise(),
+            state=self._state_input(normalized_state),
+            guide=None if prefix is None else self._guide(prefix, state),
+        )
+        clock.mark_host("prompt")
+        sampled = self.sampler.sample(inputs, clock.mark)
+        normalized = sampled[0].cpu().numpy()
+        clock.mark("download")
+        clock.skip_host()
         actions = self._postprocess(normalized, state)
-        end = time.perf_counter()
+        clock.mark_host("postprocess")
         return ActionChunk(
             actions=actions,
             stamp_s=observation.stamp_s,
             dt_s=self.dt_s,
             instruction=observation.instruction,
-            timings_s={
-                "images": after_images - start,
-                "prompt": after_prompt - after_images,
-                "network": after_network - after_prompt,
-                "postprocess": end - after_network,
-            },
+            timings_s=clock.timings_s(),
             normalized=normalized,
         )
 
@@ -212,26 +240,29 @@ class Policy:
             raise ValueError(f"state[{i}] is {array[i]}")
         return self.robot.decode_state(array)
 
-    def _prepare_images(self, observation: Observation) -> tuple[Tensor, Tensor]:
+    def _prepare_images(
+        self, observation: Observation, mark: Mark = unmarked
+    ) -> tuple[Tensor, tuple[bool, ...]]:
         """[1, n_cameras, 3, side, side] in the network's order, and which are there."""
-        config, device = self.model.config, self.model.device
+        config = self.model.config
         side = config.image_size
-        images = torch.full((1, len(config.cameras), 3, side, side), EMPTY, device=device)
-        masks = torch.zeros((1, len(config.cameras)), dtype=torch.bool)
+        shape = (1, len(config.cameras), 3, side, side)
+        images = torch.full(shape, EMPTY, device=self.model.device)
+        pictures, names = {}, {}
         for camera, picture in observation.images.items():
             if camera not in self._cameras:
                 raise ValueError(
                     f"unknown camera {camera!r}; this policy looks at {', '.join(self._cameras)}"
                 )
             index = config.cameras.index(self._cameras[camera])
-            if camera in self.robot.rotated_cameras:
-                picture = picture[::-1, ::-1]
-            try:
-                images[0, index] = prepare_image(picture, side, self.processing.convention, device)
-            except ValueError as error:
-                raise ValueError(f"camera {camera!r}: {error}") from None
-            masks[0, index] = True
-        return images, masks.to(device)
+            rotated = camera in self.robot.rotated_cameras
+            pictures[index] = picture[::-1, ::-1] if rotated else picture
+            names[index] = camera
+        try:
+            self._pictures.load(pictures, images[0], mark)
+        except PictureError as error:
+            raise ValueError(f"camera {names[error.index]!r}: {error}") from None
+        return images, tuple(index in pictures for index in range(len(config.cameras)))
 
     def _tokenize(self, instruction: str, normalized_state: FloatArray) -> Tokens:
         if self.model.config.kind == "pi05" and self.robot.state_in_prompt is not False:
@@ -256,36 +287,18 @@ class Policy:
             relative = self.robot.to_delta(self.robot.decode_action(actions), state)
             return np.asarray(self.processing.action.normalize(relative))
 
-        config, device = self.model.config, self.model.device
-        return make_guide(self.guidance, prefix, to_network, config, self.action_dim, device)
+        return make_guide(self.guidance, prefix, to_network, self.model.config, self.action_dim)
 
-    def _sample(
-        self,
-        images: Tensor,
-        masks: Tensor,
-        tokens: Tokens,
-        normalized_state: FloatArray,
-        guide: Guide | None,
-    ) -> NDArray[np.float32]:
-        """[horizon, max_action_dim] as the network gives it."""
-        config, device = self.model.config, self.model.device
-        state = None
-        if config.kind == "pi0":
-            state = torch.zeros((1, config.max_state_dim), device=device)
-            state[0, : self.state_dim] = torch.tensor(normalized_state, dtype=torch.float32)
-        shape = (1, config.horizon, config.max_action_dim)
-        noise = torch.randn(shape, generator=self._generator)
-        sampled = self.model.sample_actions(
-            images,
-            masks,
-            torch.from_numpy(tokens.ids)[None].to(device),
-            torch.from_numpy(tokens.mask)[None].to(device),
-            state=state,
-            noise=noise.to(device),
-            num_steps=self.num_steps,
-            guide=guide,
-        )
-        return sampled[0].cpu().numpy()
+    def _draw_noise(self) -> Tensor:
+        config = self.model.config
+        return torch.randn((1, config.horizon, config.max_action_dim), generator=self._generator)
+
+    def _state_input(self, normalized_state: FloatArray) -> Tensor | None:
+        if self.model.config.kind != "pi0":
+            return None
+        state = torch.zeros((1, self.model.config.max_state_dim))
+        state[0, : self.state_dim] = torch.tensor(normalized_state, dtype=torch.float32)
+        return state
 
     def _postprocess(self, normalized: NDArray[np.float32], state: FloatArray) -> FloatArray:
         self._check_finite("the network's output", normalized)
@@ -306,7 +319,8 @@ class Policy:
             )
 
 
-def _device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
+    """Auto is CUDA where there is one; ValueError for one that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -318,7 +332,8 @@ def _device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """None is bfloat16 on CUDA and float32 elsewhere; ValueError for others."""
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     name = str(dtype).removeprefix("torch.")

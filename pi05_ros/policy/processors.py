@@ -128,7 +128,7 @@ def _read_lerobot(
 ) -> Processing:
     before = _steps(directory / f"{PREPROCESSOR}.json")
     after = _steps(directory / f"{POSTPROCESSOR}.json")
-    rename = before.get("rename_observations_processor", {}).get("config", {}).get("rename_map", {})
+    rename = _names(_settings(before, "rename_observations_processor"), "rename_map")
     return Processing(
         "lerobot",
         _lerobot_normalizer(directory, before, "normalizer_processor", STATE, state_dim, config),
@@ -145,8 +145,38 @@ def _read_lerobot(
 
 
 def _tokenizer_name(steps: Mapping[str, Mapping[str, Any]]) -> str:
-    settings = steps.get("tokenizer_processor", {}).get("config") or {}
-    return str(settings.get("tokenizer_name") or PALIGEMMA)
+    return str(_settings(steps, "tokenizer_processor").get("tokenizer_name") or PALIGEMMA)
+
+
+def _settings(steps: Mapping[str, Mapping[str, Any]], step: str) -> Mapping[str, Any]:
+    """A step's config; empty where there is none."""
+    settings = steps.get(step, {}).get("config") or {}
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"{step}: config must be an object, not {settings!r:.100}")
+    return settings
+
+
+def _names(settings: Mapping[str, Any], key: str) -> dict[str, str]:
+    """An object of strings; empty where there is none."""
+    names = settings.get(key) or {}
+    if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
+        raise CheckpointError(f"{key} must map names to names, not {names!r:.100}")
+    return dict(names)
+
+
+def _words(settings: Mapping[str, Any], key: str) -> list[str]:
+    """A list in lower case; empty where there is none."""
+    words = settings.get(key) or []
+    if not isinstance(words, list):
+        raise CheckpointError(f"{key} must be a list of names, not {words!r:.100}")
+    return [str(word).lower() for word in words]
+
+
+def _eps(settings: Mapping[str, Any]) -> float:
+    value = settings.get("eps", 1e-8)
+    if isinstance(value, (int, float)) and 0 <= value < 1:
+        return float(value)
+    raise CheckpointError(f"eps must be a number from 0 to 1, not {value!r:.100}")
 
 
 def _steps(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -174,8 +204,8 @@ def _lerobot_normalizer(
     step = steps.get(step_name)
     if step is None:
         raise CheckpointError(f"{directory}: the processor files have no step {step_name!r}")
-    settings = step.get("config") or {}
-    modes = {**config.normalization_mapping, **(settings.get("norm_map") or {})}
+    settings = _settings(steps, step_name)
+    modes = {**config.normalization_mapping, **_names(settings, "norm_map")}
     if modes.get("VISUAL", "IDENTITY") != "IDENTITY":
         raise CheckpointError(
             f"{directory}: {step_name} scales pictures by {modes['VISUAL']}; π0 and π0.5 take "
@@ -185,7 +215,7 @@ def _lerobot_normalizer(
     statistics = _read_state_file(directory, step, step_name) if mode != "IDENTITY" else {}
     prefix = f"{feature}."
     mine = {k.removeprefix(prefix): v for k, v in statistics.items() if k.startswith(prefix)}
-    return Normalizer(feature, mode, mine, dim, "lerobot", float(settings.get("eps", 1e-8)))
+    return Normalizer(feature, mode, mine, dim, "lerobot", _eps(settings))
 
 
 def _read_state_file(
@@ -209,12 +239,12 @@ def _relative_mask(
     steps: Mapping[str, Mapping[str, Any]], action_dim: int
 ) -> tuple[bool, ...] | None:
     """LeRobot's rule: relative unless the joint's name contains an excluded word."""
-    step = next((steps[name] for name in _RELATIVE if name in steps), None)
-    settings = (step or {}).get("config") or {}
+    step = next((name for name in _RELATIVE if name in steps), "")
+    settings = _settings(steps, step)
     if not settings.get("enabled", False):
         return None
-    words = [str(word).lower() for word in settings.get("exclude_joints") or ()]
-    names = [str(name).lower() for name in settings.get("action_names") or ()][:action_dim]
+    words = _words(settings, "exclude_joints")
+    names = _words(settings, "action_names")[:action_dim]
     mask = [not any(word in name for word in words) for name in names]
     return tuple(mask + [True] * (action_dim - len(mask)))
 

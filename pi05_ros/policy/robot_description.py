@@ -8,6 +8,7 @@ follow openpi `aloha_policy.py`, `droid_policy.py`, `libero_policy.py`, `example
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -27,10 +28,15 @@ UR_JOINTS = (
     "wrist_3_joint",
 )
 SUFFIXES = (".yaml", ".yml")
+MAX_FILE_BYTES = 2**20
+MAX_ERROR_CHARS = 500
 
 
 class DescriptionError(ValueError):
     """A robot description that cannot be used; the message names the key."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " …")
 
 
 @dataclass(frozen=True)
@@ -196,21 +202,30 @@ def read_description(source: str | Path | Mapping[str, Any]) -> RobotDescription
         raise DescriptionError(
             f"unknown robot {str(source)!r}; known: {known}, or the path of a YAML description"
         )
-    # of use to those alone who bring a file
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DescriptionError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DescriptionError(f"{path} is not YAML: {error}") from None
+    document = _read_yaml(path)
     if not isinstance(document, dict):
         raise DescriptionError(f"{path} must hold keys and values")
     try:
         return parse_description(document)
     except DescriptionError as error:
         raise DescriptionError(f"{path}: {error}") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    # of use to those alone who bring a file
+    import yaml
+
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DescriptionError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except DescriptionError:
+        raise
+    except OSError as error:
+        raise DescriptionError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:
+        # beside YAMLError what int(), dates and bases raise for bad values, and RecursionError
+        raise DescriptionError(f"{path} is not YAML: {error or type(error).__name__}") from None
 
 
 def parse_description(document: Mapping[str, Any]) -> RobotDescription:
@@ -221,8 +236,8 @@ def parse_description(document: Mapping[str, Any]) -> RobotDescription:
     """
     values = dict(document)
     base = values.pop("base", None)
-    if base is not None and base not in NAMED:
-        raise DescriptionError(f"base {base!r} is unknown; known: {', '.join(NAMED)}")
+    if base is not None and not (isinstance(base, str) and base in NAMED):
+        raise DescriptionError(f"base {_shown(base)} is unknown; known: {', '.join(NAMED)}")
     known = {f.name for f in fields(RobotDescription)}
     for key in values:
         if key not in known:
@@ -239,7 +254,14 @@ def parse_description(document: Mapping[str, Any]) -> RobotDescription:
 def _value(key: str, value: Any) -> Any:
     if _fits(key, value):
         return tuple(value) if isinstance(value, list) else value
-    raise DescriptionError(f"{key} must not be {value!r}")
+    raise DescriptionError(f"{key} must not be {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value for an error: YAML's aliases make few lines into a text of gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)
 
 
 def _fits(key: str, value: Any) -> bool:
@@ -265,4 +287,7 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whole numbers beyond 2⁵³ are refused: NumPy would take them for objects."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= 2**53
+    return isinstance(value, float) and math.isfinite(value)

@@ -16,12 +16,19 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 8
+MAX_NAME_CHARS = 200
+"""Of a shard: longer names cannot be looked up on every file system."""
+MAX_ERROR_CHARS = 2000
 BYTES_EACH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """The floating-point types of safetensors that a network may be stored in."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " …")
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent} is not a checkpoint: no {path.name} in it") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # beside JSONDecodeError: bytes that are no text, numbers of 5000 digits, 1000 levels
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
@@ -139,19 +147,25 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             if name == "__metadata__":
                 continue
             start, end = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            if len(shape) > MAX_DIMENSIONS or not all(map(_is_size, (start, end, *shape))):
+                raise ValueError(f"tensor {name!r} has no valid shape and data_offsets")
             if end > data_bytes:
                 raise ValueError(f"tensor {name!r} ends behind the end of the file; is it cut off?")
-            shape = tuple(int(n) for n in entry["shape"])
-            info = TensorInfo(name, path, shape, str(entry["dtype"]), 8 + size + int(start))
+            info = TensorInfo(name, path, shape, str(entry["dtype"]), 8 + size + start)
             bytes_each = BYTES_EACH.get(info.dtype)
-            if start < 0 or (bytes_each and end - start != info.count * bytes_each):
+            if bytes_each and end - start != info.count * bytes_each:
                 raise ValueError(f"tensor {name!r} has {end - start} bytes for shape {list(shape)}")
             infos[name] = info
         return infos
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _read_shards(index: Path) -> dict[str, TensorInfo]:
@@ -167,7 +181,7 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
         shard = index.parent / file_name
         if shard.suffix in PICKLE_SUFFIXES:
             raise CheckpointError(_pickle_message(shard))
-        if not shard.is_file():
+        if len(file_name) > MAX_NAME_CHARS or not shard.is_file():
             raise CheckpointError(f"{index} names {file_name}, which is not in the folder")
         if file_name not in shards:
             shards[file_name] = _read_header(shard)

@@ -292,6 +292,16 @@ def test_damaged_files(tmp_path: Path, content: bytes) -> None:
         load_model(tmp_path)
 
 
+def test_a_network_of_millions_of_layers_is_not_built(tmp_path: Path) -> None:
+    """Pins: a config.json of a kilobyte that keeps the processor busy for hours."""
+    shutil.copy(DATA / "pi05_tiny_f32" / "model.safetensors", tmp_path)
+    document = json.loads((DATA / "pi05_tiny_f32" / "config.json").read_text())
+    document["sizes"]["vis"][1] = 10**7
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="asks for 10000000 layers"):
+        load_model(tmp_path)
+
+
 def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
     shutil.copytree(DATA / "pi05_tiny_f32", tmp_path, dirs_exist_ok=True)
     file = tmp_path / "model.safetensors"

@@ -190,8 +190,7 @@ def config(kind: str = "pi05", **extra: object):  # type: ignore[no-untyped-def]
 
 
 def guide_for(prefix: ActionPrefix, **settings_: object) -> Guide | None:
-    return make_guide(Guidance(**settings_), prefix, lambda a: a * 2, config(), 3,  # type: ignore
-                      torch.device("cpu"))  # fmt: skip
+    return make_guide(Guidance(**settings_), prefix, lambda a: a * 2, config(), 3)  # type: ignore
 
 
 def test_a_prefix_in_robot_units_becomes_a_target() -> None:
@@ -228,7 +227,7 @@ def test_trained_guidance_needs_a_checkpoint_that_was_trained_for_it() -> None:
     guidance.check(trained)
     Guidance("vjp").check(config())
     prefix = ActionPrefix(np.ones((6, 3)), 5)
-    guide = make_guide(guidance, prefix, lambda a: a, trained, 3, torch.device("cpu"))
+    guide = make_guide(guidance, prefix, lambda a: a, trained, 3)
     assert guide is not None and guide.frozen == 3
 
 

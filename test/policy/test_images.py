@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from pi05_ros.policy.images import fitted_size, prepare_image
+from pi05_ros.policy.images import (
+    EMPTY,
+    PictureError,
+    PictureLoader,
+    fitted_size,
+    prepare_image,
+    prepare_on_device,
+)
 from pi05_ros.policy.normalize import Convention
 
 DATA = Path(__file__).parents[1] / "data" / "processing"
@@ -71,6 +78,33 @@ def test_any_size_stays_in_range(
     rows, columns = fitted_size(height, width, 32)
     assert max(rows, columns) == 32 and min(rows, columns) >= 1
     assert got[0, 15, 15] == pytest.approx(value / 255 * 2 - 1, abs=1e-5)
+
+
+@pytest.mark.parametrize("convention", ["lerobot", "openpi"])
+@pytest.mark.parametrize("shape", [(480, 640, 3), (97, 61, 3), (40, 64, 3), (64, 64, 3)])
+def test_a_gpus_way_is_the_same(convention: Convention, shape: tuple[int, int, int]) -> None:
+    """Fault: another resampling where the pictures are prepared on the device.
+
+    openpi's rounds to bytes twice, the device once: one step of a byte apart.
+    """
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    got = prepare_on_device(torch.from_numpy(image), 64, convention)
+    bound = 1e-5 if convention == "lerobot" else 2 / 255 + 1e-5
+    torch.testing.assert_close(got, prepare_image(image, 64, convention), rtol=0, atol=bound)
+
+
+def test_each_picture_goes_into_its_row() -> None:
+    """Fault: rows shifted where a camera is missing; the error does not say which picture."""
+    loader = PictureLoader(8, "lerobot", torch.device("cpu"))
+    white, grey = (np.full((8, 8, 3), value, np.uint8) for value in (255, 51))
+    into = torch.full((3, 3, 8, 8), EMPTY)
+    stages: list[str] = []
+    loader.load({2: white, 0: grey}, into, stages.append)
+    assert into[:, 0, 0, 0].tolist() == pytest.approx([-0.6, -1.0, 1.0])
+    assert stages == ["upload", "resize"]
+    with pytest.raises(PictureError, match="needs uint8") as caught:
+        loader.load({0: grey, 1: white.astype(np.float32)}, into, stages.append)  # type: ignore
+    assert caught.value.index == 1
 
 
 def test_views_and_read_only_arrays() -> None:

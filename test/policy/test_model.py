@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pi05_ros.policy.checkpoint import load_model
-from pi05_ros.policy.model import Pi0, sinusoidal_embedding
+from pi05_ros.policy.flow import sinusoidal_embedding
+from pi05_ros.policy.model import Pi0
 
 BOUND = 1e-4
 SAMPLE_BOUND = 2e-4

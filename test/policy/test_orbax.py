@@ -96,3 +96,47 @@ def test_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(CheckpointError, match=r"pip install 'pi05_ros\[openpi\]'"):
         convert(JAX, tmp_path / "out")
+
+
+def spoiled(tmp_path: Path, **metadata: dict[str, object]) -> Path:
+    """The folder with other metadata of some arrays, which are named by how their paths end."""
+    shutil.copytree(JAX / "params", tmp_path / "in" / "params")
+    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{tmp_path / 'in/params'}/"}}
+    store = tensorstore.KvStore.open(spec).result()
+    for array, changes in metadata.items():
+        ending = f"{array}/.zarray".encode()
+        key = next(key for key in store.list().result() if key.endswith(ending))
+        stored = json.loads(store.read(key).result().value)
+        store.write(key, json.dumps(stored | changes).encode()).result()
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("array", "metadata", "words"),
+    [
+        ("encoder_norm.bias", {"dtype": "<c8"}, "complex64"),
+        ("encoder_norm.bias", {"compressor": {"id": "zlib", "level": 1}}, "cannot be read"),
+        ("encoder_norm.bias", {"shape": [10**12]}, "at most"),
+        ("encoder_norm.bias", {"shape": []}, "cannot be read"),
+        ("MlpBlock_0.Dense_1.kernel", {"shape": [2], "chunks": [2]}, "instead of"),
+        ("attn_vec_einsum.w", {"shape": [3], "chunks": [3]}, "dimensions"),
+        ("input_embedding", {"shape": [0, 64]}, "is empty"),
+        ("input_embedding", {"shape": [64], "chunks": [64]}, "instead of"),
+        ("q_einsum.w", {"shape": [64], "chunks": [64]}, "no network has such shapes"),
+    ],
+)
+def test_arrays_that_are_none_are_named(
+    tmp_path: Path, array: str, metadata: dict[str, object], words: str
+) -> None:
+    """Pins: what tensorstore, NumPy or an allocation of terabytes raises instead of a reason."""
+    with pytest.raises(CheckpointError, match=words):
+        convert(spoiled(tmp_path, **{array: metadata}), tmp_path / "out", horizon=16)
+
+
+def test_a_network_of_millions_of_layers_is_not_built(tmp_path: Path) -> None:
+    deep: dict[str, dict[str, object]] = {
+        "q_einsum.w": {"shape": [10**7, 8, 64, 16]},
+        "q_einsum_1.w": {"shape": [10**7, 8, 32, 16]},
+    }
+    with pytest.raises(CheckpointError, match="asks for 10000000 layers"):
+        convert(spoiled(tmp_path, **deep), tmp_path / "out", horizon=16)

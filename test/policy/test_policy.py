@@ -66,7 +66,9 @@ def test_a_chunk_of_the_small_network(loaded: Policy) -> None:
     assert chunk.actions.dtype == np.float64
     assert chunk.normalized is not None and chunk.normalized.shape == (50, 32)
     assert (chunk.stamp_s, chunk.dt_s, chunk.instruction) == (12.5, 0.02, "wave")
-    assert list(chunk.timings_s) == ["images", "prompt", "network", "postprocess"]
+    assert list(chunk.timings_s) == [
+        "upload", "resize", "prompt", "vision", "prefix", "denoise", "download", "postprocess"
+    ]  # fmt: skip
     assert all(seconds > 0 for seconds in chunk.timings_s.values())
     assert policy.state_dim == 14 and tuple(policy.cameras) == CAMERAS
 
@@ -105,7 +107,7 @@ def test_what_the_network_is_given(loaded: Policy, monkeypatch: pytest.MonkeyPat
     assert values == pytest.approx([-0.6, -1.0, 1.0], abs=1e-6)
     assert seen["images"].shape == (1, 3, 3, 112, 112)
     assert seen["tokens"].shape == seen["token_masks"].shape == (1, 96)
-    assert seen["state"] is None and seen["num_steps"] == 4
+    assert seen["state"] is None and len(seen["schedule"].times) == 4
     assert seen["noise"].shape == (1, 50, 32)
     assert 0.8 < seen["noise"].std() < 1.2
 

@@ -187,6 +187,38 @@ def test_bad_files_are_named(content: str | None, message: str, tmp_path: Path) 
         read_description(tmp_path / "robot.yaml")
 
 
+ALIASES = "".join(f"- &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"signs:\n- &a [lol, lol]\n{ALIASES}",
+        f"base:\n- &a [lol, lol]\n{ALIASES}",
+        "signs: &a [*a]",
+        "dt_s: " + "[" * 2000,
+        "dt_s: " + "9" * 5000,
+        "dt_s: " + "9" * 400,
+        "dt_s: 2020-99-99",
+        'dt_s: !!int ""',
+        "dt_s: !!timestamp x",
+        "? [a]\n: 1",
+        "base: {aloha: 1}",
+        "name: " + "x" * 5000,
+        "# " + "x" * 2**20,
+    ],
+    ids=lambda content: content[:20],
+)
+def test_hostile_files_are_refused_in_few_words(content: str, tmp_path: Path) -> None:
+    """Pins: aliases that make a few lines an error of gigabytes, and what YAML's constructors
+    raise beside YAML's own errors."""
+    file = tmp_path / "robot.yaml"
+    file.write_text(content)
+    with pytest.raises(DescriptionError) as caught:
+        read_description(file)
+    assert len(str(caught.value)) < 600
+
+
 def test_shipped_descriptions() -> None:
     """Fault: the example that people copy does not load, or libero.yaml has drifted away."""
     assert read_description(CONFIG / "libero.yaml") == NAMED["libero"]

@@ -1,0 +1,94 @@
+"""How the network is run: operation by operation, as CUDA graphs, with fused kernels, in fp8."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pi05_ros.policy.buckets import BucketSampler
+from pi05_ros.policy.float8 import quantize_prefix
+from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.recorders import CudaRecorder, DirectRecorder, Recorder
+from pi05_ros.policy.sampler import EagerSampler, Sampler
+
+EXECUTIONS = ("auto", "eager", "graphs", "compile")
+"""auto: graphs on CUDA, eager elsewhere; graphs: everything the GPU does is recorded once per
+number of pictures and bucket of prompt lengths; compile: kernels fused by torch.compile before
+that, for minutes at the first start."""
+
+COMPILED_SHAPES = 64
+"""How many shapes of one function torch.compile makes kernels for before it gives up."""
+
+
+def make_sampler(
+    model: Pi0, num_steps: int, execution: str, cameras: int, fp8: bool = False
+) -> Sampler:
+    """Get a loaded network ready to run; call it on the thread that will run it.
+
+    Args:
+        model: on its device. It is changed where `fp8` or `execution` ask for it.
+        num_steps: Euler steps.
+        execution: one of `EXECUTIONS`.
+        cameras: how many the robot has; graphs are recorded for 1 to so many pictures.
+        fp8: run the language model's prefix pass in 8-bit floats.
+
+    Raises:
+        ValueError: an unknown execution, or one that the device does not have.
+    """
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
+    on_cuda = model.device.type == "cuda"
+    if execution == "auto":
+        execution = "graphs" if on_cuda else "eager"
+    if execution == "graphs" and not on_cuda:
+        raise ValueError('execution "graphs" needs a CUDA device; use "eager" or "compile"')
+    if fp8:
+        quantize_prefix(model)
+    if execution == "eager":
+        return EagerSampler(model, num_steps)
+    if execution == "compile":
+        compile_network(model, by_layer=on_cuda)
+    recorder: Recorder = CudaRecorder(model.device) if on_cuda else DirectRecorder()
+    sampler = BucketSampler(model, num_steps, recorder)
+    sampler.prepare(range(1, cameras + 1) if on_cuda else [cameras])
+    return sampler
+
+
+def compile_network(model: Pi0, by_layer: bool) -> None:
+    """Replace the network's hot functions by compiled ones.
+
+    One layer at a time, all layers of an expert share their kernels: for networks of many layers,
+    where graphs take the calls between them. Else each pass is compiled as a whole.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(
+        torch._dynamo.config.recompile_limit, COMPILED_SHAPES
+    )
+    experts, tower = model.experts, model.vision
+
+    def compiled(run: Callable[..., Any], **options: Any) -> Any:
+        return torch.compile(run, dynamic=False, fullgraph=True, **options)
+
+    if not by_layer:
+        experts.prefix = compiled(experts.prefix)  # type: ignore[method-assign]
+        experts.suffix = compiled(experts.suffix)  # type: ignore[method-assign]
+        tower.forward = compiled(tower.forward)  # type: ignore[method-assign]
+        return
+    mode = "max-autotune-no-cudagraphs"
+    for layer in [*experts.vlm.stack, *experts.action.stack]:
+        for name in ("project", "project_key_value", "finish"):
+            setattr(layer, name, compiled(getattr(layer, name), mode=mode))
+    for block in tower.layers:
+        block.forward = compiled(block.forward, mode=mode)
+
+
+def own_stream(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """A context in which CUDA work goes to a stream of its own; nothing elsewhere."""
+    if device.type != "cuda":
+        return contextlib.nullcontext
+    stream = torch.cuda.Stream(device)
+    return lambda: torch.cuda.stream(stream)

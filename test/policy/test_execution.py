@@ -1,0 +1,94 @@
+"""Ways to run the network; faults: a way that gives other actions, or one that isn't there."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_network import (  # type: ignore[import-not-found]
+    assert_same,
+    inputs,
+    sampled,
+    tiny_network,
+)
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from pi05_ros.policy.buckets import BucketSampler
+from pi05_ros.policy.execution import compile_network, make_sampler, own_stream
+from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.recorders import DirectRecorder
+from pi05_ros.policy.sampler import EagerSampler
+
+
+@pytest.fixture
+def model() -> Pi0:
+    return tiny_network("pi05")
+
+
+@pytest.mark.parametrize("execution", ["auto", "eager"])
+def test_a_cpu_runs_operation_by_operation(model: Pi0, execution: str) -> None:
+    sampler = make_sampler(model, 4, execution, cameras=3)
+    assert isinstance(sampler, EagerSampler) and sampler.num_steps == 4
+
+
+def test_what_is_not_there_is_refused(model: Pi0) -> None:
+    with pytest.raises(ValueError, match="graphs, compile, not 'fast'"):
+        make_sampler(model, 4, "fast", cameras=3)
+    with pytest.raises(ValueError, match='needs a CUDA device; use "eager" or "compile"'):
+        make_sampler(model, 4, "graphs", cameras=3)
+    with pytest.raises(ValueError, match="num_steps must be at least 1, not 0"):
+        make_sampler(model, 0, "eager", cameras=3)
+
+
+def test_compiled_passes_give_the_same_actions(model: Pi0, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a pass that cannot be compiled as a whole, or is left out.
+
+    With `aot_eager`, which traces all and leaves the kernels as they are: seconds, not minutes.
+    """
+    real, compiled = torch.compile, []
+
+    def compile_(run: Any, **options: Any) -> Any:
+        compiled.append(run.__name__)
+        assert options == {"dynamic": False, "fullgraph": True}
+        return real(run, backend="aot_eager", **options)
+
+    given = inputs(model, 0, (True, True, True), 6)
+    other = inputs(model, 1, (True, True, True), 7)
+    expected = [sampled(EagerSampler(model, 2), which) for which in (given, other)]
+    monkeypatch.setattr(torch, "compile", compile_)
+    sampler = make_sampler(model, 2, "compile", cameras=3)
+    assert isinstance(sampler, BucketSampler)
+    assert compiled == ["prefix", "suffix", "forward"]
+    assert_same(sampled(sampler, given), expected[0])
+    assert_same(sampled(sampler, other), expected[1])
+
+
+def test_layers_share_what_is_compiled(model: Pi0, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: kernels made for each of 18 layers, and an error at the 65th."""
+    counter = CompileCounterWithBackend("aot_eager")
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile",
+        lambda run, mode, **options: real(run, backend=counter, **options),  # type: ignore
+    )  # fmt: skip
+    given = inputs(model, 0, (True, True, True), 6)
+    expected = sampled(EagerSampler(model, 2), given)
+    compile_network(model, by_layer=True)
+    assert_same(sampled(BucketSampler(model, 2, DirectRecorder(), [24]), given), expected)
+    # tower, both experts' two functions, keys and values alone
+    assert counter.frame_count == 6
+
+
+def test_fp8_is_near(model: Pi0) -> None:
+    given = inputs(model, 0, (True, True, True), 6)
+    expected = sampled(EagerSampler(model, 2), given)
+    got = sampled(make_sampler(model, 2, "eager", cameras=3, fp8=True), given)
+    assert 0 < (got - expected).abs().max() < 0.1
+    assert np.isfinite(got.numpy()).all()
+
+
+def test_a_cpu_has_no_streams() -> None:
+    assert own_stream(torch.device("cpu")) is contextlib.nullcontext
