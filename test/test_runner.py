@@ -15,7 +15,7 @@ from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.scheduler import make_scheduler
 from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
-from pi05_ros.executor import InferenceExecutor, Watchdog
+from pi05_ros.executor import ExecutorState, InferenceExecutor, Watchdog
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import PolicyRunner, Tick
@@ -145,6 +145,49 @@ def test_units_are_converted_on_both_ways(rig: Rig) -> None:
         )
     )
     assert final.trajectory is not None
+
+
+def test_a_chunk_is_taken_when_it_is_there(rig: Rig) -> None:
+    """Pins: a chunk that waits for the next tick, and the next inference that waits for the one
+    after; between ticks with nothing new, nothing is published."""
+    rig.runner.set_instruction("wave")
+    rig.runner.activate()
+    rig.until(lambda tick: tick.trajectory is not None)
+    while rig.executor.state is not ExecutorState.READY:
+        time.sleep(0.002)
+    rig.tick()
+    deadline_s = time.monotonic() + 10.0
+    while not rig.executor.has_results:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    inferred = len(rig.policy.seen)
+    tick = rig.runner.attend(rig.now_s + 0.4 * DT_S)
+    assert tick.chunks and tick.trajectory is not None and tick.finished_s is not None
+    assert rig.runner.attend(rig.now_s + 0.5 * DT_S) == Tick()
+    rig.runner.published(tick)
+    rig.now_s += 0.6 * DT_S
+    rig.see()
+    rig.runner.ask(rig.now_s, patient=True)
+    while len(rig.policy.seen) == inferred:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    assert rig.policy.seen[-1].stamp_s == rig.now_s
+    waits = rig.runner.start_wait.summary(), rig.runner.publish_wait.summary()
+    assert all(wait is not None and 0 <= wait.max_s < 10 for wait in waits)
+
+
+def test_nothing_is_asked_between_ticks_when_it_must_not(rig: Rig) -> None:
+    """Pins: an inference after stop, before activation, or on a clock that has jumped."""
+    rig.runner.set_instruction("wave")
+    rig.see()
+    rig.runner.ask(rig.now_s)
+    rig.runner.activate()
+    rig.runner.ask(rig.now_s)
+    assert rig.runner.attend(rig.now_s) == Tick()
+    rig.runner.stop(rig.now_s)
+    rig.runner.ask(rig.now_s)
+    time.sleep(0.05)
+    assert rig.policy.seen == []
 
 
 def test_latency_is_measured_from_the_observation(rig: Rig) -> None:

@@ -212,10 +212,11 @@ class ChunkScheduler:
         """The live chunks with a further one, oldest first; None to go on without it."""
         return [*earlier, live]
 
-    def _merge(self, predictions: FloatArray, exists: BoolArray) -> FloatArray:
+    def _merge(self, predictions: FloatArray, exists: BoolArray | None) -> FloatArray:
         """[n_chunks, n, n_joints] oldest first, [n_chunks, n] → [n, n_joints].
 
-        For every time at least one prediction exists. Here: the newest chunk alone.
+        For every time at least one prediction exists; None says that all do. Here: the newest
+        chunk alone.
         """
         return np.asarray(predictions[-1])
 
@@ -225,9 +226,9 @@ class ChunkScheduler:
             raise ValueError(
                 f"a chunk must have shape [horizon, {len(self._gripper)}], got {actions.shape}"
             )
-        finite = np.isfinite(actions)
-        if not finite.all():
-            step, joint = np.argwhere(~finite)[0]
+        # a sum is cheaper than a look at each value, and only a sum that is finite proves it
+        if not math.isfinite(np.add.reduce(actions, axis=None)) and not np.isfinite(actions).all():
+            step, joint = np.argwhere(~np.isfinite(actions))[0]
             raise ValueError(
                 f"a chunk must be finite: step {step}, joint {joint} is {actions[step, joint]}"
             )
@@ -278,22 +279,27 @@ class ChunkScheduler:
         )  # fmt: skip
         return np.array(column)[:, None]
 
-    def _predictions(self, times_s: FloatArray) -> tuple[FloatArray, BoolArray]:
+    def _predictions(self, times_s: FloatArray) -> tuple[FloatArray, BoolArray | None]:
         """What each chunk says [n_chunks, n, n_joints], and whether it has a say [n_chunks, n].
 
-        Where no chunk reaches, the nearest ones in time do, with their first or last action.
+        Where no chunk reaches, the nearest ones in time do, with their first or last action. None
+        for the second says that every chunk has a say at all times.
         """
         since_s = times_s - self._starts_s
-        outside_s = np.maximum(-since_s, times_s - self._ends_s)
-        nearest_s = np.maximum(np.minimum.reduce(outside_s, axis=0), 0.0)
-        exists = outside_s <= nearest_s + TIME_TOLERANCE_S
-        steps = np.minimum(np.maximum(since_s * self._rates_hz, 0.0), self._lasts)
+        steps = since_s * self._rates_hz
+        exists = None
+        if np.minimum.reduce(steps, axis=None) < 0 or not (steps <= self._lasts).all():
+            outside_s = np.maximum(-since_s, times_s - self._ends_s)
+            nearest_s = np.maximum(np.minimum.reduce(outside_s, axis=0), 0.0)
+            exists = outside_s <= nearest_s + TIME_TOLERANCE_S
+            steps = np.minimum(np.maximum(steps, 0.0), self._lasts)
         before = np.minimum(steps, self._befores).astype(np.intp)
         share = (steps - before)[..., None]
         rows = before + self._firsts
         base = self._actions.take(rows, axis=0)
         # the row after a chunk of one step is another's or empty; its share is 0
-        after = self._actions.take(rows + 1, axis=0, mode="clip")
+        rows += 1
+        after = self._actions.take(rows, axis=0, mode="clip")
         after *= share
         base *= 1.0 - share
         base += after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ _CROSSOVER_POINTS = 33
 """Points that the outgoing course is kept at; their number bounds the cost, not the accuracy."""
 _GUARD_SHARES = np.linspace(0.0, 1.0, 6)
 """Where in the common time two plans are compared: a handful of points tells them apart."""
+
+
+@functools.lru_cache(maxsize=256)
+def _guard_steps(first: int, last: int) -> NDArray[np.intp]:
+    """[6] steps from the first to the last."""
+    return (first + (last - first) * _GUARD_SHARES).astype(np.intp)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class TemporalEnsembleScheduler(ChunkScheduler):
         if not self._chunks:
             return -math.inf
         _, exists = self._predictions(np.array([time_s]))
-        weights = self._shares(exists)[:, 0]
+        weights = self._weights(len(self._chunks)) if exists is None else self._shares(exists)[:, 0]
         return float(weights @ np.array([chunk.stamp_s for chunk in self._chunks]))
 
     def clear(self) -> None:
@@ -126,31 +133,29 @@ class TemporalEnsembleScheduler(ChunkScheduler):
         Compared at a few of its steps with the others' nearest ones, since it runs at each arrival.
         """
         first = max(0, math.ceil((now_s - live.start_s) / live.dt_s))
-        end_s = float(self._ends_s.max())
+        end_s = max(chunk.end_s for chunk in self._chunks)
         last = min(len(live.actions) - 1, math.floor((end_s - live.start_s) / live.dt_s))
         if last < first:
             return False
-        steps = (first + (last - first) * _GUARD_SHARES).astype(np.intp)
-        elapsed_s = (live.start_s - self._starts_s) + live.dt_s * steps
+        steps = _guard_steps(first, last)
+        elapsed_s = (live.start_s + live.dt_s * steps) - self._starts_s
         nearest = np.rint(elapsed_s * self._rates_hz)
         inside = np.minimum(np.maximum(nearest, 0.0), self._lasts)
         others = self._actions.take(inside.astype(np.intp) + self._firsts, axis=0)
         reach = nearest == inside
-        if reach.all():
-            course = np.add.reduce(others, axis=0) / len(others)
-        else:
-            shares = reach / np.maximum(np.add.reduce(reach, axis=0), 1.0)
-            course = (shares.T[:, None] @ others.swapaxes(0, 1))[:, 0]
+        shares = reach / np.maximum(np.add.reduce(reach, axis=0), 1.0)
+        course = (shares.T[:, None] @ others.swapaxes(0, 1))[:, 0]
         difference = course - live.actions.take(steps, axis=0)
         difference *= difference
         worst = np.add.reduce(difference, axis=0)
         worst[self._gripper] = 0.0
-        return bool(worst.max() > self._guard.disagreement**2 * len(steps))
+        return bool(np.maximum.reduce(worst) > self._guard.disagreement**2 * len(steps))
 
-    def _merge(self, predictions: FloatArray, exists: BoolArray) -> FloatArray:
-        if exists.all():
-            weights = self._weights(len(exists))
-            merged = (weights @ predictions.reshape(len(exists), -1)).reshape(predictions.shape[1:])
+    def _merge(self, predictions: FloatArray, exists: BoolArray | None) -> FloatArray:
+        if exists is None:
+            count = len(predictions)
+            merged = self._weights(count) @ predictions.reshape(count, -1)
+            merged = merged.reshape(predictions.shape[1:])
             latest = predictions[-1]
         else:
             merged = (self._shares(exists)[..., None] * predictions).sum(axis=0)

@@ -178,6 +178,18 @@ class CommandStream:
             clamps.append(clamped)
         return self._publish(now_s, index, states, clamps)
 
+    def settled_in_s(self, now_s: float) -> float:
+        """How long to keep back a message that is not sent with the ticks; mostly 0.
+
+        Sent now, it might arrive one step before the one that its first point ends, and a
+        controller that replaces on arrival would draw one cubic across both.
+        """
+        if self._first is None:
+            return 0.0
+        steps = (now_s - self._origin_s) / self.dt_s
+        end = math.floor(steps + _GRID_TOLERANCE) + 1
+        return (end - steps) * self.dt_s if steps + self.transport_s / self.dt_s > end else 0.0
+
     def hold(self, now_s: float) -> TrajectoryPoints:
         """The trajectory that brakes to rest from the commanded state at now + lead; ends ticks.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +21,14 @@ from pi05_ros.types import JointGroup, JointSpec
 
 T = TypeVar("T", bound=object)
 
+MAX_ERROR_CHARS = 500
+
 
 class RobotConfigError(ValueError):
     """A params file that cannot be used; one line names the key and the remedy."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " …")
 
 
 @dataclass(frozen=True)
@@ -129,13 +135,14 @@ def read_robot_config(path: str | Path | None = None) -> RobotConfig:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise RobotConfigError(f"{file} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except Exception as error:
+        # beside YAMLError what int(), dates and UTF-8 raise for bad values, and RecursionError
         raise RobotConfigError(
             f"{file} is not valid YAML: {' '.join(str(error).split())}"
         ) from None
     try:
         return _parse(document)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise RobotConfigError(f"{file}: {error}") from None
 
 
@@ -195,7 +202,7 @@ def _controllers(block: Mapping[str, Any], joints: JointGroup) -> dict[str, list
         commanded = _mapping(block, name, "controllers.").get("joints")
         if not isinstance(commanded, list) or not set(commanded) <= set(joints.names):
             raise ValueError(
-                f"controllers.{name}.joints must be a list of joints.names, got {commanded!r}"
+                f"controllers.{name}.joints must be a list of joints.names, got {_shown(commanded)}"
             )
         columns[name] = [joints.names.index(joint) for joint in commanded]
     if sorted(chain.from_iterable(columns.values())) != list(range(len(joints))):
@@ -215,15 +222,15 @@ def _read(defaults: T, block: Mapping[str, Any], prefix: str = "") -> T:
             valid, kind = isinstance(value, (list, tuple)), "a list of names"
             value = tuple(str(each) for each in value if each) if valid else value
         if not valid:
-            raise ValueError(f"{prefix}{name} must be {kind}, got {value!r}")
-        values[name] = value
+            raise ValueError(f"{prefix}{name} must be {kind}, got {_shown(value)}")
+        values[name] = float(value) if isinstance(default, float) else value
     return type(defaults)(**values)
 
 
 def _names(block: Mapping[str, Any], where: str) -> list[str]:
     names = block.get("names")
     if not isinstance(names, list) or not names:
-        raise ValueError(f"{where}.names must be a list, got {names!r}")
+        raise ValueError(f"{where}.names must be a list, got {_shown(names)}")
     return [str(name) for name in names]
 
 
@@ -238,5 +245,12 @@ def _mapping(parent: Mapping[str, Any], key: str, prefix: str = "") -> Mapping[s
 def _number(block: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = block.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{key} must be a number, got {value!r}")
+        raise ValueError(f"{key} must be a number, got {_shown(value)}")
     return float(value)
+
+
+def _shown(value: object) -> str:
+    """A value for an error: YAML's aliases make few lines into a text of gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)

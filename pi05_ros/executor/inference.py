@@ -171,6 +171,12 @@ class InferenceExecutor:
             self._pending = _Request(source, prefix, self._generation)
             self._changed.notify_all()
 
+    @property
+    def has_results(self) -> bool:
+        """Whether `results` would have one."""
+        with self._changed:
+            return bool(self._results)
+
     def results(self) -> list[InferenceResult]:
         """Results that were not collected yet, in the order of their requests.
 

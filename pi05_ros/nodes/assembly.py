@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Mapping
 
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros import types
@@ -15,6 +15,7 @@ from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor, Watchdog
+from pi05_ros.nodes.messages import deserialized
 from pi05_ros.nodes.parameters import (
     CameraParameters,
     FaultParameters,
@@ -44,10 +45,22 @@ def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> t
         num_steps=parameters.num_steps,
         seed=None if parameters.seed < 0 else parameters.seed,
         threads=parameters.threads or max(1, (os.cpu_count() or 2) - 1),
+        execution=parameters.execution,
+        fp8_prefix=parameters.fp8_prefix,
     )
     policy.guidance = Guidance(**vars(guidance))
     policy.guidance.check(policy.model.config)
     return policy
+
+
+def lower_priority(nice: int) -> None:
+    """Let the calling thread, and those that it starts, give way to the process's others.
+
+    Linux alone has priorities by thread; elsewhere nothing is changed.
+    """
+    if nice and sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
 
 
 def device_memory_mb() -> dict[str, float]:
@@ -82,9 +95,9 @@ def check_fit(
 
 
 def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
-    """A stored serialized picture → RGB [H, W, 3]."""
+    """A stored serialized picture → RGB [H, W, 3]; raises ValueError for bytes that are none."""
     image_type, data = stored
-    return decode_image(deserialize_message(data, image_type))
+    return decode_image(deserialized(data, image_type))
 
 
 def make_runner(

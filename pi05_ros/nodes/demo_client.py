@@ -112,6 +112,10 @@ class DemoClient:
         self._wait(lambda: self._statuses > seen + 1, 5.0, "the policy node publishes no status")
         return self.status
 
+    def policy_part(self, name: str) -> dict[str, str]:
+        """What the policy node said last of one of its parts on /diagnostics."""
+        return self._diagnostics[f"policy: {name}"]
+
     def send_instruction(self, text: str) -> None:
         """Publish it as `ros2 topic pub --once` would: wait for the subscriber, then once."""
         self._wait(

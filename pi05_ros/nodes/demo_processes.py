@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pi05_ros.nodes.environment import share_directory
@@ -18,17 +19,25 @@ NODES = ("aloha_sim_node", "policy_node")
 class DemoProcesses:
     """`aloha_sim_node` and `policy_node` with the same params file."""
 
-    def __init__(self, output: Path, checkpoint: str = "", params_file: str = "") -> None:
+    def __init__(
+        self,
+        output: Path,
+        checkpoint: str = "",
+        params_file: str = "",
+        overrides: Sequence[str] = (),
+    ) -> None:
+        """`overrides` are the policy node's parameters, "name:=value"."""
         # A domain of one's own: a robot on the same network must not hear the demo.
         os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
         os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         self._output = output
         params = params_file or str(share_directory() / "config" / "aloha.yaml")
         common = ["--ros-args", "--params-file", params]
-        overrides = ["-p", "status_rate_hz:=5.0"]
+        given = ["status_rate_hz:=5.0", *overrides]
         if checkpoint:
-            overrides += ["-p", f"checkpoint:={checkpoint}"]
-        self._commands = {"aloha_sim_node": common, "policy_node": [*common, *overrides]}
+            given.append(f"checkpoint:={checkpoint}")
+        policy = [*common, *(word for value in given for word in ("-p", value))]
+        self._commands = {"aloha_sim_node": common, "policy_node": policy}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def log(self, name: str) -> Path:
@@ -43,6 +52,10 @@ class DemoProcesses:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is the demo's to pass on, in order
                 )
+
+    def pids(self) -> dict[str, int]:
+        """Name → process id of those that were started."""
+        return {name: process.pid for name, process in self._running.items()}
 
     def problem(self) -> str:
         """The first process that has ended, with its last words; empty while all run."""

@@ -17,13 +17,14 @@ from pi05_ros.nodes.messages import (
     IMAGE_QOS,
     INSTRUCTION_QOS,
     JOINT_QOS,
+    deserialized,
     serialized_stamp_s,
     to_seconds,
 )
 from pi05_ros.nodes.parameters import CameraParameters
 from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.observation.buffer import ObservationBuffer
-from pi05_ros.observation.decode import DecodeError, decode_joint_state
+from pi05_ros.observation.decode import decode_joint_state
 
 IMAGE_TYPES: dict[str, ImageType] = {"raw": Image, "compressed": CompressedImage}
 REFUSAL_SHOWN_S = 1.0
@@ -40,12 +41,15 @@ class Inputs:
         cameras: Mapping[str, CameraParameters],
         watch: QosWatch,
         on_instruction: Callable[[String], None],
+        on_frame: Callable[[], None],
     ) -> None:
         self.refused_joint_states = 0
         self.refused_frames = 0
         self._node = node
         self._buffer = buffer
         self._watch = watch
+        self._on_frame = on_frame
+        self._on_instruction = on_instruction
         self._subscriptions: list[Any] = []
         self._refusal = ""
         self._refused_s = float("-inf")
@@ -57,10 +61,9 @@ class Inputs:
                 topic if camera.transport == "raw" else f"{topic}/compressed",
                 functools.partial(self._on_image, name, image_type),
                 IMAGE_QOS,
-                raw=True,  # stored as it came: a frame that no inference uses is never converted
             )
         self._subscribe(JointState, "joint_states", self._on_joint_state, JOINT_QOS)
-        self._subscribe(String, "instruction", on_instruction, INSTRUCTION_QOS)
+        self._subscribe(String, "instruction", self._on_string, INSTRUCTION_QOS)
 
     def problems(self) -> list[str]:
         """Why the last joint state was refused, if that was just now."""
@@ -78,15 +81,17 @@ class Inputs:
         topic: str,
         callback: Callable[..., None],
         qos: QoSProfile,
-        raw: bool = False,
     ) -> None:
+        """Raw, so that a frame that no inference uses is never converted and bytes that are no
+        message are refused here, not in rclpy.
+        """
         self._subscriptions.append(
             self._node.create_subscription(
                 message_type,
                 topic,
                 callback,
                 qos,
-                raw=raw,
+                raw=True,
                 event_callbacks=self._watch.subscription_events(topic),
             )
         )
@@ -97,11 +102,22 @@ class Inputs:
         except ValueError as error:
             self.refused_frames += 1
             self._node.get_logger().warning(f"{camera}: {error}", throttle_duration_sec=1.0)
+            return
+        self._on_frame()
 
-    def _on_joint_state(self, message: JointState) -> None:
+    def _on_string(self, data: bytes) -> None:
         try:
+            message = deserialized(data, String)
+        except ValueError as error:
+            self._node.get_logger().warning(f"instruction: {error}", throttle_duration_sec=1.0)
+            return
+        self._on_instruction(message)
+
+    def _on_joint_state(self, data: bytes) -> None:
+        try:
+            message = deserialized(data, JointState)
             positions = decode_joint_state(message, self._buffer.joint_names)
-        except DecodeError as error:
+        except ValueError as error:
             self.refused_joint_states += 1
             self._refusal, self._refused_s = str(error), time.monotonic()
             self._node.get_logger().warning(f"joint_states: {error}", throttle_duration_sec=1.0)

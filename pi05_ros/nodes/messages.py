@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
@@ -13,6 +14,7 @@ from rclpy.qos import (
     QoSProfile,
     ReliabilityPolicy,
 )
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -44,6 +46,9 @@ LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
+
+SHORTEST_MESSAGE_BYTES = 8
+"""Four of encapsulation, and more than the three of padding that it may ask for."""
 
 
 def to_time(stamp_s: float) -> Time:
@@ -77,6 +82,25 @@ def serialized_stamp_s(data: bytes) -> float:
         raise ValueError(f"a serialized message of {len(data)} bytes has no header")
     sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
     return float(sec + nanosec * 1e-9)
+
+
+def deserialized(data: bytes, message_type: type) -> Any:
+    """A message of a raw subscription, which anybody on the network may have written.
+
+    The last two bits of the encapsulation count bytes of padding at the end. Fast CDR takes them
+    off without looking and reads anywhere, to a segmentation fault, where there is nothing else.
+
+    Raises:
+        ValueError: the bytes are no message of this type.
+    """
+    if len(data) < SHORTEST_MESSAGE_BYTES:
+        raise ValueError(f"a serialized message of {len(data)} bytes holds nothing")
+    try:
+        return deserialize_message(data, message_type)
+    except RuntimeError:  # rclpy's errors; their text is about the middleware's source
+        raise ValueError(
+            f"{len(data)} bytes are no {message_type.__name__}; who publishes them?"
+        ) from None
 
 
 def image_message(picture: ImageArray, stamp_s: float, frame_id: str) -> Image:

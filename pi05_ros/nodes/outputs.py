@@ -21,6 +21,9 @@ from pi05_ros.nodes.qos_watch import QosWatch
 class Output(ABC):
     """Sends one controller its joints of the commanded motion."""
 
+    in_between = True
+    """Whether what comes between two control ticks is sent at once."""
+
     def __init__(
         self,
         node: Node,
@@ -94,6 +97,8 @@ class DirectOutput(Output):
     Such a controller holds its last command for ever. While nothing is commanded, positions are
     left alone and velocities are 0.
     """
+
+    in_between = False
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -23,15 +24,15 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from pi05_ros import types
-from pi05_ros.control.trajectory import TrajectoryPoints
-from pi05_ros.executor import ExecutorError, ExecutorState, Fault, InferenceExecutor
-from pi05_ros.msg import ActionChunk, PolicyStatus
+from pi05_ros.executor import ExecutorError, ExecutorState, InferenceExecutor
+from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes import parameters as declared
-from pi05_ros.nodes.assembly import check_fit, load_policy, make_runner
+from pi05_ros.nodes.assembly import check_fit, load_policy, lower_priority, make_runner
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
-from pi05_ros.nodes.messages import LATCHED_QOS, chunk_message
-from pi05_ros.nodes.outputs import Output, make_output
+from pi05_ros.nodes.messages import LATCHED_QOS
+from pi05_ros.nodes.motion import Motion
+from pi05_ros.nodes.outputs import make_output
 from pi05_ros.nodes.parameters import (
     FaultParameters,
     GuidanceParameters,
@@ -45,9 +46,9 @@ from pi05_ros.nodes.policy_parts import policy_diagnostics
 from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.nodes.spinning import spin_until_interrupted
 from pi05_ros.nodes.status import StatusTimes, policy_status
-from pi05_ros.nodes.tick_times import TickTimes
+from pi05_ros.nodes.urdf_limits import limited
 from pi05_ros.observation.instruction import InstructionError
-from pi05_ros.runner import PolicyRunner, Tick
+from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import JointGroup
 
 STOP_TIMEOUT_S = 5.0
@@ -62,17 +63,14 @@ class PolicyNode(LifecycleNode):
         self.parameters = declare(self, PolicyParameters)
         self.scheduling = declare(self, SchedulerParameters, "scheduler.")
         self.faults = declare(self, FaultParameters, "faults.")
+        self.limits = declared.LimitsParameters()
         self.phase = PolicyStatus.UNCONFIGURED
         self.policy: types.Policy | None = None
-        self.runner: PolicyRunner | None = None
         self.joints: JointGroup | None = None
         self.inputs: Inputs | None = None
-        self.outputs: dict[str, Output] = {}
         self.qos = QosWatch(self)
         self.escalation = Escalation(self.faults.error_after_s)
-        self.tick_times = TickTimes()
-        self.trajectories = 0
-        self.last_failure = ""
+        self.motion = Motion(self, self._on_fault)
         self.fault = ""
         self.stopped = False
         self._device_fault = False
@@ -98,11 +96,16 @@ class PolicyNode(LifecycleNode):
             self.trigger_deactivate()
         self._tear_down()
 
+    @property
+    def runner(self) -> PolicyRunner | None:
+        """From configure to cleanup."""
+        return self.motion.runner
+
     def now_s(self) -> float:
-        return float(self.get_clock().now().nanoseconds * 1e-9)
+        return self.motion.now_s()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.fault = self.last_failure = ""
+        self.fault = self.motion.last_failure = ""
         try:
             self._configure()
         except Exception as error:
@@ -115,16 +118,13 @@ class PolicyNode(LifecycleNode):
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        assert self.runner is not None
-        self.fault = self.last_failure = ""
-        self.runner.activate()
-        self.tick_times.pause()
-        self._tick_timer.reset()
+        self.fault = ""
+        self.motion.start()
         self._enter(PolicyStatus.ACTIVE)
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._end_motion()
+        self.motion.end()
         if self._device_fault:
             return TransitionCallbackReturn.ERROR
         self._enter(PolicyStatus.INACTIVE)
@@ -137,7 +137,7 @@ class PolicyNode(LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         if self.phase == PolicyStatus.ACTIVE:
-            self._end_motion()
+            self.motion.end()
         self._tear_down()
         return TransitionCallbackReturn.SUCCESS
 
@@ -154,9 +154,8 @@ class PolicyNode(LifecycleNode):
         self.escalation = Escalation(self.faults.error_after_s)
         guidance = declare(self, GuidanceParameters, "guidance.")
         cameras = declare_named(self, "cameras", declared.CameraParameters)
-        self.joints = joints = declared.joint_group(
-            declare_named(self, "joints", declared.JointParameters)
-        )
+        joints = declared.joint_group(declare_named(self, "joints", declared.JointParameters))
+        self.limits = declare(self, declared.LimitsParameters, "limits.")
         controllers = declare_named(self, "controllers", declared.ControllerParameters)
         columns = declared.controller_columns(controllers, joints)
         unknown = declared.unknown_overrides(self)
@@ -164,30 +163,46 @@ class PolicyNode(LifecycleNode):
             raise ParameterError(
                 f"unknown parameters {unknown}; docs/parameters.md lists those that there are"
             )
+        self.joints = joints = limited(self, self.limits, joints)
         for name, own in columns.items():
             names = [joints.names[column] for column in own]
-            self.outputs[name] = make_output(self, name, controllers[name], names, own, self.qos)
-            self._entities.append(self.outputs[name].destroy)
-        executor = InferenceExecutor(functools.partial(load_policy, parameters, guidance))
+            output = make_output(self, name, controllers[name], names, own, self.qos)
+            self.motion.outputs[name] = output
+            self._entities.append(output.destroy)
+        executor = InferenceExecutor(
+            functools.partial(load_policy, parameters, guidance),
+            on_thread_start=functools.partial(lower_priority, parameters.inference_nice),
+            on_result=self.motion.something_arrived,
+        )
         self._entities.append(lambda: self._stop_executor(executor))
         executor.start()
         self.policy = executor.wait_ready(parameters.load_timeout_s)
         check_fit(self.policy, joints, cameras)
         self.get_logger().info(f"warm: {self.policy.description}")
-        self.runner = make_runner(
-            parameters, self.scheduling, self.faults, cameras, joints, executor
-        )
+        runner = make_runner(parameters, self.scheduling, self.faults, cameras, joints, executor)
         if self.stopped:
-            self.runner.stop(self.now_s())
-        self.inputs = Inputs(self, self.runner.buffer, cameras, self.qos, self._on_instruction)
+            runner.stop(self.now_s())
+        self.motion.set_up(
+            runner,
+            joints.names,
+            dry_run=parameters.dry_run,
+            realtime_priority=parameters.realtime_priority,
+        )
+        self._entities.append(self.motion.tear_down)
+        self.inputs = Inputs(
+            self,
+            runner.buffer,
+            cameras,
+            self.qos,
+            self._on_instruction,
+            self.motion.frame_arrived,
+        )
         self._entities.append(self.inputs.destroy)
-        self._chunk_publisher = self.create_publisher(ActionChunk, "~/action_chunk", 10)
-        self._entities.append(lambda: self.destroy_publisher(self._chunk_publisher))
-        self._tick_timer = self.create_timer(self.runner.stream.dt_s, self._on_tick)
-        self._tick_timer.cancel()
-        self._entities.append(lambda: self.destroy_timer(self._tick_timer))
         if parameters.instruction:
             self._take_instruction(parameters.instruction)
+        # what lives as long as the policy need not be looked through again and again
+        gc.collect()
+        gc.freeze()
 
     def _stop_executor(self, executor: InferenceExecutor) -> None:
         loads = executor.state is ExecutorState.STARTING
@@ -201,21 +216,11 @@ class PolicyNode(LifecycleNode):
     def _tear_down(self) -> None:
         while self._entities:
             self._entities.pop()()
-        self.outputs.clear()
+        self.motion.outputs.clear()
+        self.motion.runner = None
         self.qos.clear()
-        self.runner, self.policy, self.inputs = None, None, None
-
-    def _end_motion(self) -> None:
-        assert self.runner is not None
-        self._tick_timer.cancel()
-        self._send_hold(self.runner.deactivate(self.now_s()))
-
-    def _send_hold(self, hold: TrajectoryPoints | None) -> None:
-        if hold is None or self.runner is None or self.parameters.dry_run:
-            return
-        now_s = self.now_s()
-        for output in self.outputs.values():
-            self.trajectories += output.brake(hold, self.runner.stream, now_s)
+        self.policy, self.inputs = None, None
+        gc.unfreeze()
 
     def _on_autostart(self) -> None:
         self._autostart.cancel()
@@ -225,7 +230,8 @@ class PolicyNode(LifecycleNode):
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.stopped = True
         if self.runner is not None:
-            self._send_hold(self.runner.stop(self.now_s()))
+            with self.motion.lock:
+                self.motion.brake(self.runner.stop(self.now_s()))
         self.get_logger().warning("stopped; ~/resume ends it")
         self.publish_status()
         response.success, response.message = True, "stopped; ~/resume ends it"
@@ -235,7 +241,8 @@ class PolicyNode(LifecycleNode):
         response.message = "resumed" if self.stopped else "was not stopped"
         self.stopped = False
         if self.runner is not None:
-            self.runner.resume()
+            with self.motion.lock:
+                self.runner.resume()
         self.get_logger().info(response.message)
         self.publish_status()
         response.success = True
@@ -248,52 +255,22 @@ class PolicyNode(LifecycleNode):
     def _take_instruction(self, text: str) -> None:
         assert self.runner is not None
         try:
-            instruction = self.runner.set_instruction(text)
+            with self.motion.lock:
+                instruction = self.runner.set_instruction(text)
         except InstructionError as error:
             self.get_logger().warning(f"instruction refused: {error}")
             return
         self._instruction_publisher.publish(String(data=instruction))
         self.get_logger().info(f"instruction: {instruction!r}")
 
-    def _on_tick(self) -> None:
-        assert self.runner is not None and self.joints is not None
-        self.tick_times.mark(self.runner.stream.dt_s)
-        if self._deaf_controllers():
-            self.runner.halt()
-            return
-        now_s = self.now_s()
-        tick = self.runner.tick(now_s)
-        self._report(tick)
-        if tick.fault is not None:
-            self._give_up(tick.fault)
-            return
-        if not self.parameters.dry_run and not self.runner.stopped:
-            for output in self.outputs.values():
-                self.trajectories += output.send(tick.trajectory, self.runner.stream, now_s)
-        for chunk, latency_s in tick.chunks:
-            self._chunk_publisher.publish(chunk_message(chunk, self.joints.names, latency_s))
-
-    def _report(self, tick: Tick) -> None:
-        logger = self.get_logger()
-        if tick.chunks:
-            self.last_failure = ""
-        for failure in tick.failures:
-            self.last_failure = failure
-            logger.warning(f"inference: {failure}", throttle_duration_sec=1.0)
-        for notice in tick.notices:
-            logger.warning(notice)
-
-    def _give_up(self, fault: Fault) -> None:
+    def _on_fault(self) -> None:
         """Deactivate; after a device's fault by way of the error processing, which unloads."""
+        fault = self.motion.fault
+        if fault is None or self.phase != PolicyStatus.ACTIVE:
+            return
         self.fault, self._device_fault = fault.message, fault.device
         self.get_logger().error(f"motion ends: {fault.message}")
         self.trigger_deactivate()
-
-    def _deaf_controllers(self) -> list[str]:
-        """Topics of controllers that nobody runs."""
-        if self.parameters.dry_run:
-            return []
-        return [output.topic for output in self.outputs.values() if output.deaf]
 
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         """Take `scheduler.*` in motion; what else is set is read at the next configure."""
@@ -308,12 +285,13 @@ class PolicyNode(LifecycleNode):
         try:
             scheduling = dataclasses.replace(self.scheduling, **given)
             scheduler = scheduling.make(self.joints)
-            if scheduling.speed_scale != self.scheduling.speed_scale:
-                self.runner.set_speed(scheduling.speed_scale, self.now_s())
         except (ParameterError, TypeError, ValueError) as error:
             return SetParametersResult(successful=False, reason=str(error))
-        if set(given) != {"speed_scale"}:
-            self.runner.use_scheduler(scheduler)
+        with self.motion.lock:
+            if scheduling.speed_scale != self.scheduling.speed_scale:
+                self.runner.set_speed(scheduling.speed_scale, self.now_s())
+            if set(given) != {"speed_scale"}:
+                self.runner.use_scheduler(scheduler)
         self.scheduling = scheduling
         self.get_logger().info(f"scheduler: {scheduling.method}, speed {scheduling.speed_scale:g}")
         return SetParametersResult(successful=True)
@@ -327,7 +305,7 @@ class PolicyNode(LifecycleNode):
         problems += self.inputs.problems()
         problems += self.qos.problems()
         problems += [f"nobody listens to {topic}: is the controller running?"
-                     for topic in self._deaf_controllers()]  # fmt: skip
+                     for topic in self.motion.deaf_controllers()]  # fmt: skip
         return problems
 
     def _on_status_timer(self) -> None:

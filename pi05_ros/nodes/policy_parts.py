@@ -61,7 +61,7 @@ def _node_part(node: StatusSource) -> PartStatus:
         {
             "dry run": node.parameters.dry_run,
             "stopped": node.stopped,
-            "control rate Hz": node.tick_times.rate_hz,
+            "control rate Hz": node.motion.tick_times.rate_hz,
         },
     )
 
@@ -127,9 +127,11 @@ def _executor_part(node: StatusSource, runner: PolicyRunner, problems: Sequence[
     statistics = runner.executor.statistics
     latency = runner.latency.summary() or NOTHING_MEASURED
     network = runner.network_latency.summary() or NOTHING_MEASURED
+    start = runner.start_wait.summary() or NOTHING_MEASURED
+    publish = runner.publish_wait.summary() or NOTHING_MEASURED
     truncated = int(getattr(node.policy, "truncated_tokens", 0))
     hang = _about(problems, "policy:")
-    words = hang or [word for word in (node.fault, node.last_failure) if word][:1]
+    words = hang or [word for word in (node.fault, node.motion.last_failure) if word][:1]
     if truncated:
         words = [*words, f"the prompt lost {truncated} tokens, shorten the instruction"]
     level = Level.ERROR if hang or node.fault else Level.WARN if words else Level.OK
@@ -147,6 +149,10 @@ def _executor_part(node: StatusSource, runner: PolicyRunner, problems: Sequence[
             "latency p95 s": latency.p95_s,
             "latency p99 s": latency.p99_s,
             "network p50 s": network.p50_s,
+            "start wait p50 s": start.p50_s,
+            "start wait p99 s": start.p99_s,
+            "publish wait p50 s": publish.p50_s,
+            "publish wait p99 s": publish.p99_s,
             "reaction to instruction s": runner.reaction_s or 0.0,
             **device_memory_mb(),
         },
@@ -184,7 +190,8 @@ def _limits_part(node: StatusSource, runner: PolicyRunner) -> PartStatus:
     clamps = runner.stream.clamps
     kinds = {name: getattr(clamps, name) for name in ("position", "velocity", "acceleration")}
     totals = sum(kinds.values())
-    values = {f"{kind} clamps": int(counts.sum()) for kind, counts in kinds.items()}
+    values: dict[str, object] = {"source": node.limits.source}
+    values.update({f"{kind} clamps": int(counts.sum()) for kind, counts in kinds.items()})
     values["held"] = int(clamps.held.sum())
     values.update(zip(node.joints.names, (int(total) for total in totals), strict=True))
     return PartStatus("limits", Level.OK, f"{int(totals.sum())} clamped joint commands", values)
@@ -197,7 +204,10 @@ def _controllers_part(node: StatusSource, problems: Sequence[str]) -> PartStatus
         Level.ERROR if deaf else Level.OK,
         "; ".join(deaf) or "listening",
         {
-            "messages": node.trajectories,
-            **{f"{output.topic} subscribers": output.listeners for output in node.outputs.values()},
+            "messages": node.motion.trajectories,
+            **{
+                f"{output.topic} subscribers": output.listeners
+                for output in node.motion.outputs.values()
+            },
         },
     )

@@ -40,6 +40,10 @@ def spin_until_interrupted(
     except ParameterError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        # Ctrl-C takes the middleware away from under a callback
+        if rclpy.ok():
+            raise
     finally:
         if node is not None:
             node.close()

@@ -11,9 +11,8 @@ from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import to_time
-from pi05_ros.nodes.outputs import Output
-from pi05_ros.nodes.parameters import PolicyParameters, SchedulerParameters
-from pi05_ros.nodes.tick_times import TickTimes
+from pi05_ros.nodes.motion import Motion
+from pi05_ros.nodes.parameters import LimitsParameters, PolicyParameters, SchedulerParameters
 from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import JointGroup, Policy
 
@@ -27,17 +26,17 @@ class StatusSource(Protocol):
     phase: int
     parameters: PolicyParameters
     scheduling: SchedulerParameters
+    limits: LimitsParameters
     policy: Policy | None
-    runner: PolicyRunner | None
     joints: JointGroup | None
     inputs: Inputs | None
-    outputs: dict[str, Output]
     escalation: Escalation
-    tick_times: TickTimes
-    trajectories: int
-    last_failure: str
+    motion: Motion
     fault: str
     stopped: bool
+
+    @property
+    def runner(self) -> PolicyRunner | None: ...
 
     def get_name(self) -> str: ...
 
@@ -71,7 +70,7 @@ def policy_status(node: StatusSource, problems: Sequence[str], now_s: float) -> 
     message = PolicyStatus(state=node.phase, dry_run=node.parameters.dry_run)
     message.header.stamp = to_time(now_s)
     message.problems = list(problems)
-    message.ticks, message.trajectories = node.tick_times.ticks, node.trajectories
+    message.ticks, message.trajectories = node.motion.tick_times.ticks, node.motion.trajectories
     message.scheduler = node.scheduling.method
     runner = node.runner
     if runner is None or node.policy is None or node.joints is None:
@@ -93,8 +92,8 @@ def policy_status(node: StatusSource, problems: Sequence[str], now_s: float) -> 
     message.chunks_dropped = scheduler.received - scheduler.used
     message.live_chunks = runner.live_chunks(now_s)
     message.horizon_left_s = runner.horizon_left_s(now_s)
-    jitter = node.tick_times.jitter() or NOTHING_MEASURED
-    message.tick_rate_hz = node.tick_times.rate_hz
+    jitter = node.motion.tick_times.jitter() or NOTHING_MEASURED
+    message.tick_rate_hz = node.motion.tick_times.rate_hz
     message.tick_jitter_p50_s, message.tick_jitter_p99_s = jitter.p50_s, jitter.p99_s
     clamps = runner.stream.clamps
     message.joints = list(node.joints.names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,7 @@ class ObservationBuffer:
         self._frames: dict[str, Stream[Any]] = {name: Stream(history_s=0.0) for name in names}
         self._joints: Stream[FloatArray] = Stream(history_s=JOINT_HISTORY_S)
         self._instruction: str | None = None
+        self._arrived_s = -math.inf
         self._sizes: dict[str, tuple[int, int]] = {}
         self._size_changes: dict[str, str] = {}
 
@@ -144,6 +146,7 @@ class ObservationBuffer:
         stamp_s = _finite_stamp(stamp_s, f"camera {camera!r}")
         with self._lock:
             stream.put(stamp_s, message)
+            self._arrived_s = time.monotonic()
 
     def put_joints(self, stamp_s: float, positions: FloatArray) -> None:
         """Keep a copy of `positions` [n_joints], in the order of `joint_names`, for 1 s.
@@ -174,6 +177,12 @@ class ObservationBuffer:
             self._instruction = text
         return text
 
+    @property
+    def arrived_s(self) -> float:
+        """When the last frame came, by time.monotonic; -inf before the first."""
+        with self._lock:
+            return self._arrived_s
+
     def clear_instruction(self) -> None:
         with self._lock:
             self._instruction = None
@@ -200,11 +209,16 @@ class ObservationBuffer:
         with self._lock:
             return self._select(now_s)[1]
 
-    def snapshot(self, now_s: float) -> Snapshot:
+    def snapshot(self, now_s: float, within_s: float = math.inf) -> Snapshot:
         """Choose the newest frames, the positions nearest to them and the instruction.
 
         An optional camera without a fresh frame, or with one too far from the required cameras'
         frames, is left out.
+
+        Args:
+            now_s: The time that ages are counted to.
+            within_s: Frames farther apart than this are not of one round: the rest of it is about
+                to come.
 
         Raises:
             NotReady: With the problems, if there are any.
@@ -213,6 +227,8 @@ class ObservationBuffer:
             snapshot, problems = self._select(now_s)
             if snapshot is None:
                 raise NotReady(problems)
+            if snapshot.skew_s > within_s:
+                raise NotReady([f"frames are {snapshot.skew_s:.3f} s apart"])
             for name, stamp_s in snapshot.frame_stamps_s.items():
                 self._frames[name].mark_used(stamp_s)
             return snapshot

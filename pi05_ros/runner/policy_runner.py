@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.control.approach import Approach
+from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.pacing import PlanClock
 from pi05_ros.control.scheduler import ChunkScheduler, SyncScheduler
 from pi05_ros.control.smoothing import TargetFollower
@@ -28,8 +30,8 @@ CLOCK_JUMP_S = 1.0
 class PolicyRunner:
     """Connects the observation buffer, the executor, the scheduler and the command stream.
 
-    All methods are called from one thread, the control thread. Times are seconds on the clock of
-    the observation stamps.
+    Its methods are never called at the same time; whoever has several threads keeps a lock. Times
+    are seconds on the clock of the observation stamps.
     """
 
     def __init__(
@@ -75,6 +77,9 @@ class PolicyRunner:
         self._requests = Requests(buffer, executor, joints, decode_image, watchdog)
         self.latency = self._requests.latency
         self.network_latency = self._requests.network_latency
+        self.start_wait = self._requests.start_wait
+        self.publish_wait = LatencyTracker()
+        """From a chunk's end of inference to the published trajectory that it changed."""
         self.misses = 0
         """Times that the chunks ran out before the next one came, `sync` left out."""
         self.reaction_s: float | None = None
@@ -194,8 +199,36 @@ class PolicyRunner:
         """Forget the motion without a last command: nobody is there to follow it."""
         self._forget()
 
-    def tick(self, now_s: float) -> Tick:
-        """Advance to `now_s`; returns what to publish."""
+    def attend(self, now_s: float) -> Tick:
+        """Between two ticks: a chunk that has come makes a tick of its own.
+
+        Its trajectory should go out at once, and `ask` follow.
+        """
+        if not self._active or self._stopped or not self.executor.has_results:
+            return Tick()
+        return self.tick(now_s, ask=False)
+
+    def published(self, tick: Tick) -> None:
+        """The tick's trajectory is out."""
+        if tick.finished_s is not None and tick.trajectory is not None:
+            self.publish_wait.add(max(0.0, time.monotonic() - tick.finished_s))
+
+    def ask(self, now_s: float, patient: bool = False) -> None:
+        """Ask for the next inference, if it is time for one; part of a tick.
+
+        `patient` waits for the rest of a round of frames that is arriving.
+        """
+        if not self._active or self._stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
+            return
+        effect_s = self.stream.lead_s + self.stream.dt_s
+        self._requests.ask(now_s, self.scheduler, self.pace, effect_s, self._instruction, patient)
+
+    def tick(self, now_s: float, ask: bool = True) -> Tick:
+        """Advance to `now_s`; returns what to publish.
+
+        Without `ask`, the caller does that when the rest is published: the inference's first steps
+        would hold it up.
+        """
         if not self._active or self._stopped:
             return Tick()
         tick = Tick()
@@ -203,12 +236,15 @@ class PolicyRunner:
         fault, hang = self._requests.watch()
         if hang:
             tick.failures.append(hang)
-        for result in self.executor.results():
+        results = self.executor.results()
+        for result in results:
             fault = self._take(result, now_s, tick) or fault
+        if tick.chunks:
+            tick = replace(tick, finished_s=results[-1].finished_s)
         if fault is not None:
             return replace(tick, fault=fault)
-        effect_s = self.stream.lead_s + self.stream.dt_s
-        self._requests.ask(now_s, self.scheduler, self.pace, effect_s, self._instruction)
+        if ask:
+            self.ask(now_s)
         self._count_misses(now_s)
         if not self.stream.active and not self._start(now_s):
             return tick

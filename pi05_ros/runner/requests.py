@@ -20,6 +20,9 @@ from pi05_ros.executor import (
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer, Snapshot
 from pi05_ros.types import ActionPrefix, ImageArray, JointGroup, Observation
 
+ROUND_S = 0.01
+"""Frames of one round of all cameras are stamped within this, if somebody triggers them."""
+
 
 class Requests:
     """The runner's side of the executor: it never waits, and no observation is used twice."""
@@ -35,12 +38,15 @@ class Requests:
         self.latency = LatencyTracker()
         """From an observation's stamp to the tick that takes its chunk."""
         self.network_latency = LatencyTracker()
+        self.start_wait = LatencyTracker()
+        """From the last frame, or the end of the inference before, to the start of one."""
         self._buffer = buffer
         self._executor = executor
         self._joints = joints
         self._decode_image = decode_image
         self._watchdog = watchdog
         self._last_observation_s = -math.inf
+        self._ready_s = self._free_s = -math.inf
 
     def watch(self) -> tuple[Fault | None, str | None]:
         """The fault that ends the motion, and the hang that begins now, if there is one."""
@@ -68,6 +74,8 @@ class Requests:
         """Take a usable chunk's latencies."""
         self.latency.add(latency_s)
         self.network_latency.add(result.infer_s)
+        self.start_wait.add(max(0.0, result.started_s - max(self._ready_s, self._free_s)))
+        self._free_s = result.finished_s
 
     def ask(
         self,
@@ -76,6 +84,7 @@ class Requests:
         pace: PlanClock,
         reaction_s: float,
         instruction: str,
+        patient: bool = False,
     ) -> None:
         """Submit an inference if one is due and an observation can be made.
 
@@ -85,6 +94,7 @@ class Requests:
             pace: the plan's time.
             reaction_s: how long after its arrival a chunk takes effect.
             instruction: what the live chunks were predicted for.
+            patient: leave frames that are not of one round to a later call.
         """
         if self._executor.state is not ExecutorState.READY or pace.scale == 0:
             return
@@ -94,12 +104,13 @@ class Requests:
         if not scheduler.wants_inference(plan_s, ahead_s):
             return
         try:
-            snapshot = self._buffer.snapshot(now_s)
+            snapshot = self._buffer.snapshot(now_s, ROUND_S if patient else math.inf)
         except NotReady:
             return
         if snapshot.stamp_s <= self._last_observation_s:
             return
         self._last_observation_s = snapshot.stamp_s
+        self._ready_s = self._buffer.arrived_s
         prefix = None
         if scheduler.guided:
             stamp_s = snapshot.stamp_s

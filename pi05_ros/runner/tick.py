@@ -21,5 +21,7 @@ class Tick:
     """Inferences that failed, one line each."""
     notices: list[str] = field(default_factory=list)
     """What else a person should know, one line each."""
+    finished_s: float | None = None
+    """When the last of the chunks was there, by time.monotonic."""
     fault: Fault | None = None
     """Why the motion must end: the caller deactivates."""

@@ -134,6 +134,22 @@ def test_every_trajectory_is_accepted_limited_and_continues_the_one_before(
         before = points
 
 
+def assert_bridged_unseen(
+    before: TrajectoryPoints, points: TrajectoryPoints, arrival_s: float
+) -> None:
+    """The cubic from the state on arrival to the first point is the old trajectory."""
+    bridge = TrajectoryPoints(
+        arrival_s,
+        np.array([0.0, points.stamp_s - arrival_s]),
+        np.stack((sample(before, arrival_s)[0], points.positions[0])),
+        np.stack((sample(before, arrival_s)[1], points.velocities[0])),
+    )
+    for time_s in np.linspace(arrival_s, points.stamp_s - 1e-6, 5):
+        old, new = sample(before, time_s), sample(bridge, time_s)
+        np.testing.assert_allclose(new[0], old[0], atol=1e-5)
+        np.testing.assert_allclose(new[1], old[1], atol=1e-3)
+
+
 @settings
 @given(
     st.lists(st.floats(-0.004, 0.004), min_size=5, max_size=25),
@@ -152,18 +168,37 @@ def test_a_controller_that_replaces_on_arrival_sees_no_difference(
         points = commands.tick(now_s, moving)
         arrival_s = now_s + transport_s
         if k > 3 and arrival_s < points.stamp_s:
-            bridge = TrajectoryPoints(
-                arrival_s,
-                np.array([0.0, points.stamp_s - arrival_s]),
-                np.stack((sample(before, arrival_s)[0], points.positions[0])),
-                np.stack((sample(before, arrival_s)[1], points.velocities[0])),
-            )
-            for time_s in np.linspace(arrival_s, points.stamp_s - 1e-6, 5):
-                old, new = sample(before, time_s), sample(bridge, time_s)
-                np.testing.assert_allclose(new[0], old[0], atol=1e-5)
-                np.testing.assert_allclose(new[1], old[1], atol=1e-3)
+            assert_bridged_unseen(before, points, arrival_s)
         else:
             assert k <= 3 or late_s + transport_s >= 0.009
+        before = points
+
+
+@settings
+@given(
+    st.lists(st.floats(0.0, 0.05), min_size=8, max_size=25),
+    st.floats(0.0002, 0.0045),
+    st.sampled_from([0.005, 0.02, 0.045]),
+    st.sampled_from([0.0, EPOCH_S]),
+)
+def test_messages_between_ticks_are_kept_back_until_no_difference_can_be_seen(
+    gaps_s: list[float], transport_s: float, lead_s: float, start_s: float
+) -> None:
+    """As above for messages at any time; fault: one that arrives a step before its first point."""
+    commands = started(start_s, lead_s=lead_s)
+    now_s = start_s
+    before = commands.tick(now_s, moving)
+    for gap_s in gaps_s:
+        now_s += gap_s
+        wait_s = commands.settled_in_s(now_s)
+        assert 0 <= wait_s <= min(0.005, lead_s) + 1e-5
+        now_s += wait_s
+        assert commands.settled_in_s(now_s) == 0
+        points = commands.tick(now_s, moving)
+        arrival_s = now_s + transport_s
+        if now_s > start_s + 4 * DT_S and arrival_s >= before.stamp_s:
+            assert arrival_s < points.stamp_s < arrival_s + DT_S
+            assert_bridged_unseen(before, points, arrival_s)
         before = points
 
 

@@ -55,7 +55,7 @@ def test_the_command_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(scheduler_bench, "measure_cost", lambda: cost)
     parser = argparse.ArgumentParser()
     scheduler_bench_command.add_arguments(parser)
-    arguments = ["scheduler", "--task", "reach", "--checkpoint", "expert", "--seeds", "2"]
+    arguments = ["--task", "reach", "--checkpoint", "expert", "--seeds", "2"]
     arguments += ["--first-seed", "1", "--workers", "1", "--output", str(tmp_path)]
     assert scheduler_bench_command.run(parser.parse_args(arguments)) == 0
     metrics = json.loads((tmp_path / "reach_metrics.json").read_text())

@@ -92,7 +92,7 @@ def test_the_command_writes_tables_figures_and_metrics(
     monkeypatch.setattr(scheduler_bench, "measure_cost", lambda: cost)
     parser = argparse.ArgumentParser()
     scheduler_bench_command.add_arguments(parser)
-    arguments = ["scheduler", "--seeds", "2", "--workers", "1", "--output", str(tmp_path)]
+    arguments = ["--seeds", "2", "--workers", "1", "--output", str(tmp_path)]
     assert scheduler_bench_command.run(parser.parse_args(arguments)) == 0
     metrics = json.loads((tmp_path / "scheduler_metrics.json").read_text())
     success = metrics["results"]["latest"]["0 ms"]["success"]
@@ -102,7 +102,7 @@ def test_the_command_writes_tables_figures_and_metrics(
         assert (tmp_path / f"scheduler_{measure.key}.png").stat().st_size > 5000
     table = (tmp_path / "scheduler_tables.md").read_text()
     assert "| latest |" in table and "50 ms" in table
-    assert scheduler_bench_command.run(parser.parse_args(["scheduler", "--seeds", "0"])) == 1
+    assert scheduler_bench_command.run(parser.parse_args(["--seeds", "0"])) == 1
 
 
 def test_summaries_have_their_interval() -> None:

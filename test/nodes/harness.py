@@ -24,6 +24,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -35,7 +36,6 @@ from pi05_ros.nodes.messages import (
     IMAGE_QOS,
     INSTRUCTION_QOS,
     LATCHED_QOS,
-    TRAJECTORY_QOS,
     image_message,
     joint_state_message,
     to_seconds,
@@ -59,6 +59,8 @@ JOINTS = tuple(
 HOME = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.024] * 2)
 FRAME_PERIOD_S = 1 / 30
 CONTROL_PERIOD_S = 0.02
+EVERY_TRAJECTORY_QOS = QoSProfile(depth=100)
+"""Reliable, and deeper than a controller's: a busy test must not miss one and see a jump."""
 
 
 class NodeProcess:
@@ -159,7 +161,7 @@ class Peer:
                 JointTrajectory,
                 f"{name}/joint_trajectory",
                 self.trajectories[name].append,
-                TRAJECTORY_QOS,
+                EVERY_TRAJECTORY_QOS,
             )
             self._controllers.append(subscription)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,24 @@ def filled(
 
 def picture_of(message: Any) -> np.ndarray:
     return np.full((2, 3, 3), len(str(message)), np.uint8)
+
+
+def test_frames_of_two_rounds_are_not_taken_together_by_the_patient() -> None:
+    """Fault: an inference on one camera's new frame and the other's last one, 33 ms before."""
+    buffer = filled(high_s=NOW_S - 0.040, wrist_s=NOW_S - 0.007)
+    with pytest.raises(NotReady, match=r"0\.033 s apart"):
+        buffer.snapshot(NOW_S, within_s=0.01)
+    assert buffer.camera_statistics(NOW_S)["high"].used == 0
+    buffer.put_image("high", NOW_S - 0.008, "of this round")
+    assert buffer.snapshot(NOW_S, within_s=0.01).messages["high"] == "of this round"
+
+
+def test_the_last_frames_arrival_is_known() -> None:
+    buffer = make_buffer()
+    assert buffer.arrived_s == -math.inf
+    before_s = time.monotonic()
+    buffer.put_image("high", NOW_S, "frame")
+    assert before_s <= buffer.arrived_s <= time.monotonic()
 
 
 def test_snapshot_has_the_newest_frames_and_the_newest_frames_stamp() -> None:

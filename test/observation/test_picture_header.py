@@ -1,4 +1,5 @@
-"""Faults pinned: a size read from the wrong place, a cut JPEG that OpenCV 4 fills with grey."""
+"""Faults pinned: a size read from the wrong place, a cut JPEG that OpenCV fills with grey, memory
+and time that a small message asks for."""
 
 from __future__ import annotations
 
@@ -54,3 +55,30 @@ def test_other_formats_are_refused(raw: bytes) -> None:
 def test_a_scan_before_the_frame_header_is_refused() -> None:
     with pytest.raises(ValueError, match="without a frame header"):
         read_picture_header(b"\xff\xd8\xff\xda" + bytes(20) + encoded(".jpg"))
+
+
+def test_a_png_chunk_that_does_not_fit_is_refused() -> None:
+    """Pins: OpenCV allocates what a chunk claims, 2 GB for an 8 × 8 picture of 141 bytes."""
+    png = encoded(".png", PIXELS[:8, :8])
+    for chunk in (b"IDAT", b"IEND"):
+        at = png.index(chunk) - 4
+        for length in (len(png), 0x7FFFFFFF, 0xFFFFFFAA):
+            with pytest.raises(ValueError, match="without its end"):
+                read_picture_header(png[:at] + length.to_bytes(4, "big") + png[at + 4 :])
+
+
+def test_a_jpeg_of_too_many_scans_is_refused() -> None:
+    """Pins: minutes of decoding for a message of a megabyte."""
+    jpeg = encoded(".jpg", PIXELS, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    repeats = 100 - jpeg.count(b"\xff\xda")
+    assert read_picture_header(jpeg[:-2] + repeats * last + jpeg[-2:]).width == 40
+    with pytest.raises(ValueError, match="101 scans"):
+        read_picture_header(jpeg[:-2] + (repeats + 1) * last + jpeg[-2:])
+
+
+def test_every_cut_png_is_refused() -> None:
+    png = encoded(".png")
+    for length in range(8, len(png) - 8):
+        with pytest.raises(ValueError, match="cut short"):
+            read_picture_header(png[:length])
