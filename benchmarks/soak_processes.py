@@ -1,0 +1,66 @@
+"""The soak's two nodes as processes, with their logs and their memory."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from soak_memory import Sample
+from soak_watcher import INSTRUCTION
+
+from pi05_ros.nodes.environment import share_directory
+
+HERE = Path(__file__).parent
+
+
+class Processes:
+    """The two nodes, their logs and their memory."""
+
+    def __init__(self, output: Path, checkpoint: str) -> None:
+        params = ["--params-file", str(share_directory() / "config" / "aloha.yaml")]
+        sim = [sys.executable, "-m", "pi05_ros.nodes.start", "aloha_sim_node", "--ros-args"]
+        node = [sys.executable, str(HERE / "faulty_policy_node.py"), "--ros-args"]
+        self._commands = {
+            "sim": [*sim, *params, "-r", "joint_states:=sim/joint_states"],
+            "node": [*node, *params, "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true",
+                     "-p", f"instruction:={INSTRUCTION}", "-p", "status_rate_hz:=10.0"],
+        }  # fmt: skip
+        self._output = output
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        for name in self._commands:
+            self.log(name).unlink(missing_ok=True)
+
+    def log(self, name: str) -> Path:
+        return self._output / f"soak_{name}.log"
+
+    def start(self, name: str) -> None:
+        with self.log(name).open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                self._commands[name], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def kill(self, name: str) -> None:
+        self._running[name].kill()
+        self._running[name].wait()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self._running[name].send_signal(number)
+
+    def ended(self) -> list[str]:
+        return [name for name, process in self._running.items() if process.poll() is not None]
+
+    def sample(self, name: str) -> Sample:
+        """Raises OSError when it is gone."""
+        return Sample.of(self._running[name].pid)
+
+    def stop(self) -> list[int]:
+        for process in self._running.values():
+            process.send_signal(signal.SIGINT)
+        return [process.wait(20.0) for process in self._running.values()]
+
+    def tracebacks(self) -> int:
+        return sum(
+            self.log(name).read_text(errors="replace").count("Traceback") for name in self._commands
+        )

@@ -1,0 +1,97 @@
+"""The soak's figures as Markdown, and whether all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from soak_faults import RECOVERY_LIMIT_S
+from soak_memory import SMALLEST_SERIES, Sample, growth
+
+GROWTH_LIMIT = 0.02
+"""Of RSS and anonymous memory; PSS depends on which other process shares the libraries just now."""
+COUNT_LIMIT = 1
+"""Threads and files more; one leaked at each configure would be a dozen."""
+
+
+@dataclass
+class Outcome:
+    """What happened."""
+
+    minutes: float
+    trajectories: int = 0
+    violations: int = 0
+    """Trajectories beyond a limit."""
+    tracebacks: int = 0
+    ended: Sequence[str] = ()
+    """Processes that ended by themselves."""
+    lost: Sequence[str] = ()
+    """Faults that were not recovered from."""
+    recovery_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    """Of the policy node, in time order."""
+    settled_s: float = 0.0
+    """When memory counts from, by time.monotonic."""
+
+
+def settled(outcome: Outcome) -> list[Sample]:
+    return [sample for sample in outcome.samples if sample.at_s >= outcome.settled_s]
+
+
+def report(outcome: Outcome) -> tuple[str, bool]:
+    """Markdown, and whether all is well: a run too short to judge the memory is not."""
+    faults = sum(map(len, outcome.recovery_s.values())) + len(outcome.lost)
+    lines = [
+        f"{outcome.minutes:g} minutes, {faults} faults, {outcome.trajectories} trajectories.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| uncaught exceptions | {outcome.tracebacks} |",
+        f"| processes that ended by themselves | {_counted(outcome.ended)} |",
+        f"| trajectories beyond a limit | {outcome.violations} |",
+        f"| faults without recovery in {RECOVERY_LIMIT_S:g} s | {_counted(outcome.lost)} |",
+        "",
+    ]
+    memory, steady = _memory(outcome)
+    lines += memory
+    lines += ["", "| fault | times | recovery, median s | longest s |", "|---|---|---|---|"]
+    for name, times_s in sorted(outcome.recovery_s.items()):
+        lines.append(f"| {name} | {len(times_s)} | {np.median(times_s):.2f} | {max(times_s):.2f} |")
+    spoiled = outcome.tracebacks or outcome.ended or outcome.violations or outcome.lost
+    return "\n".join(lines), steady and not spoiled
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)}" + (f": {', '.join(names)}" if names else "")
+
+
+def _memory(outcome: Outcome) -> tuple[list[str], bool]:
+    samples = settled(outcome)
+    if len(samples) < SMALLEST_SERIES:
+        return ["Too short to say anything of the node's memory."], False
+    times_s = [sample.at_s for sample in samples]
+    over_s = times_s[-1] - times_s[0]
+    lines = [
+        f"The policy node from the end of the first round of faults on, {over_s / 60:.1f} minutes, "
+        f"{len(samples)} samples: 95th percentile of the first and of the last quarter, Theil–Sen "
+        "slope of twelve stretches' 95th percentiles.",
+        "",
+        "| | first quarter | last quarter | growth | per minute |",
+        "|---|---|---|---|---|",
+    ]
+    figures = {
+        "RSS, MB": [sample.rss_mb for sample in samples],
+        "PSS, MB": [sample.pss_mb for sample in samples],
+        "anonymous, MB": [sample.anonymous_mb for sample in samples],
+        "threads": [sample.threads for sample in samples],
+        "open files": [sample.files for sample in samples],
+    }
+    grown = {name: growth(times_s, values) for name, values in figures.items()}
+    lines += [
+        f"| {name} | {g.first:.0f} | {g.last:.0f} | {100 * g.share:+.1f} % | {g.per_minute:+.2f} |"
+        for name, g in grown.items()
+    ]
+    steady = all(grown[name].share < GROWTH_LIMIT for name in ("RSS, MB", "anonymous, MB"))
+    counts = (grown[name] for name in ("threads", "open files"))
+    return lines, steady and all(g.last - g.first <= COUNT_LIMIT for g in counts)
