@@ -123,7 +123,8 @@ class Peer:
         self.cameras: Sequence[str] = ()
         self.publish_joints = False
         node = self.node
-        node.create_subscription(PolicyStatus, "policy/status", self.statuses.append, 10)
+        self._untold: tuple[list[PolicyStatus], list[DiagnosticArray]] = ([], [])
+        node.create_subscription(PolicyStatus, "policy/status", self._on_status, 10)
         node.create_subscription(ActionChunk, "policy/action_chunk", self.chunks.append, 10)
         node.create_subscription(
             String,
@@ -226,8 +227,32 @@ class Peer:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
 
+    def _on_status(self, message: PolicyStatus) -> None:
+        self._untold[0].append(message)
+        self._tell()
+
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        self.diagnostics.update({status.name: status for status in message.status})
+        if message.status[0].name.startswith("policy: "):
+            self._untold[1].append(message)
+            self._tell()
+        else:
+            self.diagnostics.update({status.name: status for status in message.status})
+
+    def _tell(self) -> None:
+        """What the node publishes together is seen together, in whatever order it arrives."""
+        statuses, diagnostics = self._untold
+        while statuses and diagnostics:
+            status_s, diagnostics_s = (
+                to_seconds(kept[0].header.stamp) for kept in (statuses, diagnostics)
+            )
+            if status_s < diagnostics_s:
+                statuses.pop(0)
+            elif diagnostics_s < status_s:
+                diagnostics.pop(0)
+            else:
+                told = diagnostics.pop(0).status
+                self.diagnostics.update({status.name: status for status in told})
+                self.statuses.append(statuses.pop(0))
 
     def _publish(self) -> None:
         if self.clock_s is None:
