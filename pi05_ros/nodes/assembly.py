@@ -15,7 +15,7 @@ from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor, Watchdog
-from pi05_ros.nodes.messages import deserialized
+from pi05_ros.nodes.messages import deserialized_picture
 from pi05_ros.nodes.parameters import (
     CameraParameters,
     FaultParameters,
@@ -97,7 +97,7 @@ def check_fit(
 def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
     """A stored serialized picture → RGB [H, W, 3]; raises ValueError for bytes that are none."""
     image_type, data = stored
-    return decode_image(deserialized(data, image_type))
+    return decode_image(deserialized_picture(data, image_type))
 
 
 def make_runner(

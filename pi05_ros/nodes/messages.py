@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,35 @@ def deserialized(data: bytes, message_type: type) -> Any:
         raise ValueError(
             f"{len(data)} bytes are no {message_type.__name__}; who publishes them?"
         ) from None
+
+
+def deserialized_picture(data: bytes, message_type: type) -> Any:
+    """An Image or CompressedImage of a raw subscription, its pixels left where they are.
+
+    rclpy copies 0.9 MB of pixels through an array of Python's: 1.9 ms, in which nothing else in the
+    process runs; rosbags' reader looks at them in place, 0.03 ms. What that does not take, rclpy
+    judges.
+
+    Raises:
+        ValueError: the bytes are no message of this type.
+    """
+    store, typename = _typestore(), f"sensor_msgs/msg/{message_type.__name__}"
+    if store is not None:
+        try:
+            return store.deserialize_cdr(memoryview(data), typename)
+        except Exception:  # anybody's bytes
+            pass
+    return deserialized(data, message_type)
+
+
+@cache
+def _typestore() -> Any:
+    """The reader of rosbags; None in a ROS installation that does without it."""
+    try:
+        from rosbags.typesys import Stores, get_typestore
+    except ImportError:
+        return None
+    return get_typestore(Stores.LATEST)
 
 
 def image_message(picture: ImageArray, stamp_s: float, frame_id: str) -> Image:
