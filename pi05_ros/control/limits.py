@@ -30,7 +30,7 @@ class MotionState:
 
 @dataclass(frozen=True)
 class Clamps:
-    """Which joints were kept from what was asked for in one step, [n_joints] each."""
+    """Which joints were kept from what was asked for, [n_joints] or [n_steps, n_joints] each."""
 
     position: BoolArray
     velocity: BoolArray
@@ -91,12 +91,14 @@ class MotionLimiter:
         self.velocity_step = joints.max_acceleration * dt_s
         """[n_joints] how far a velocity may change per step."""
         self._half_dt_s = dt_s / 2
-        # Rows: goal, upper limit, lower limit; only the way to the goal has a linear part.
-        self._speed_unit = np.outer((_APPROACH_SHARE, 1.0, 1.0), self.velocity_step)
+        # Goal, upper limit, lower limit, n_joints values each, for calls that cost a third of those
+        # that broadcast rows; only the way to the goal has a linear part.
+        self._speed_unit = np.outer((_APPROACH_SHARE, 1.0, 1.0), self.velocity_step).ravel()
         self._distance_unit = self._speed_unit * dt_s
-        self._linear = np.array([[1 / tracking_gain], [1.0], [1.0]])
+        self._linear = np.repeat((1 / tracking_gain, 1.0, 1.0), len(joints))
         self._linear_end = self._linear**2
         self._shift = self._linear + 0.5
+        self._shift_squared = self._shift**2
         self._position_tolerance = _CLAMP_TOLERANCE * (self.upper - self.lower)
         self._velocity_tolerance = _CLAMP_TOLERANCE * np.minimum(
             self.max_velocity, self.velocity_step
@@ -115,68 +117,116 @@ class MotionLimiter:
     def step(
         self, state: MotionState, target: FloatArray, target_velocity: FloatArray | None = None
     ) -> tuple[MotionState, Clamps]:
-        """One step of `dt_s` towards where the joints should be at its end.
-
-        Args:
-            state: at the beginning of the step.
-            target: [n_joints]; joints with a non-finite value brake.
-            target_velocity: [n_joints] the target's own velocity then; None: it stands.
-        """
-        if target.shape != self.lower.shape:
-            raise ValueError(f"need {len(self.joints)} targets, got shape {target.shape}")
+        """One step of `follow`: `target` and `target_velocity` [n_joints]; None: it stands."""
         if target_velocity is None:
             target_velocity = np.zeros_like(self.lower)
-        elif target_velocity.shape != self.lower.shape:
-            raise ValueError(f"need {len(self.joints)} velocities, got {target_velocity.shape}")
-        finite = np.isfinite(target) & np.isfinite(target_velocity)
-        all_finite = bool(finite.all())
-        if not all_finite:
-            target = np.where(finite, target, state.position)
-            target_velocity = np.where(finite, target_velocity, 0.0)
+        positions, velocities, clamps = self.follow(state, target[None], target_velocity[None])
+        first = Clamps(
+            clamps.position[0], clamps.velocity[0], clamps.acceleration[0], clamps.held[0]
+        )
+        return MotionState(positions[0], velocities[0]), first
 
-        goal = np.minimum(np.maximum(target, self.lower), self.upper)
-        beyond = np.abs(target - goal)
-        along = np.minimum(np.maximum(target_velocity, -self.max_velocity), self.max_velocity)
-        too_fast = np.abs(target_velocity - along)
+    def follow(
+        self, state: MotionState, targets: FloatArray, target_velocities: FloatArray
+    ) -> tuple[FloatArray, FloatArray, Clamps]:
+        """Steps of `dt_s`, each towards where the joints should be at its end.
+
+        Args:
+            state: at the beginning of the first step.
+            targets: [n, n_joints]; joints with a non-finite value brake in that step.
+            target_velocities: [n, n_joints] the targets' own velocities then.
+
+        Returns:
+            Positions and velocities [n, n_joints] at the steps' ends, and their clamps.
+        """
+        for what, values in (("targets", targets), ("velocities", target_velocities)):
+            if values.ndim != 2 or values.shape[1:] != self.lower.shape:
+                raise ValueError(f"need {len(self.joints)} {what} a step, got shape {values.shape}")
+        finite = np.isfinite(targets) & np.isfinite(target_velocities)
+        unknown = None
+        if not finite.all():
+            unknown = ~finite
+            targets = np.where(finite, targets, self.lower)
+            target_velocities = np.where(finite, target_velocities, 0.0)
+
+        goals = np.minimum(np.maximum(targets, self.lower), self.upper)
+        beyond = np.abs(targets - goals)
+        along = np.minimum(np.maximum(target_velocities, -self.max_velocity), self.max_velocity)
+        too_fast = np.abs(target_velocities - along)
         along[beyond > 0] = 0.0
 
-        # The rest of the step's way that does not depend on the velocity at its end.
-        ahead = state.position + self._half_dt_s * state.velocity
-        to_goal = goal - along * self._half_dt_s - ahead
-        speeds = self._approach_speeds(
-            np.stack((np.abs(to_goal), self.upper - ahead, ahead - self.lower))
-        )
-        wanted = along + np.copysign(speeds[0], to_goal)
-        if not all_finite:
-            wanted = np.where(finite, wanted, 0.0)
-            beyond = np.where(finite, beyond, 0.0)
+        wanted, capped, bounded, positions, velocities = np.empty((5, *targets.shape))
+        rows = (goals - along * self._half_dt_s, along, wanted, capped, bounded, velocities)
+        to_goal, ahead, low, high = np.empty((4, len(self.lower)))
+        distances = np.empty(3 * len(self.lower))
+        to_reach, to_upper, to_lower = distances.reshape(3, -1)
+        position, velocity = state.position, state.velocity
+        # One step needs the one before it. This runs at each tick: calls are what it costs.
+        for k, (base, own, want, cap, bound, next_velocity) in enumerate(zip(*rows, strict=True)):
+            # The rest of the step's way that does not depend on the velocity at its end.
+            np.multiply(velocity, self._half_dt_s, out=ahead)
+            ahead += position
+            np.subtract(base, ahead, out=to_goal)
+            np.absolute(to_goal, out=to_reach)
+            np.subtract(self.upper, ahead, out=to_upper)
+            np.subtract(ahead, self.lower, out=to_lower)
+            self._turn_into_speeds(distances)
+            np.copysign(to_reach, to_goal, out=want)
+            want += own
+            if unknown is not None:
+                want[unknown[k]] = 0.0
+            np.maximum(want, -self.max_velocity, out=cap)
+            np.minimum(cap, self.max_velocity, out=cap)
+            np.maximum(cap, np.negative(to_lower, out=to_lower), out=bound)
+            np.minimum(bound, to_upper, out=bound)
+            np.subtract(velocity, self.velocity_step, out=low)
+            np.add(velocity, self.velocity_step, out=high)
+            np.maximum(bound, low, out=next_velocity)
+            np.minimum(next_velocity, high, out=next_velocity)
+            velocity, position = next_velocity, positions[k]
+            np.multiply(velocity, self._half_dt_s, out=position)
+            position += ahead
 
-        capped = np.minimum(np.maximum(wanted, -self.max_velocity), self.max_velocity)
-        bounded = np.minimum(np.maximum(capped, -speeds[2]), speeds[1])
-        low = state.velocity - self.velocity_step
-        velocity = np.minimum(np.maximum(bounded, low), state.velocity + self.velocity_step)
+        if unknown is not None:
+            beyond[unknown] = 0.0
         clamps = Clamps(
             position=(beyond > self._position_tolerance)
             | (np.abs(bounded - capped) > self._velocity_tolerance),
             velocity=np.maximum(too_fast, np.abs(capped - wanted)) > self._velocity_tolerance,
-            acceleration=np.abs(velocity - bounded) > self._velocity_tolerance,
+            acceleration=np.abs(velocities - bounded) > self._velocity_tolerance,
             held=~finite,
         )
-        return MotionState(ahead + self._half_dt_s * velocity, velocity), clamps
+        return positions, velocities, clamps
 
-    def _approach_speeds(self, distances: FloatArray) -> FloatArray:
-        """[3, n_joints] distances to goal, upper, lower → speeds to choose for the step's end.
+    def _turn_into_speeds(self, distances: FloatArray) -> None:
+        """[3 · n_joints] distances to goal, upper, lower → speeds to choose for the step's end.
 
         Speeds in units of what braking takes off per step, distances in that times dt: the curve
         joins the points (c² + c·n + n(n+1)/2, c + n), n = 0, 1, …, with c = 1/gain, since from
         each of them one step of braking leads to the one before. Below c² it is a line through 0.
         """
-        y = np.maximum(distances, 0.0) / self._distance_unit
-        y_curve = np.maximum(y - self._linear_end, 0.0)
-        n = np.floor(np.sqrt(self._shift**2 + 2 * y_curve) - self._shift)
-        part = (y_curve - n * (self._linear + 0.5 * (n + 1))) / (self._linear + n + 1)
-        speeds = np.minimum(y, self._linear_end) / self._linear + n + part
-        return np.asarray(speeds * self._speed_unit)
+        y = np.maximum(distances, 0.0, out=distances)
+        y /= self._distance_unit
+        y_curve = y - self._linear_end
+        np.maximum(y_curve, 0.0, out=y_curve)
+        n = y_curve * 2
+        n += self._shift_squared
+        np.sqrt(n, out=n)
+        n -= self._shift
+        np.floor(n, out=n)
+        # the part of the next unit: (y_curve - n·(c + (n+1)/2)) / (c + n + 1)
+        next_n = n + 1
+        slope = self._linear + next_n
+        next_n *= 0.5
+        next_n += self._linear
+        next_n *= n
+        y_curve -= next_n
+        y_curve /= slope
+        speeds = np.minimum(y, self._linear_end, out=y)
+        speeds /= self._linear
+        speeds += n
+        speeds += y_curve
+        speeds *= self._speed_unit
 
     def brake(self, state: MotionState) -> MotionState:
         """One step towards zero velocity."""

@@ -75,7 +75,7 @@ class CommandStream:
         dt_s: float,
         lookahead_steps: int = 10,
         lead_s: float = 0.02,
-        transport_s: float = 0.005,
+        transport_s: float = 0.003,
     ) -> None:
         """Raises ValueError if the limiter has another grid or joints, or a value is out of range.
 
@@ -112,7 +112,7 @@ class CommandStream:
         self._velocities = np.empty((0, len(joints)))
         self._first: int | None = None
         self._planned_from = 0
-        self._planned_clamps: list[Clamps] = []
+        self._planned_clamps: Clamps | None = None
 
     @property
     def active(self) -> bool:
@@ -138,7 +138,7 @@ class CommandStream:
         self._origin_s = now_s
         self._first = None
         self._planned_from = 0
-        self._planned_clamps = []
+        self._planned_clamps = None
         self._active = True
 
     def tick(
@@ -162,21 +162,17 @@ class CommandStream:
         grid = np.arange(index, index + self.lookahead_steps + 2, dtype=np.float64)
         wanted = targets(self._origin_s + self.dt_s * grid)
         if wanted is None:
-            return self._publish(now_s, index, [], [])
+            return self._publish(now_s, index)
         wanted = np.asarray(wanted, dtype=np.float64)
         if wanted.shape != (len(grid), self._positions.shape[1]):
             raise ValueError(
                 f"targets must give shape {(len(grid), self._positions.shape[1])}, "
                 f"got {wanted.shape}"
             )
-        velocities = self._target_velocities(wanted)
-        state = self._state_at(index)
-        states, clamps = [], []
-        for target, velocity in zip(wanted[1:-1], velocities, strict=True):
-            state, clamped = self._limiter.step(state, target, velocity)
-            states.append(state)
-            clamps.append(clamped)
-        return self._publish(now_s, index, states, clamps)
+        positions, velocities, clamps = self._limiter.follow(
+            self._state_at(index), wanted[1:-1], self._target_velocities(wanted)
+        )
+        return self._publish(now_s, index, positions, velocities, clamps)
 
     def settled_in_s(self, now_s: float) -> float:
         """How long to keep back a message that is not sent with the ticks; mostly 0.
@@ -199,7 +195,7 @@ class CommandStream:
         if math.isnan(self._origin_s):
             raise RuntimeError("the command stream is not started: call start() first")
         self._active = False
-        return self._publish(now_s, self._advance(now_s), [], [])
+        return self._publish(now_s, self._advance(now_s))
 
     def stop(self) -> None:
         """End ticks without a last trajectory: what was published brakes by its own tail."""
@@ -244,26 +240,31 @@ class CommandStream:
                     f"the clock jumped back to {now_s} s: start again from measured positions"
                 )
             index = self._planned_from
-        for clamped in self._planned_clamps[: index - self._planned_from]:
-            self.clamps.position[:] += clamped.position
-            self.clamps.velocity[:] += clamped.velocity
-            self.clamps.acceleration[:] += clamped.acceleration
-            self.clamps.held[:] += clamped.held
+        executed = index - self._planned_from
+        if executed and self._planned_clamps is not None:
+            for kind in ("position", "velocity", "acceleration", "held"):
+                counts = getattr(self.clamps, kind)
+                counts += getattr(self._planned_clamps, kind)[:executed].sum(axis=0)
         return index
 
     def _rows(self, indices: IntArray) -> IntArray:
         """Grid indices → rows of what was published; beyond its end it rests."""
         first = int(indices[0]) if self._first is None else self._first
-        return np.clip(indices - first, 0, len(self._positions) - 1)
+        return np.minimum(np.maximum(indices - first, 0), len(self._positions) - 1)
 
     def _state_at(self, index: int) -> MotionState:
         row = self._rows(np.array([index]))[0]
         return MotionState(self._positions[row], self._velocities[row])
 
     def _publish(
-        self, now_s: float, index: int, states: list[MotionState], clamps: list[Clamps]
+        self,
+        now_s: float,
+        index: int,
+        positions: FloatArray | None = None,
+        velocities: FloatArray | None = None,
+        clamps: Clamps | None = None,
     ) -> TrajectoryPoints:
-        """Join the published way to `index`, the steps from there, and the tail."""
+        """Join the published way to `index`, the steps from there [n, n_joints], and the tail."""
         steps = (now_s - self._origin_s) / self.dt_s
         present = math.floor(steps + _GRID_TOLERANCE)
         stamped = math.ceil(steps + self.transport_s / self.dt_s - _GRID_TOLERANCE)
@@ -272,14 +273,13 @@ class CommandStream:
             first = max(self._first, min(present, index))
         begin = max(0, min(stamped, index) - first)
         kept = self._rows(np.arange(first, index + 1))
-        last = states[-1] if states else self._state_at(index)
-        tail_positions, tail_velocities = self._limiter.brake_to_rest(last)
-        self._positions = np.concatenate(
-            (self._positions[kept], *(s.position[None] for s in states), tail_positions)
-        )
-        self._velocities = np.concatenate(
-            (self._velocities[kept], *(s.velocity[None] for s in states), tail_velocities)
-        )
+        way, speeds = [self._positions[kept]], [self._velocities[kept]]
+        if positions is not None and velocities is not None:
+            way.append(positions)
+            speeds.append(velocities)
+        tail, tail_speeds = self._limiter.brake_to_rest(MotionState(way[-1][-1], speeds[-1][-1]))
+        self._positions = np.concatenate((*way, tail))
+        self._velocities = np.concatenate((*speeds, tail_speeds))
         self._positions.setflags(write=False)
         self._velocities.setflags(write=False)
         self._first = first

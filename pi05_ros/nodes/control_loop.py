@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from rclpy.node import Node
 
-ATTEND_LEFT_S = 0.003
+ATTEND_LEFT_S = 0.002
 """Nothing is attended to so shortly before a tick."""
 
 

@@ -167,12 +167,14 @@ def trajectory_message(
     """Points [n_points, n_joints] → trajectory_msgs/JointTrajectory."""
     message = JointTrajectory(joint_names=list(names))
     message.header.stamp = to_time(stamp_s)
-    for k, time_s in enumerate(times_from_start_s):
-        point = JointTrajectoryPoint()
-        point.time_from_start = to_duration(float(time_s))
-        point.positions = positions[k].tolist()
-        point.velocities = velocities[k].tolist()
-        message.points.append(point)
+    message.points = [
+        JointTrajectoryPoint(
+            positions=position, velocities=velocity, time_from_start=to_duration(time_s)
+        )
+        for time_s, position, velocity in zip(
+            times_from_start_s.tolist(), positions.tolist(), velocities.tolist(), strict=True
+        )
+    ]
     return message
 
 
