@@ -73,10 +73,11 @@ MUTATIONS = (
              "            self._failures += 1", "            pass",
              tests=POLICY + "failures_in_a_row_deactivate"),
     mutation(5, "positions are not limited", "control/limits.py",
-             "        goal = np.minimum(np.maximum(target, self.lower), self.upper)",
-             "        goal = target",
-             "        bounded = np.minimum(np.maximum(capped, -speeds[2]), speeds[1])",
-             "        bounded = capped",
+             "        goals = np.minimum(np.maximum(targets, self.lower), self.upper)",
+             "        goals = targets",
+             "            np.maximum(cap, np.negative(to_lower, out=to_lower), out=bound)\n"
+             "            np.minimum(bound, to_upper, out=bound)",
+             "            bound[:] = cap",
              tests=(MOTION + "any_targets_stay_inside_the_limits",
                     "test/control/test_limits.py::"
                     "test_limits_hold_for_any_targets_from_any_admissible_state")),
@@ -84,14 +85,16 @@ MUTATIONS = (
              "    return tight\n", "    return joints\n",
              tests="test/nodes/test_robot_description_limits.py"),
     mutation(6, "velocities are not limited", "control/limits.py",
-             "np.minimum(np.maximum(wanted, -self.max_velocity), self.max_velocity)",
-             "wanted",
+             "            np.maximum(want, -self.max_velocity, out=cap)\n"
+             "            np.minimum(cap, self.max_velocity, out=cap)",
+             "            cap[:] = want",
              tests=(MOTION + "any_targets_stay_inside_the_limits",
                     "test/control/test_limits.py::"
                     "test_limits_hold_for_any_targets_from_any_admissible_state")),
     mutation(6, "accelerations are not limited", "control/limits.py",
-             "        velocity = np.minimum(np.maximum(bounded, low), "
-             "state.velocity + self.velocity_step)", "        velocity = bounded",
+             "            np.maximum(bound, low, out=next_velocity)\n"
+             "            np.minimum(next_velocity, high, out=next_velocity)",
+             "            next_velocity[:] = bound",
              tests=(MOTION + "any_targets_stay_inside_the_limits",
                     "test/control/test_limits.py::"
                     "test_limits_hold_for_any_targets_from_any_admissible_state")),

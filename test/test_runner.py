@@ -167,7 +167,7 @@ def test_a_chunk_is_taken_when_it_is_there(rig: Rig) -> None:
     rig.runner.published(tick)
     rig.now_s += 0.6 * DT_S
     rig.see()
-    rig.runner.ask(rig.now_s, patient=True)
+    rig.runner.ask(rig.now_s)
     while len(rig.policy.seen) == inferred:
         assert time.monotonic() < deadline_s
         time.sleep(0.002)

@@ -148,7 +148,7 @@ class Motion:
                 if output.in_between or not in_between:
                     self.trajectories += output.send(tick.trajectory, runner.stream, now_s)
             runner.published(tick)
-        runner.ask(now_s, patient=in_between)
+        runner.ask(now_s)
         for chunk, latency_s in tick.chunks:
             self._chunks.publish(chunk_message(chunk, self._names, latency_s))
 

@@ -32,6 +32,10 @@ class NotReady(RuntimeError):
         self.problems = tuple(problems)
 
 
+class RoundIncomplete(NotReady):
+    """The newest frames are farther apart than was asked for."""
+
+
 @dataclass(frozen=True)
 class CameraStream:
     """A camera that the policy looks through; without a required one there is no observation."""
@@ -222,13 +226,14 @@ class ObservationBuffer:
 
         Raises:
             NotReady: With the problems, if there are any.
+            RoundIncomplete: If `within_s` alone is not kept.
         """
         with self._lock:
             snapshot, problems = self._select(now_s)
             if snapshot is None:
                 raise NotReady(problems)
             if snapshot.skew_s > within_s:
-                raise NotReady([f"frames are {snapshot.skew_s:.3f} s apart"])
+                raise RoundIncomplete([f"frames are {snapshot.skew_s:.3f} s apart"])
             for name, stamp_s in snapshot.frame_stamps_s.items():
                 self._frames[name].mark_used(stamp_s)
             return snapshot

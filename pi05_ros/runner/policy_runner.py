@@ -213,15 +213,12 @@ class PolicyRunner:
         if tick.finished_s is not None and tick.trajectory is not None:
             self.publish_wait.add(max(0.0, time.monotonic() - tick.finished_s))
 
-    def ask(self, now_s: float, patient: bool = False) -> None:
-        """Ask for the next inference, if it is time for one; part of a tick.
-
-        `patient` waits for the rest of a round of frames that is arriving.
-        """
+    def ask(self, now_s: float) -> None:
+        """Ask for the next inference, if it is time for one; part of a tick."""
         if not self._active or self._stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
             return
         effect_s = self.stream.lead_s + self.stream.dt_s
-        self._requests.ask(now_s, self.scheduler, self.pace, effect_s, self._instruction, patient)
+        self._requests.ask(now_s, self.scheduler, self.pace, effect_s, self._instruction)
 
     def tick(self, now_s: float, ask: bool = True) -> Tick:
         """Advance to `now_s`; returns what to publish.

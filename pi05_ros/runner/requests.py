@@ -17,11 +17,9 @@ from pi05_ros.executor import (
     InferenceResult,
     Watchdog,
 )
-from pi05_ros.observation.buffer import NotReady, ObservationBuffer, Snapshot
+from pi05_ros.observation.buffer import NotReady, ObservationBuffer, RoundIncomplete, Snapshot
+from pi05_ros.runner.rounds import Rounds
 from pi05_ros.types import ActionPrefix, ImageArray, JointGroup, Observation
-
-ROUND_S = 0.01
-"""Frames of one round of all cameras are stamped within this, if somebody triggers them."""
 
 
 class Requests:
@@ -45,6 +43,7 @@ class Requests:
         self._joints = joints
         self._decode_image = decode_image
         self._watchdog = watchdog
+        self._rounds = Rounds()
         self._last_observation_s = -math.inf
         self._ready_s = self._free_s = -math.inf
 
@@ -84,7 +83,6 @@ class Requests:
         pace: PlanClock,
         reaction_s: float,
         instruction: str,
-        patient: bool = False,
     ) -> None:
         """Submit an inference if one is due and an observation can be made.
 
@@ -94,7 +92,6 @@ class Requests:
             pace: the plan's time.
             reaction_s: how long after its arrival a chunk takes effect.
             instruction: what the live chunks were predicted for.
-            patient: leave frames that are not of one round to a later call.
         """
         if self._executor.state is not ExecutorState.READY or pace.scale == 0:
             return
@@ -104,11 +101,15 @@ class Requests:
         if not scheduler.wants_inference(plan_s, ahead_s):
             return
         try:
-            snapshot = self._buffer.snapshot(now_s, ROUND_S if patient else math.inf)
+            snapshot = self._buffer.snapshot(now_s, self._rounds.within_s(now_s))
+        except RoundIncomplete:
+            self._rounds.missed(now_s)
+            return
         except NotReady:
             return
         if snapshot.stamp_s <= self._last_observation_s:
             return
+        self._rounds.taken(snapshot.skew_s, now_s)
         self._last_observation_s = snapshot.stamp_s
         self._ready_s = self._buffer.arrived_s
         prefix = None
@@ -126,6 +127,7 @@ class Requests:
         """Throw away what was asked for; the next observation may be of any time."""
         self._executor.discard()
         self._last_observation_s = -math.inf
+        self._rounds.forget()
 
     def _prefix(
         self, scheduler: ChunkScheduler, stamp_s: float, frozen_until_s: float

@@ -44,8 +44,8 @@ class FakeRunner:
     def published(self, tick: Tick) -> None:
         self.log.append("published")
 
-    def ask(self, now_s: float, patient: bool) -> None:
-        self.log.append("ask patiently" if patient else "ask")
+    def ask(self, now_s: float) -> None:
+        self.log.append("ask")
 
     def deactivate(self, now_s: float) -> None:
         self.log.append("deactivate")
@@ -139,7 +139,7 @@ def test_between_ticks_direct_outputs_are_left_alone(node: Node) -> None:
     motion, runner = moving(node, Tick())
     motion.outputs["arm"] = Spy(runner.log, False)  # type: ignore[assignment]
     motion._attend()
-    assert runner.log == ["attend", "published", "ask patiently"]
+    assert runner.log == ["attend", "published", "ask"]
     notified: list[int] = []
     motion._loop.notify = lambda: notified.append(1)  # type: ignore[union-attr, method-assign]
     motion.frame_arrived()
