@@ -12,6 +12,7 @@ from trajectory_msgs.msg import JointTrajectory
 from pi05_ros.nodes.messages import (
     chunk_message,
     deserialized,
+    deserialized_picture,
     image_message,
     serialized_stamp_s,
     to_duration,
@@ -62,6 +63,36 @@ def test_bytes_of_a_raw_subscription_are_a_message_or_refused(message_type: type
             deserialized(b"\0\1\0\3\0\0\0\0"[:length], message_type)
     with pytest.raises(ValueError, match=f"are no {message_type.__name__}"):
         deserialized(b"\0\1\0\0" + b"\xff" * 20, message_type)
+
+
+@given(st.text(max_size=9), st.text(max_size=9), st.binary(max_size=40), st.binary(max_size=9))
+def test_pictures_are_read_in_place_as_rclpy_reads_them(
+    frame_id: str, text: str, data: bytes, behind: bytes
+) -> None:
+    """Pins: a padding that one of the two readers counts otherwise, a copy of each picture."""
+    frame_id, text = frame_id.replace("\0", "0"), text.replace("\0", "0")
+    image = Image(height=3, width=5, step=7, encoding=text, data=data)
+    compressed = CompressedImage(format=text, data=data)
+    for message in (image, compressed):
+        message.header.frame_id = frame_id
+        serialized = serialize_message(message)
+        read = deserialized_picture(serialized, type(message))
+        for field in message.get_fields_and_field_types():
+            if field not in ("header", "data"):
+                assert getattr(read, field) == getattr(message, field)
+        assert read.header.frame_id == frame_id
+        assert bytes(read.data) == data
+        if data:
+            assert np.shares_memory(read.data, np.frombuffer(serialized, np.uint8))
+        longer = deserialized_picture(serialized + behind, type(message))
+        assert bytes(longer.data) == data
+
+
+@pytest.mark.parametrize("message_type", [Image, CompressedImage])
+def test_bytes_that_are_no_picture_are_refused(message_type: type) -> None:
+    for junk in (b"", b"\0\1\0\0", b"\0\1\0\0" + b"\xff" * 40, b"\7" * 30):
+        with pytest.raises(ValueError, match=r"holds nothing|are no (Compressed)?Image"):
+            deserialized_picture(junk, message_type)
 
 
 def test_pictures_survive() -> None:
