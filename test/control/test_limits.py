@@ -118,6 +118,34 @@ def test_limits_hold_for_any_targets_from_any_admissible_state(
 
 
 @settings
+@given(
+    groups(),
+    periods,
+    triples,
+    triples,
+    st.lists(st.tuples(any_triples, any_triples), min_size=1, max_size=12),
+)
+def test_steps_in_one_call_are_the_steps_one_by_one(
+    joints: JointGroup,
+    dt_s: float,
+    place: FloatArray,
+    haste: FloatArray,
+    requests: list[tuple[FloatArray, FloatArray]],
+) -> None:
+    """Pins: a step that begins elsewhere than the one before it ended, a NaN that spreads."""
+    limiter = MotionLimiter(joints, dt_s)
+    state = admissible(limiter, place, 2 * haste - 1)
+    targets, velocities = (np.array(column) for column in zip(*requests, strict=True))
+    positions, speeds, clamps = limiter.follow(state, targets, velocities)
+    for k, (target, velocity) in enumerate(requests):
+        state, clamped = limiter.step(state, target, velocity)
+        np.testing.assert_array_equal(positions[k], state.position)
+        np.testing.assert_array_equal(speeds[k], state.velocity)
+        for kind in ("position", "velocity", "acceleration", "held"):
+            np.testing.assert_array_equal(getattr(clamps, kind)[k], getattr(clamped, kind))
+
+
+@settings
 @given(groups(), periods, st.integers(0, 2**32 - 1))
 def test_limits_hold_where_targets_push_against_them(
     joints: JointGroup, dt_s: float, seed: int
