@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Mapping
 
+import numpy as np
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros import types
@@ -15,7 +17,7 @@ from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor, Watchdog
-from pi05_ros.nodes.messages import deserialized_picture
+from pi05_ros.nodes.messages import deserialized_picture, image_message
 from pi05_ros.nodes.parameters import (
     CameraParameters,
     FaultParameters,
@@ -98,6 +100,12 @@ def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
     """A stored serialized picture → RGB [H, W, 3]; raises ValueError for bytes that are none."""
     image_type, data = stored
     return decode_image(deserialized_picture(data, image_type))
+
+
+def get_ready_to_decode() -> None:
+    """Load the reader of serialized pictures, 0.1 s that the first inference would wait for."""
+    pixel = image_message(np.zeros((1, 1, 3), np.uint8), 0.0, "")
+    decode_stored_image((Image, serialize_message(pixel)))
 
 
 def make_runner(

@@ -27,7 +27,13 @@ from pi05_ros import types
 from pi05_ros.executor import ExecutorError, ExecutorState, InferenceExecutor
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes import parameters as declared
-from pi05_ros.nodes.assembly import check_fit, load_policy, lower_priority, make_runner
+from pi05_ros.nodes.assembly import (
+    check_fit,
+    get_ready_to_decode,
+    load_policy,
+    lower_priority,
+    make_runner,
+)
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import LATCHED_QOS
@@ -179,6 +185,7 @@ class PolicyNode(LifecycleNode):
         self.policy = executor.wait_ready(parameters.load_timeout_s)
         check_fit(self.policy, joints, cameras)
         self.get_logger().info(f"warm: {self.policy.description}")
+        get_ready_to_decode()
         runner = make_runner(parameters, self.scheduling, self.faults, cameras, joints, executor)
         if self.stopped:
             runner.stop(self.now_s())

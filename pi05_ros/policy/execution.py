@@ -87,8 +87,12 @@ def compile_network(model: Pi0, by_layer: bool) -> None:
 
 
 def own_stream(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """A context in which CUDA work goes to a stream of its own; nothing elsewhere."""
+    """A context in which CUDA work goes to a stream of its own; nothing elsewhere.
+
+    It begins behind all that was asked of the device so far: the weights may still be under way.
+    """
     if device.type != "cuda":
         return contextlib.nullcontext
     stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     return lambda: torch.cuda.stream(stream)

@@ -58,8 +58,10 @@ class StageClock:
         self._host_s = time.perf_counter()
 
     def timings_s(self) -> dict[str, float]:
-        """Seconds per stage, in order; the device must have finished its last one."""
+        """Seconds per stage, in order. Waits until the device has finished the last one."""
         timings_s = dict(self._timings_s)
+        if self._events:
+            self._events[-1][1].synchronize()
         for (_, before), (stage, event) in zip(self._events, self._events[1:], strict=False):
             timings_s[stage] = before.elapsed_time(event) * 1e-3
         return {stage: timings_s[stage] for stage in dict.fromkeys(self._order)}

@@ -90,5 +90,23 @@ def test_fp8_is_near(model: Pi0) -> None:
     assert np.isfinite(got.numpy()).all()
 
 
+def test_a_stream_of_ones_own_begins_behind_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins: time features made once and for all from weights that are still under way."""
+    waited: list[object] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def wait_stream(self, other: object) -> None:
+            waited.append(other)
+
+    loading = object()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: loading)
+    own_stream(torch.device("cuda"))
+    assert waited == [loading]
+
+
 def test_a_cpu_has_no_streams() -> None:
     assert own_stream(torch.device("cpu")) is contextlib.nullcontext
