@@ -24,7 +24,7 @@ KEPT = ROOT / "test" / "data" / "fuzz"
 LONGEST_BYTES = 4096
 SECONDS_EACH, MEGABYTES = 10, 1500
 # pure Python that decides over the input's way
-INSTRUMENTED = ("pi05_ros", "yaml", "json.decoder", "xml.etree")
+INSTRUMENTED = ("pi05_ros", "rosbags", "yaml", "json.decoder", "xml.etree")
 
 
 def arguments_of_libfuzzer(options: argparse.Namespace, corpus: Path) -> list[str]:

@@ -109,7 +109,7 @@ MUTATIONS = (
              tests=("test/control/test_scheduler.py::"
                     "test_the_last_action_is_held_beyond_the_horizon",)),
     mutation(8, "a stop is not kept", "runner/policy_runner.py",
-             "        if not self._active or self._stopped:", "        if not self._active:",
+             "        self._stopped = True\n", "",
              tests=(MOTION + "stop_is_latched_until_resume",
                     "test/test_runner.py::test_stop_is_latched_until_resume")),
     mutation(8, "results in flight outlive a stop", "runner/requests.py",
