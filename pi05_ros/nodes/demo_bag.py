@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from builtin_interfaces.msg import Time
 from rclpy.node import Node
-from rclpy.serialization import deserialize_message, serialize_message
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
@@ -20,6 +21,7 @@ from pi05_ros.nodes.messages import (
     IMAGE_QOS,
     INSTRUCTION_QOS,
     TRAJECTORY_QOS,
+    deserialized_picture,
     serialized_stamp_s,
 )
 from pi05_ros.recording.mcap import SerializedBagWriter
@@ -66,7 +68,7 @@ class DemoBag:
         if writer is not None:
             writer.close()
 
-    def _on_image(self, camera: str, data: bytes) -> None:
+    def _on_image(self, camera: str, data: bytes, info: Mapping[str, int]) -> None:
         # a round's pictures share a stamp; kept together, no reader meets two rounds at once
         stamp_s = serialized_stamp_s(data)
         if stamp_s != self._round_s:
@@ -77,20 +79,25 @@ class DemoBag:
         if len(self._round) == self._cameras:
             self._written_s = stamp_s
             for name, picture in self._round.items():
-                self._write_picture(name, picture)
+                self._write_picture(name, picture, info)
 
-    def _write_picture(self, camera: str, data: bytes) -> None:
-        image = deserialize_message(data, Image)
+    def _write_picture(self, camera: str, data: bytes, info: Mapping[str, int]) -> None:
+        image = deserialized_picture(data, Image)
         pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
         picture = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        message = CompressedImage(header=image.header, format="jpeg", data=coded.tobytes())
+        message = CompressedImage(format="jpeg", data=coded.tobytes())
+        stamp = image.header.stamp
+        message.header.stamp = Time(sec=stamp.sec, nanosec=stamp.nanosec)
+        message.header.frame_id = image.header.frame_id
         self._write(
             f"/{camera}/image_raw/compressed",
             "sensor_msgs/msg/CompressedImage",
             serialize_message(message),
+            info,
         )
 
-    def _write(self, topic: str, kind: str, data: bytes) -> None:
+    def _write(self, topic: str, kind: str, data: bytes, info: Mapping[str, int]) -> None:
+        """Under the time at which the middleware got it: this thread may be far behind."""
         if self._writer is not None:
-            self._writer.write(topic, kind, time.time_ns(), data)
+            self._writer.write(topic, kind, info["received_timestamp"] or time.time_ns(), data)
