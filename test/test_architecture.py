@@ -34,17 +34,18 @@ def room(rooms: str = "", packages: str = "") -> Room:
 
 
 # "ros" stands for rclpy and all message packages, pi05_ros.msg among them.
-LIBRARY = "types control observation policy executor runner"
+LIBRARY = "types config control observation policy executor runner"
 ROOMS = {
     "types": room(packages="numpy"),
     "control": room("types", "numpy"),
+    "config": room("types control"),
     "observation": room("types", "numpy cv2 rosbags"),
     "policy": room(
         "types",
         "numpy torch safetensors transformers tokenizers huggingface_hub PIL rich yaml tensorstore",
     ),
     "executor": room("types", "numpy"),
-    "runner": room("types control observation executor", "numpy"),
+    "runner": room("types config control observation executor", "numpy"),
     "sim": room("types", "numpy mujoco rich"),
     "recording": room("types observation sim", "numpy cv2 rosbags pyarrow av rich"),
     "evaluation": room(
@@ -68,6 +69,7 @@ HEAVY = {"torch", "transformers", "mujoco", "rclpy", "cv2", "rosbags", "matplotl
 LOADS = {
     "types": set(),
     "control": set(),
+    "config": set(),
     "observation": set(),
     "executor": set(),
     "runner": set(),

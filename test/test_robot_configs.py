@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pi05_ros.nodes.parameters import (
+from pi05_ros.config import (
     CameraParameters,
     ControllerParameters,
     GuidanceParameters,

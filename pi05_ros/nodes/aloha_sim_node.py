@@ -21,6 +21,7 @@ from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from pi05_ros.config import ParameterError, SimParameters
 from pi05_ros.nodes.diagnostics import Level, PartStatus, diagnostic_array
 from pi05_ros.nodes.messages import (
     IMAGE_QOS,
@@ -31,7 +32,7 @@ from pi05_ros.nodes.messages import (
     to_time,
     trajectory_arrays,
 )
-from pi05_ros.nodes.parameters import ParameterError, SimParameters, declare
+from pi05_ros.nodes.parameters import declare
 from pi05_ros.nodes.sim_loop import SimLoop, SimState
 from pi05_ros.nodes.spinning import spin_until_interrupted
 from pi05_ros.sim.arms import JOINT_NAMES, SimulatedAloha

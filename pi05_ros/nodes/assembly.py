@@ -12,23 +12,14 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros import types
-from pi05_ros.control.approach import Approach
-from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.smoothing import TargetFollower
-from pi05_ros.control.trajectory import CommandStream
-from pi05_ros.executor import InferenceExecutor, Watchdog
-from pi05_ros.nodes.messages import deserialized_picture, image_message
-from pi05_ros.nodes.parameters import (
+from pi05_ros.config import (
     CameraParameters,
-    FaultParameters,
     GuidanceParameters,
     ParameterError,
     PolicyParameters,
-    SchedulerParameters,
 )
-from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
+from pi05_ros.nodes.messages import deserialized_picture, image_message
 from pi05_ros.observation.decode import decode_image
-from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import ImageArray, JointGroup
 
 ImageType = type[Image] | type[CompressedImage]
@@ -106,52 +97,3 @@ def get_ready_to_decode() -> None:
     """Load the reader of serialized pictures, 0.1 s that the first inference would wait for."""
     pixel = image_message(np.zeros((1, 1, 3), np.uint8), 0.0, "")
     decode_stored_image((Image, serialize_message(pixel)))
-
-
-def make_runner(
-    parameters: PolicyParameters,
-    scheduling: SchedulerParameters,
-    faults: FaultParameters,
-    cameras: Mapping[str, CameraParameters],
-    joints: JointGroup,
-    executor: InferenceExecutor,
-) -> PolicyRunner:
-    """The control side of the node, as its parameters want it."""
-    dt_s = 1.0 / parameters.control_rate_hz
-    buffer = ObservationBuffer(
-        [CameraStream(name, camera.required) for name, camera in cameras.items()],
-        joints.names,
-        Gates(
-            max_image_age_s=parameters.max_image_age_s,
-            max_skew_s=parameters.max_skew_s,
-            max_joint_age_s=parameters.max_joint_age_s,
-            max_instruction_chars=parameters.max_instruction_chars,
-        ),
-    )
-    stream = CommandStream(
-        joints,
-        MotionLimiter(joints, dt_s, position_margin=parameters.position_margin),
-        dt_s,
-        lookahead_steps=max(1, round(parameters.lookahead_s / dt_s)),
-        lead_s=parameters.lead_s,
-    )
-    follower = None
-    if scheduling.smoothing_hz > 0:
-        follower = TargetFollower(scheduling.smoothing_hz, joints.gripper)
-    return PolicyRunner(
-        buffer,
-        executor,
-        scheduling.make(joints),
-        stream,
-        joints,
-        decode_stored_image,
-        follower=follower,
-        approach=Approach(
-            joints, faults.first_command, faults.first_command_distance, faults.first_command_speed
-        ),
-        watchdog=Watchdog(faults.hang_timeout_s, faults.max_failures),
-        speed_scale=scheduling.speed_scale,
-        speed_ramp_s=faults.speed_ramp_s,
-        blend_instructions=faults.new_instruction == "blend",
-        on_change=parameters.publish == "on_change",
-    )

@@ -12,6 +12,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
+from pi05_ros.config import CameraParameters
 from pi05_ros.nodes.assembly import ImageType
 from pi05_ros.nodes.messages import (
     IMAGE_QOS,
@@ -21,7 +22,6 @@ from pi05_ros.nodes.messages import (
     serialized_stamp_s,
     to_seconds,
 )
-from pi05_ros.nodes.parameters import CameraParameters
 from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.observation.buffer import ObservationBuffer
 from pi05_ros.observation.decode import decode_joint_state

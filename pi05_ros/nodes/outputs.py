@@ -12,9 +12,9 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
+from pi05_ros.config import ControllerParameters, ParameterError
 from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
 from pi05_ros.nodes.messages import TRAJECTORY_QOS, trajectory_message
-from pi05_ros.nodes.parameters import ControllerParameters, ParameterError
 from pi05_ros.nodes.qos_watch import QosWatch
 
 

@@ -23,31 +23,30 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from pi05_ros import config as declared
 from pi05_ros import types
+from pi05_ros.config import (
+    FaultParameters,
+    GuidanceParameters,
+    ParameterError,
+    PolicyParameters,
+    SchedulerParameters,
+)
 from pi05_ros.executor import ExecutorError, ExecutorState, InferenceExecutor
 from pi05_ros.msg import PolicyStatus
-from pi05_ros.nodes import parameters as declared
 from pi05_ros.nodes.assembly import (
     check_fit,
+    decode_stored_image,
     get_ready_to_decode,
     load_policy,
     lower_priority,
-    make_runner,
 )
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import LATCHED_QOS
 from pi05_ros.nodes.motion import Motion
 from pi05_ros.nodes.outputs import make_output
-from pi05_ros.nodes.parameters import (
-    FaultParameters,
-    GuidanceParameters,
-    ParameterError,
-    PolicyParameters,
-    SchedulerParameters,
-    declare,
-    declare_named,
-)
+from pi05_ros.nodes.parameters import declare, declare_named, unknown_overrides
 from pi05_ros.nodes.policy_parts import policy_diagnostics
 from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.nodes.spinning import spin_until_interrupted
@@ -55,6 +54,7 @@ from pi05_ros.nodes.status import StatusTimes, policy_status
 from pi05_ros.nodes.urdf_limits import limited
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import PolicyRunner
+from pi05_ros.runner.factory import make_runner
 from pi05_ros.types import JointGroup
 
 STOP_TIMEOUT_S = 5.0
@@ -164,7 +164,7 @@ class PolicyNode(LifecycleNode):
         self.limits = declare(self, declared.LimitsParameters, "limits.")
         controllers = declare_named(self, "controllers", declared.ControllerParameters)
         columns = declared.controller_columns(controllers, joints)
-        unknown = declared.unknown_overrides(self)
+        unknown = unknown_overrides(self)
         if unknown:
             raise ParameterError(
                 f"unknown parameters {unknown}; docs/parameters.md lists those that there are"
@@ -186,7 +186,15 @@ class PolicyNode(LifecycleNode):
         check_fit(self.policy, joints, cameras)
         self.get_logger().info(f"warm: {self.policy.description}")
         get_ready_to_decode()
-        runner = make_runner(parameters, self.scheduling, self.faults, cameras, joints, executor)
+        runner = make_runner(
+            parameters,
+            self.scheduling,
+            self.faults,
+            cameras,
+            joints,
+            executor,
+            decode_stored_image,
+        )
         if self.stopped:
             runner.stop(self.now_s())
         self.motion.set_up(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import rclpy
 from rclpy.executors import ExternalShutdownException
 
-from pi05_ros.nodes.parameters import ParameterError
+from pi05_ros.config import ParameterError
 
 
 class Closable(Protocol):

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from pi05_ros.config import LimitsParameters, PolicyParameters, SchedulerParameters
 from pi05_ros.control.latency import LatencySummary
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import to_time
 from pi05_ros.nodes.motion import Motion
-from pi05_ros.nodes.parameters import LimitsParameters, PolicyParameters, SchedulerParameters
 from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import JointGroup, Policy
 

@@ -6,9 +6,8 @@ from rclpy.node import Node
 from rclpy.wait_for_message import wait_for_message
 from std_msgs.msg import String
 
+from pi05_ros.config import LimitsParameters, ParameterError
 from pi05_ros.control.urdf_limits import UrdfError, read_urdf_limits, tightened
-from pi05_ros.nodes.declare import ParameterError
-from pi05_ros.nodes.limits_parameters import LimitsParameters
 from pi05_ros.nodes.messages import LATCHED_QOS
 from pi05_ros.types import JointGroup
 

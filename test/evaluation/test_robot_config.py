@@ -9,17 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from pi05_ros.config import JointParameters, PolicyParameters, SchedulerParameters, joint_group
 from pi05_ros.evaluation.robot_config import (
     ControlConfig,
     RobotConfigError,
     SchedulerConfig,
     read_robot_config,
-)
-from pi05_ros.nodes.parameters import (
-    JointParameters,
-    PolicyParameters,
-    SchedulerParameters,
-    joint_group,
 )
 
 ALOHA = Path(__file__).parents[2] / "config" / "aloha.yaml"

@@ -31,6 +31,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from pi05_ros.config import JointParameters, joint_group
 from pi05_ros.msg import ActionChunk, PolicyStatus
 from pi05_ros.nodes.messages import (
     IMAGE_QOS,
@@ -41,7 +42,6 @@ from pi05_ros.nodes.messages import (
     to_seconds,
     to_time,
 )
-from pi05_ros.nodes.parameters import JointParameters, joint_group
 from pi05_ros.types import JointGroup
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from rclpy.node import Node
 
+from pi05_ros.config import ControllerParameters, ParameterError
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.nodes.outputs import DirectOutput, Output, make_output
-from pi05_ros.nodes.parameters import ControllerParameters, ParameterError
 from pi05_ros.sim.trajectory_rules import Trajectory, check_trajectory
 from pi05_ros.types import JointGroup, JointSpec
 

@@ -9,9 +9,8 @@ import yaml
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from pi05_ros.nodes import parameters as declared
-from pi05_ros.nodes.environment import share_directory
-from pi05_ros.nodes.parameters import (
+from pi05_ros import config as declared
+from pi05_ros.config import (
     CameraParameters,
     ControllerParameters,
     JointParameters,
@@ -19,9 +18,9 @@ from pi05_ros.nodes.parameters import (
     PolicyParameters,
     SchedulerParameters,
     SimParameters,
-    declare,
-    declare_named,
 )
+from pi05_ros.nodes.environment import share_directory
+from pi05_ros.nodes.parameters import declare, declare_named, unknown_overrides
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +82,7 @@ def test_typing_errors_are_found(make_node: Any) -> None:
     """Pins: rclpy drops a misspelt parameter silently, and the default applies."""
     node = make_node(cameras__names=["top"], cameras__top__required=True, cameras__tpo__topic="x")
     declare_named(node, "cameras", CameraParameters)
-    assert declared.unknown_overrides(node) == ["cameras.tpo.topic"]
+    assert unknown_overrides(node) == ["cameras.tpo.topic"]
 
 
 def test_grippers_are_scaled_to_the_policy() -> None:
@@ -179,10 +178,10 @@ def test_the_shipped_params_file_is_complete_and_known(make_node: Any) -> None:
         declare_named(node, "controllers", ControllerParameters), joints
     )
     assert [len(c) for c in columns.values()] == [7, 7]
-    assert declared.unknown_overrides(node) == []
+    assert unknown_overrides(node) == []
     sim = make_node(**tree["/**/aloha_sim"]["ros__parameters"])
     assert declare(sim, SimParameters).width == 640
-    assert declared.unknown_overrides(sim) == []
+    assert unknown_overrides(sim) == []
 
 
 def test_docs_are_generated_from_the_declarations() -> None:

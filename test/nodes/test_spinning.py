@@ -9,7 +9,7 @@ import rclpy
 from rclpy.node import Node
 from std_msgs.msg import String
 
-from pi05_ros.nodes.parameters import ParameterError
+from pi05_ros.config import ParameterError
 from pi05_ros.nodes.spinning import spin_until_interrupted
 
 

@@ -1,0 +1,435 @@
+"""Every parameter of the nodes, declared once: name, type, default, range, unit and description.
+
+A block of parameters is a dataclass. The nodes declare ROS parameters from its fields
+(`nodes/parameters.py`), the evaluation reads the same YAML into them, and `docs/parameters.md` is
+generated from them: `python -m pi05_ros.config`. Cameras, joints and controllers are lists of names
+with a block of parameters for each name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pi05_ros.control.approach import FIRST_COMMANDS
+from pi05_ros.control.ensemble import Guard
+from pi05_ros.control.replan import REPLAN_MODES, Replan
+from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, make_scheduler
+from pi05_ros.types import JointGroup, JointSpec
+
+ENSEMBLE_ORDERS = ("oldest_first", "newest_first")
+LIMIT_SOURCES = ("params", "urdf")
+OUTPUTS = ("joint_trajectory", "forward_position", "forward_velocity", "interbotix")
+
+
+class ParameterError(ValueError):
+    """A parameter that is missing, unknown or out of range; the message names it."""
+
+
+def parameter(
+    default: Any,
+    description: str,
+    *,
+    lower: float | None = None,
+    upper: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field that is a ROS parameter."""
+    metadata = {
+        "description": description,
+        "lower": lower,
+        "upper": upper,
+        "choices": tuple(choices),
+    }
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def fields_of(declaration: type) -> Iterator[dataclasses.Field[Any]]:
+    yield from dataclasses.fields(declaration)
+
+
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Parameters of the node `policy`, read when it is configured."""
+
+    checkpoint: str = parameter("small", "folder, Hugging Face id (owner/name@revision) or small")
+    robot: str = parameter("aloha", "name, or path of a YAML description (docs/robots.md)")
+    device: str = parameter("auto", "device of the network", choices=("auto", "cuda", "cpu"))
+    dtype: str = parameter(
+        "auto",
+        "precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU",
+        choices=("auto", "bfloat16", "float32"),
+    )
+    execution: str = parameter(
+        "auto",
+        "auto: graphs on CUDA, eager elsewhere; compile: fused kernels, minutes at the first start",
+        choices=("auto", "eager", "graphs", "compile"),
+    )
+    fp8_prefix: bool = parameter(False, "run the prefix pass in 8-bit floats")
+    realtime_priority: int = parameter(
+        50,
+        "SCHED_FIFO priority of the control thread where the system grants it (rtprio in "
+        "limits.conf); 0 does not ask",
+        lower=0,
+        upper=99,
+    )
+    inference_nice: int = parameter(
+        5, "how much the inference thread gives way to others, as by nice; Linux", lower=0, upper=19
+    )
+    num_steps: int = parameter(10, "Euler steps of the flow", lower=1, upper=100)
+    seed: int = parameter(-1, "seed of the flow's noise; -1 takes a fresh one", lower=-1)
+    threads: int = parameter(
+        0, "CPU threads of the network; 0 leaves one core to the control loop", lower=0, upper=256
+    )
+    load_timeout_s: float = parameter(
+        600.0, "how long configure waits for loading and warm-up", lower=1.0, upper=86400.0
+    )
+    autostart: bool = parameter(False, "configure and activate without being asked")
+    instruction: str = parameter("", "instruction from the start; empty waits for the topic")
+    max_instruction_chars: int = parameter(
+        300, "longer instructions are refused", lower=1, upper=10000
+    )
+    dry_run: bool = parameter(False, "do everything but publish trajectories")
+    control_rate_hz: float = parameter(50.0, "rate of the control timer", lower=1.0, upper=1000.0)
+    publish: str = parameter(
+        "control_rate",
+        "trajectories at the control rate, or when the plan changed or lookahead_s/2 is over",
+        choices=("control_rate", "on_change"),
+    )
+    lookahead_s: float = parameter(
+        0.2,
+        "how far a trajectory follows the chunks before its zero-velocity tail",
+        lower=0.02,
+        upper=2.0,
+    )
+    lead_s: float = parameter(
+        0.03,
+        "how far ahead of its publication a trajectory starts, to cover transport",
+        lower=0.0,
+        upper=0.5,
+    )
+    position_margin: float = parameter(
+        0.02, "kept between commands and position limits, share of the range", lower=0.0, upper=0.4
+    )
+    max_image_age_s: float = parameter(
+        0.2, "an older frame of a required camera stops inference", lower=0.001, upper=60.0
+    )
+    max_skew_s: float = parameter(
+        0.05, "largest time between the frames of one observation", lower=0.001, upper=60.0
+    )
+    max_joint_age_s: float = parameter(
+        0.1, "an older joint state stops inference", lower=0.001, upper=60.0
+    )
+    status_rate_hz: float = parameter(
+        1.0, "rate of ~/status and /diagnostics", lower=0.1, upper=50.0
+    )
+
+
+@dataclass(frozen=True)
+class SchedulerParameters:
+    """Parameters `scheduler.*`; all but smoothing_hz may be changed in motion."""
+
+    method: str = parameter(
+        "temporal_ensemble", "how overlapping chunks become one motion", choices=SCHEDULERS
+    )
+    ensemble_m: float = parameter(
+        0.01, "weight exp(-m*i) of the i-th chunk; 0 is the mean", lower=-10.0, upper=10.0
+    )
+    ensemble_order: str = parameter(
+        "oldest_first", "which end i counts from", choices=ENSEMBLE_ORDERS
+    )
+    ensemble_max_chunks: int = parameter(
+        16, "no more than this, the newest, are averaged", lower=1, upper=64
+    )
+    guard_disagreement: float = parameter(
+        0.2, "rad; RMS beyond which a chunk replaces the mean, 0 never", lower=0.0, upper=10.0
+    )
+    guard_crossover_s: float = parameter(
+        0.2, "time in which the motion passes to that chunk", lower=0.01, upper=2.0
+    )
+    guard_confirmations: int = parameter(
+        2, "so many disagreeing chunks in a row make another plan", lower=1, upper=10
+    )
+    blend_old_share: float = parameter(0.3, "blend: share of the old course", lower=0.0, upper=1.0)
+    newest_only: list[str] = parameter(
+        [""], "joints besides the grippers that are never averaged, by name"
+    )
+    replan: str = parameter(
+        "free",
+        "when to infer again: whenever the executor is free, after replan_steps, or when no more "
+        "than replan_remaining_s is left; always in time before the chunks run out",
+        choices=REPLAN_MODES,
+    )
+    replan_steps: int = parameter(10, "steps of a chunk between observations", lower=1, upper=1000)
+    replan_remaining_s: float = parameter(
+        0.3, "of the chunks when the next one arrives", lower=0.0, upper=10.0
+    )
+    replan_interval_s: float = parameter(
+        0.0, "shortest time between two observations", lower=0.0, upper=10.0
+    )
+    speed_scale: float = parameter(
+        1.0,
+        "below 1 chunks are executed slower than they were meant; at 0 the arms come to rest",
+        lower=0.0,
+        upper=1.0,
+    )
+    smoothing_hz: float = parameter(
+        0.0, "low-pass in front of the limits, 0 is off; its lag is in /diagnostics",
+        lower=0.0, upper=50.0,
+    )  # fmt: skip
+
+    def make(self, joints: JointGroup) -> ChunkScheduler:
+        """The scheduler that these parameters describe."""
+        unknown = sorted(set(self.newest_only) - {"", *joints.names})
+        if unknown:
+            raise ParameterError(f"parameter 'scheduler.newest_only': no joint is called {unknown}")
+        if self.ensemble_order not in ENSEMBLE_ORDERS:
+            raise ParameterError(
+                f"parameter 'scheduler.ensemble_order' is {self.ensemble_order!r}; it may be "
+                f"{', '.join(ENSEMBLE_ORDERS)}"
+            )
+        try:
+            return make_scheduler(
+                self.method,
+                gripper=[
+                    joint.gripper or joint.name in self.newest_only for joint in joints.joints
+                ],
+                m=self.ensemble_m,
+                newest_first=self.ensemble_order == "newest_first",
+                max_chunks=self.ensemble_max_chunks,
+                guard=Guard(
+                    self.guard_disagreement, self.guard_crossover_s, self.guard_confirmations
+                ),
+                blend_old_share=self.blend_old_share,
+                replan=Replan(
+                    self.replan,
+                    self.replan_steps,
+                    self.replan_remaining_s,
+                    self.replan_interval_s,
+                ),
+            )
+        except ValueError as error:
+            raise ParameterError(f"parameters 'scheduler.*': {error}") from error
+
+
+@dataclass(frozen=True)
+class FaultParameters:
+    """Parameters `faults.*`, read when the node is configured."""
+
+    hang_timeout_s: float = parameter(
+        2.0,
+        "an inference that takes longer counts as hung: ERROR, and its result is thrown away",
+        lower=0.05,
+        upper=3600.0,
+    )
+    max_failures: int = parameter(
+        3, "so many failed inferences in a row deactivate the node", lower=1, upper=1000
+    )
+    error_after_s: float = parameter(
+        1.0, "a stream that is not as it should be is a WARN, after this time an ERROR",
+        lower=0.0, upper=3600.0,
+    )  # fmt: skip
+    first_command: str = parameter(
+        "ramp",
+        "a first command that is far from the measured joints: go there slowly, or not at all",
+        choices=FIRST_COMMANDS,
+    )
+    first_command_distance: float = parameter(
+        0.5, "rad or m, from which on that is far; grippers excepted", lower=0.0, upper=10.0
+    )
+    first_command_speed: float = parameter(
+        0.25, "ramp: share of the velocity limits", lower=0.01, upper=1.0
+    )
+    speed_ramp_s: float = parameter(
+        0.5, "time in which scheduler.speed_scale goes from 0 to 1", lower=0.0, upper=10.0
+    )
+    new_instruction: str = parameter(
+        "replace",
+        "replace: the chunks of the instruction before give way to the first of the new one, and "
+        "one in flight is thrown away; blend: the scheduler merges them until they end",
+        choices=("replace", "blend"),
+    )
+
+
+@dataclass(frozen=True)
+class LimitsParameters:
+    """Parameters `limits.*`, read when the node is configured."""
+
+    source: str = parameter(
+        "params",
+        "params: joints.*.lower, upper, max_velocity, max_acceleration; urdf: what these and the "
+        "URDF both allow",
+        choices=LIMIT_SOURCES,
+    )
+    topic: str = parameter("robot_description", "urdf: a latched String, robot_state_publisher's")
+    timeout_s: float = parameter(
+        5.0, "urdf: how long configure waits for it", lower=0.1, upper=600.0
+    )
+
+
+@dataclass(frozen=True)
+class GuidanceParameters:
+    """Parameters `guidance.*`, for scheduler.method rtc."""
+
+    method: str = parameter(
+        "identity",
+        "identity: the error itself corrects (LeRobot); vjp: pulled back through the network (the "
+        "paper), slower; trained: clean prefix, for checkpoints trained for it",
+        choices=("identity", "vjp", "trained"),
+    )
+    schedule: str = parameter(
+        "exp", "how the pull to the old chunk decays", choices=("zeros", "ones", "linear", "exp")
+    )
+    execution_horizon: int = parameter(
+        0, "steps of the old chunk that have a say; 0 is all that it has left", lower=0, upper=1000
+    )
+    max_weight: float = parameter(10.0, "cap of the guidance", lower=0.0, upper=1000.0)
+
+
+@dataclass(frozen=True)
+class CameraParameters:
+    """Parameters `cameras.<name>.*`."""
+
+    topic: str = parameter("", "image topic; empty is <name>/image_raw")
+    transport: str = parameter(
+        "raw", "compressed takes <topic>/compressed", choices=("raw", "compressed")
+    )
+    required: bool = parameter(True, "without its pictures no inference; else it is masked")
+
+
+@dataclass(frozen=True)
+class JointParameters:
+    """Parameters `joints.<name>.*`, in the controller's units: rad, or m for a gripper's finger."""
+
+    lower: float = parameter(0.0, "lower position limit, rad or m")
+    upper: float = parameter(0.0, "upper position limit, rad or m")
+    max_velocity: float = parameter(0.0, "velocity limit, rad/s or m/s")
+    max_acceleration: float = parameter(0.0, "acceleration limit, rad/s2 or m/s2")
+    policy_zero: float = parameter(0.0, "the position that the policy calls 0")
+    policy_one: float = parameter(1.0, "the position that the policy calls 1")
+    gripper: bool = parameter(False, "taken from the newest chunk, never averaged")
+
+
+@dataclass(frozen=True)
+class ControllerParameters:
+    """Parameters `controllers.<name>.*`."""
+
+    joints: list[str] = parameter([""], "the joints it commands, in its order")
+    output: str = parameter(
+        "joint_trajectory",
+        "what it takes: trajectories, Float64MultiArray at the control rate, or Interbotix's "
+        "JointGroupCommand (positions)",
+        choices=OUTPUTS,
+    )
+    topic: str = parameter(
+        "", "empty is <controller>/joint_trajectory, /commands or /commands/joint_group"
+    )
+    group: str = parameter("arm", "interbotix: the name of the joint group")
+
+
+@dataclass(frozen=True)
+class SimParameters:
+    """Parameters of the node `aloha_sim`."""
+
+    cameras: list[str] = parameter(
+        ["cam_high", "cam_left_wrist", "cam_right_wrist"], "the cameras that it has"
+    )
+    active_cameras: list[str] = parameter(
+        ["cam_high", "cam_left_wrist", "cam_right_wrist"],
+        "the cameras that publish; may be changed at run time to try out failures",
+    )
+    width: int = parameter(640, "of the pictures, pixels", lower=16, upper=4096)
+    height: int = parameter(480, "of the pictures, pixels", lower=16, upper=4096)
+    camera_rate_hz: float = parameter(30.0, "rate of each camera", lower=0.1, upper=240.0)
+    joint_rate_hz: float = parameter(100.0, "rate of joint_states", lower=1.0, upper=1000.0)
+    seed: int = parameter(0, "seed of the cubes' places at the start and at ~/reset", lower=0)
+    publish_clock: bool = parameter(
+        False, "publish /clock and stamp with simulation time, for use_sim_time elsewhere"
+    )
+
+
+def joint_group(joints: Mapping[str, JointParameters]) -> JointGroup:
+    """The commanded joints of `joints.*`, in the policy's order."""
+    specs = []
+    for name, joint in joints.items():
+        try:
+            specs.append(
+                JointSpec(
+                    name=name,
+                    lower=joint.lower,
+                    upper=joint.upper,
+                    max_velocity=joint.max_velocity,
+                    max_acceleration=joint.max_acceleration,
+                    policy_scale=joint.policy_one - joint.policy_zero,
+                    policy_offset=joint.policy_zero,
+                    gripper=joint.gripper,
+                )
+            )
+        except ValueError as error:
+            raise ParameterError(f"parameters 'joints.{name}.*': {error}") from error
+    return JointGroup(specs)
+
+
+def controller_columns(
+    controllers: Mapping[str, ControllerParameters], joints: JointGroup
+) -> dict[str, list[int]]:
+    """Controller name → columns of its joints; every joint belongs to exactly one controller."""
+    columns: dict[str, list[int]] = {}
+    owner: dict[str, str] = {}
+    for controller, parameters in controllers.items():
+        for name in parameters.joints:
+            key = f"parameter 'controllers.{controller}.joints'"
+            if name not in joints.names:
+                raise ParameterError(f"{key}: {name!r} is not in joints.names {joints.names}")
+            if name in owner:
+                raise ParameterError(f"{key}: {name!r} belongs to {owner[name]!r} already")
+            owner[name] = controller
+        columns[controller] = [joints.names.index(name) for name in parameters.joints]
+    orphans = [name for name in joints.names if name not in owner]
+    if orphans:
+        raise ParameterError(f"no controller commands {orphans}; add them to controllers.*.joints")
+    return columns
+
+
+def markdown() -> str:
+    """The parameters as the tables of docs/parameters.md."""
+    sections = [
+        ("Node `policy`", "", PolicyParameters),
+        ("Scheduler, docs/scheduling.md says which when", "scheduler.", SchedulerParameters),
+        ("When something is wrong, docs/reliability.md", "faults.", FaultParameters),
+        ("Where the joints' limits come from", "limits.", LimitsParameters),
+        ("Guidance of the sampler", "guidance.", GuidanceParameters),
+        ("Cameras, one block for each of `cameras.names`", "cameras.<name>.", CameraParameters),
+        ("Joints, one block for each of `joints.names`", "joints.<name>.", JointParameters),
+        (
+            "Controllers, one block for each of `controllers.names`",
+            "controllers.<name>.",
+            ControllerParameters,
+        ),
+        ("Node `aloha_sim`", "", SimParameters),
+    ]
+    lines = ["# Parameters", "", "Generated by `python -m pi05_ros.config`.", ""]
+    for title, prefix, declaration in sections:
+        lines += [f"## {title}", "", "| parameter | default | range | what |", "|---|---|---|---|"]
+        for entry in fields_of(declaration):
+            meta = entry.metadata
+            default = (
+                entry.default_factory()
+                if entry.default_factory is not dataclasses.MISSING
+                else entry.default
+            )
+            bounds = " / ".join(meta["choices"])
+            if meta["lower"] is not None:
+                bounds = f"{meta['lower']} … {'' if meta['upper'] is None else meta['upper']}"
+            shown = "" if default in ("", [""]) else f"`{default}`"
+            lines.append(f"| `{prefix}{entry.name}` | {shown} | {bounds} | {meta['description']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
