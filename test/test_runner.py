@@ -217,9 +217,9 @@ def test_deactivation_discards_what_is_in_flight(rig: Rig) -> None:
     rig.until(lambda tick: tick.trajectory is not None)
     rig.policy.gate = threading.Event()
     rig.until(lambda _: rig.executor.busy_since_s is not None)
-    hold = rig.runner.deactivate(rig.now_s)
-    assert hold is not None
-    assert np.allclose(hold.velocities[-1], 0.0)
+    braking = rig.runner.deactivate(rig.now_s)
+    assert braking is not None and braking.trajectory is not None
+    assert np.allclose(braking.trajectory.velocities[-1], 0.0)
     rig.policy.gate.set()
     time.sleep(0.05)
     assert rig.tick() == Tick()
@@ -236,9 +236,10 @@ def test_motion_goes_on_only_after_the_brake(rig: Rig) -> None:
     rig.until(
         lambda tick: tick.trajectory is not None and np.abs(tick.trajectory.velocities[0]).max() > 1
     )
-    hold = rig.runner.deactivate(rig.now_s)
-    assert hold is not None
-    rest_s = hold.stamp_s + hold.times_from_start_s[-1]
+    braking = rig.runner.deactivate(rig.now_s)
+    assert braking is not None and braking.trajectory is not None
+    rest_s = braking.trajectory.stamp_s + braking.trajectory.times_from_start_s[-1]
+    assert braking.rest_s == pytest.approx(rest_s) and braking.start_s == rig.now_s
     rig.runner.activate()
     tick = rig.until(lambda tick: tick.trajectory is not None)
     assert tick.trajectory is not None
@@ -304,11 +305,11 @@ def test_a_clock_that_jumps_back_starts_over(rig: Rig) -> None:
     assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
 
 
-def test_halt_forgets_the_motion(rig: Rig) -> None:
+def test_a_motion_that_came_to_rest_starts_at_the_measured_state(rig: Rig) -> None:
     rig.runner.set_instruction("wave")
     rig.runner.activate()
     rig.until(lambda tick: tick.trajectory is not None)
-    rig.runner.halt()
+    rig.runner.come_to_rest(rig.now_s)
     assert not rig.runner.stream.active
     trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert trajectory is not None
@@ -441,8 +442,9 @@ def test_a_speed_out_of_range_changes_nothing(rig: Rig) -> None:
 def test_stop_is_latched_until_resume(rig: Rig) -> None:
     """Pins: a chunk in flight that moves the arm after the stop, an activation that ends it."""
     swing(rig)
-    hold = rig.runner.stop(rig.now_s)
-    assert hold is not None and np.allclose(hold.velocities[-1], 0.0)
+    braking = rig.runner.stop(rig.now_s)
+    assert braking is not None and braking.trajectory is not None
+    assert np.allclose(braking.trajectory.velocities[-1], 0.0)
     completed = rig.executor.statistics.completed
     time.sleep(0.02)
     assert all(rig.tick() == Tick() for _ in range(20))

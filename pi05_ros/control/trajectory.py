@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,7 @@ class CommandStream:
         self._first: int | None = None
         self._planned_from = 0
         self._planned_clamps: Clamps | None = None
+        self._before: dict[str, Any] = {}
 
     @property
     def active(self) -> bool:
@@ -158,6 +160,7 @@ class CommandStream:
         """
         if not self._active:
             raise RuntimeError("the command stream is not started: call start() first")
+        self._remember()
         index = self._advance(now_s)
         grid = np.arange(index, index + self.lookahead_steps + 2, dtype=np.float64)
         wanted = targets(self._origin_s + self.dt_s * grid)
@@ -194,12 +197,27 @@ class CommandStream:
         """
         if math.isnan(self._origin_s):
             raise RuntimeError("the command stream is not started: call start() first")
+        self._remember()
         self._active = False
         return self._publish(now_s, self._advance(now_s))
 
     def stop(self) -> None:
         """End ticks without a last trajectory: what was published brakes by its own tail."""
         self._active = False
+
+    def retract(self) -> None:
+        """The trajectory made last was not published: the stream is as before that tick or hold."""
+        self.__dict__.update(self._before)
+        self._before = {}
+
+    def _remember(self) -> None:
+        self._before = {
+            name: self.__dict__[name]
+            for name in (
+                "_active", "_origin_s", "_positions", "_velocities", "_first", "_planned_from",
+                "_planned_clamps",
+            )
+        }  # fmt: skip
 
     def commanded(self, time_s: float) -> MotionState:
         """The state that the last published trajectory commands at `time_s`; at rest beyond it."""

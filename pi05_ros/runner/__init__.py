@@ -5,6 +5,6 @@ with a simulator's clock.
 """
 
 from pi05_ros.runner.policy_runner import PolicyRunner
-from pi05_ros.runner.tick import Tick
+from pi05_ros.runner.tick import Braking, Tick
 
-__all__ = ["PolicyRunner", "Tick"]
+__all__ = ["Braking", "PolicyRunner", "Tick"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -16,11 +15,12 @@ from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.pacing import PlanClock
 from pi05_ros.control.scheduler import ChunkScheduler, SyncScheduler
 from pi05_ros.control.smoothing import TargetFollower
-from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
+from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream
 from pi05_ros.executor import Fault, InferenceExecutor, InferenceResult, Watchdog
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer
 from pi05_ros.runner.requests import Requests
-from pi05_ros.runner.tick import Tick
+from pi05_ros.runner.rest import Rest
+from pi05_ros.runner.tick import Braking, Tick
 from pi05_ros.types import FloatArray, ImageArray, JointGroup
 
 CLOCK_JUMP_S = 1.0
@@ -91,7 +91,8 @@ class PolicyRunner:
         self._blend_instructions = blend_instructions
         self._active = self._stopped = False
         self._last_tick_s = -math.inf
-        self._braking_s = (0.0, 0.0)
+        self._rest = Rest(stream)
+        self._began = False
         self._instruction = ""
         self._instructed_s = -math.inf
         self._had_plan = self._stands = False
@@ -116,28 +117,37 @@ class PolicyRunner:
             self.watchdog.forget()
         self._active = True
 
-    def deactivate(self, now_s: float) -> TrajectoryPoints | None:
-        """Stop: results in flight are thrown away; the return value brakes the arms to rest."""
+    def deactivate(self, now_s: float) -> Braking | None:
+        """End inference and motion; results in flight are discarded. None: nothing moves."""
         self._active = False
-        return self._come_to_rest(now_s)
+        return self.come_to_rest(now_s)
 
-    def stop(self, now_s: float) -> TrajectoryPoints | None:
+    def stop(self, now_s: float) -> Braking | None:
         """As `deactivate`, and latched: nothing moves or infers until `resume`."""
         self._stopped = True
-        return self._come_to_rest(now_s)
+        return self.come_to_rest(now_s)
+
+    def come_to_rest(self, now_s: float) -> Braking | None:
+        """Brake; the next tick may plan another motion, which starts at the measured state.
+
+        May be called at every tick while something prevents motion: the first call has the
+        trajectory, those during the braking have None for it, and those at rest return None.
+        """
+        braking = self._rest.brake(now_s)
+        self._forget()
+        return braking
+
+    def not_published(self) -> None:
+        """The last tick's trajectory was not sent: the next tick continues from the one before."""
+        self.stream.retract()
+        self._publish_by_s = -math.inf
+        if self._began:
+            # Nothing was commanded since the start, and the measured state gets old.
+            self.stream.stop()
 
     def resume(self) -> None:
         """End `stop`: if active, the next motion starts at the measured state."""
         self._stopped = False
-
-    def _come_to_rest(self, now_s: float) -> TrajectoryPoints | None:
-        hold = None
-        if self.stream.active:
-            with contextlib.suppress(ClockJumpedBackError):  # the last trajectory's tail brakes
-                hold = self.stream.hold(now_s)
-            self._braking_s = (now_s, self.stream.rest_time_s)
-        self._forget()
-        return hold
 
     def set_instruction(self, text: str) -> str:
         """Take an instruction; what is in flight for another one is thrown away.
@@ -195,10 +205,6 @@ class PolicyRunner:
         self.scheduler = scheduler
         self._publish_by_s = -math.inf
 
-    def halt(self) -> None:
-        """Forget the motion without a last command: nobody is there to follow it."""
-        self._forget()
-
     def attend(self, now_s: float) -> Tick:
         """Between two ticks: a chunk that has come makes a tick of its own.
 
@@ -228,8 +234,7 @@ class PolicyRunner:
         """
         if not self._active or self._stopped:
             return Tick()
-        tick = Tick()
-        self._check_clock(now_s, tick)
+        tick = self._check_clock(now_s)
         fault, hang = self._requests.watch()
         if hang:
             tick.failures.append(hang)
@@ -243,31 +248,34 @@ class PolicyRunner:
         if ask:
             self.ask(now_s)
         self._count_misses(now_s)
-        if not self.stream.active and not self._start(now_s):
-            return tick
+        self._began = False
+        if not self.stream.active:
+            if not self._start(now_s):
+                return tick
+            self._began = True
         if self._on_change and now_s < self._publish_by_s:
             return tick
         try:
             trajectory = self.stream.tick(now_s, self._targets)
         except ClockJumpedBackError:
-            self._start_over()
-            return tick
+            return replace(tick, braking=self._start_over(now_s))
+        self._rest.record_tick(now_s)
         self._publish_by_s = now_s + self.stream.lookahead_steps * self.stream.dt_s / 2
         return replace(tick, trajectory=trajectory)
 
-    def _check_clock(self, now_s: float, tick: Tick) -> None:
+    def _check_clock(self, now_s: float) -> Tick:
         passed_s = now_s - self._last_tick_s
         self._last_tick_s = now_s
-        if not math.isfinite(passed_s):
-            return
         dt_s = self.stream.dt_s
-        if passed_s < -dt_s or passed_s > max(CLOCK_JUMP_S, 5 * dt_s):
-            self._start_over()
-            self._last_tick_s = now_s
-            tick.notices.append(
-                f"the clock went {passed_s:+.2f} s between two ticks: frames and chunks are "
-                "thrown away, the motion starts at the measured joints"
-            )
+        if not math.isfinite(passed_s) or -dt_s <= passed_s <= max(CLOCK_JUMP_S, 5 * dt_s):
+            return Tick()
+        braking = self._start_over(now_s)
+        self._last_tick_s = now_s
+        notice = (
+            f"the clock went {passed_s:+.2f} s between two ticks: frames and chunks are "
+            "discarded, the motion starts again at the measured joints"
+        )
+        return Tick(notices=[notice], braking=braking)
 
     def _count_misses(self, now_s: float) -> None:
         has_plan = self.horizon_left_s(now_s) > 0
@@ -277,9 +285,7 @@ class PolicyRunner:
 
     def _start(self, now_s: float) -> bool:
         """Begin a motion at the measured positions, if there is one and nothing speaks against."""
-        # arms that still brake after a deactivation would be asked to stand at once
-        since_s, until_s = self._braking_s
-        if self.live_chunks(now_s) == 0 or since_s <= now_s < until_s:
+        if self.live_chunks(now_s) == 0 or now_s < self._rest.rest_s(now_s):
             return False
         try:
             positions = self.buffer.positions(now_s)
@@ -349,10 +355,12 @@ class PolicyRunner:
             tick.failures.append(str(error))
         return fault
 
-    def _start_over(self) -> None:
-        """The clock was set back, or a recording starts from its beginning."""
+    def _start_over(self, now_s: float) -> Braking | None:
+        """The clock was set back, or a bag starts from its beginning."""
+        braking = self._rest.brake_by_tail(now_s)
         self.buffer.clear()
         self._forget()
+        return braking
 
     def _forget(self) -> None:
         self._requests.forget()

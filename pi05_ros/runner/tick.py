@@ -10,6 +10,19 @@ from pi05_ros.types import ActionChunk
 
 
 @dataclass(frozen=True)
+class Braking:
+    """A motion that ends: every output follows `stream.commanded` from `start_s` to `rest_s`."""
+
+    trajectory: TrajectoryPoints | None
+    """For controllers that take trajectories. None if they have it already: after a clock jump the
+    tail of the last trajectory brakes, and a braking that is under way goes on."""
+    start_s: float
+    """Where the motion is at this moment, on the stream's clock."""
+    rest_s: float
+    """When it rests, on the stream's clock."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """What one control tick brought."""
 
@@ -25,3 +38,5 @@ class Tick:
     """When the last of the chunks was there, by time.monotonic."""
     fault: Fault | None = None
     """Why the motion must end: the caller deactivates."""
+    braking: Braking | None = None
+    """The runner ended the motion in this tick; `trajectory` is None then."""
