@@ -329,6 +329,11 @@ class ControllerParameters:
         "", "empty is <controller>/joint_trajectory, /commands or /commands/joint_group"
     )
     group: str = parameter("arm", "interbotix: the name of the joint group")
+    node: str = parameter(
+        "",
+        "the node that must subscribe before anything moves; empty accepts any but recorders and "
+        "viewers",
+    )
 
 
 @dataclass(frozen=True)

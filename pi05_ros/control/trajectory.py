@@ -205,6 +205,9 @@ class CommandStream:
         """End ticks without a last trajectory: what was published brakes by its own tail."""
         self._active = False
 
+    def in_time(self, now_s: float) -> bool:
+        return True
+
     def retract(self) -> None:
         """The trajectory made last was not published: the stream is as before that tick or hold."""
         self.__dict__.update(self._before)

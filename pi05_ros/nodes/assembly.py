@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rclpy.serialization import serialize_message
@@ -72,8 +72,15 @@ def device_memory_mb() -> dict[str, float]:
 
 def check_fit(
     policy: types.Policy, joints: JointGroup, cameras: Mapping[str, CameraParameters]
-) -> None:
-    """Raise ParameterError where the params file and the policy don't fit together."""
+) -> list[str]:
+    """Check the params file against the policy; returns warnings.
+
+    Joints are compared by name with the robot's description, where the policy has one: a joint that
+    both know must stand at the same place.
+
+    Raises:
+        ParameterError: they do not fit together.
+    """
     for key, dim in (("state", policy.state_dim), ("action", policy.action_dim)):
         if dim != len(joints):
             raise ParameterError(
@@ -85,6 +92,28 @@ def check_fit(
                 f"cameras.names: the policy has no camera {name!r}; it was made for "
                 f"{list(policy.cameras)}"
             )
+    known: Sequence[str] = getattr(policy, "joint_names", ())
+    if not known:
+        return []
+    shared = [name for name in joints.names if name in known]
+    for name in shared:
+        ours, theirs = joints.names.index(name), known.index(name)
+        if ours != theirs:
+            raise ParameterError(
+                f"joints.names: {name!r} is at place {ours + 1}, but the robot's description has "
+                f"it at place {theirs + 1}; its order is {', '.join(known)}"
+            )
+    if len(shared) < len(joints):
+        pairs = ", ".join(
+            f"{ours} is {theirs}"
+            for ours, theirs in zip(joints.names, known, strict=True)
+            if ours != theirs
+        )
+        return [
+            "joints.names has other names than the robot's description, so their order cannot be "
+            f"checked: {pairs}"
+        ]
+    return []
 
 
 def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:

@@ -17,12 +17,22 @@ from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
 from pi05_ros.nodes.messages import TRAJECTORY_QOS, trajectory_message
 from pi05_ros.nodes.qos_watch import QosWatch
 
+OBSERVERS = (
+    *("rosbag2", "_ros2cli", "rqt", "rviz", "foxglove", "rosbridge", "plotjuggler", "rerun"),
+    "pi05_demo",
+)
+"""Beginnings of the names of nodes that record or show commands and move nothing."""
+UNKNOWN_NODES = ("_NODE_NAME_UNKNOWN_", "_CREATED_BY_BARE_DDS_APP_")
+"""What the middleware calls a node before its name has arrived, or without one."""
+NAMES_VALID_S = 0.5
+"""How long the subscribers' names are used without another look at the graph."""
+
 
 class Output(ABC):
     """Sends one controller its joints of the commanded motion."""
 
-    in_between = True
-    """Whether what comes between two control ticks is sent at once."""
+    direct = False
+    """The controller takes one command per tick and holds the last one for ever."""
 
     def __init__(
         self,
@@ -31,35 +41,68 @@ class Output(ABC):
         message_type: type,
         qos: QoSProfile,
         columns: Sequence[int],
+        controller_node: str = "",
         watch: QosWatch | None = None,
     ) -> None:
+        """`controller_node`: the node that must subscribe; empty accepts any but `OBSERVERS`."""
         self.topic = topic
         self.columns = list(columns)
         self._node = node
+        self._controller_node = controller_node
+        self._subscribers = 0
+        self._names: tuple[str, ...] = ()
+        self._names_until_s = 0.0
         self._publisher = node.create_publisher(
             message_type, topic, qos,
             event_callbacks=None if watch is None else watch.publisher_events(topic),
         )  # fmt: skip
 
     @property
-    def listeners(self) -> int:
+    def subscribers(self) -> int:
+        """All of them, recorders included."""
         return int(self._publisher.get_subscription_count())
 
     @property
-    def deaf(self) -> bool:
-        """Nobody listens: a controller that starts later would follow in mid-way."""
-        return self.listeners == 0
+    def subscriber_names(self) -> tuple[str, ...]:
+        """The nodes that subscribe, by the last look at the graph."""
+        return self._names
+
+    def has_controller(self) -> bool:
+        """Whether a node subscribes that can move the joints; called at every tick."""
+        count, now_s = self.subscribers, time.monotonic()
+        if count == 0:
+            self._subscribers, self._names = 0, ()
+            return False
+        if count != self._subscribers or now_s >= self._names_until_s:
+            infos = self._node.get_subscriptions_info_by_topic(self.topic)
+            self._names = tuple(sorted(_full_name(info) for info in infos))
+            self._subscribers, self._names_until_s = count, now_s + NAMES_VALID_S
+        return any(self._moves(name) for name in self._names)
+
+    def _moves(self, full_name: str) -> bool:
+        name = full_name.rpartition("/")[2]
+        if self._controller_node:
+            return self._controller_node in (name, full_name)
+        return name not in UNKNOWN_NODES and not name.startswith(OBSERVERS)
 
     def destroy(self) -> None:
         self._node.destroy_publisher(self._publisher)
 
     @abstractmethod
-    def send(self, trajectory: TrajectoryPoints | None, stream: CommandStream, now_s: float) -> int:
-        """Send what this tick brought; returns how many messages went out."""
+    def send_trajectory(self, trajectory: TrajectoryPoints) -> int:
+        """Send a trajectory, if the controller takes them; the number of messages sent."""
 
-    def brake(self, trajectory: TrajectoryPoints, stream: CommandStream, now_s: float) -> int:
-        """Send the braking motion of `stream.hold`, as a whole or in time; blocks until sent."""
-        return self.send(trajectory, stream, now_s)
+    @abstractmethod
+    def send_command(self, stream: CommandStream, now_s: float) -> int:
+        """Send the command of this tick, if the controller takes one per tick."""
+
+    @abstractmethod
+    def send_rest(self) -> int:
+        """Keep a controller at rest that would otherwise move on."""
+
+
+def _full_name(endpoint: Any) -> str:
+    return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
 
 
 class TrajectoryOutput(Output):
@@ -71,17 +114,18 @@ class TrajectoryOutput(Output):
         topic: str,
         names: Sequence[str],
         columns: Sequence[int],
+        controller_node: str = "",
         watch: QosWatch | None = None,
     ) -> None:
-        super().__init__(node, topic, JointTrajectory, TRAJECTORY_QOS, columns, watch)
-        self._names = list(names)
+        super().__init__(
+            node, topic, JointTrajectory, TRAJECTORY_QOS, columns, controller_node, watch
+        )
+        self._joint_names = list(names)
 
-    def send(self, trajectory: TrajectoryPoints | None, stream: CommandStream, now_s: float) -> int:
-        if trajectory is None:
-            return 0
+    def send_trajectory(self, trajectory: TrajectoryPoints) -> int:
         self._publisher.publish(
             trajectory_message(
-                self._names,
+                self._joint_names,
                 trajectory.stamp_s,
                 trajectory.times_from_start_s,
                 trajectory.positions[:, self.columns],
@@ -90,15 +134,21 @@ class TrajectoryOutput(Output):
         )
         return 1
 
+    def send_command(self, stream: CommandStream, now_s: float) -> int:
+        return 0
+
+    def send_rest(self) -> int:
+        return 0
+
 
 class DirectOutput(Output):
-    """One command per tick: where the joints should be, or how fast, when the next one comes.
+    """One command per tick: the position or velocity at the next tick.
 
-    Such a controller holds its last command for ever. While nothing is commanded, positions are
-    left alone and velocities are 0.
+    The controller holds its last command for ever, so a motion ends with a command at rest:
+    positions stay, velocities are 0.
     """
 
-    in_between = False
+    direct = True
 
     def __init__(
         self,
@@ -109,41 +159,31 @@ class DirectOutput(Output):
         velocities: bool = False,
         message_type: type = Float64MultiArray,
         group: str = "",
+        controller_node: str = "",
         watch: QosWatch | None = None,
     ) -> None:
-        super().__init__(node, topic, message_type, TRAJECTORY_QOS, columns, watch)
+        super().__init__(node, topic, message_type, TRAJECTORY_QOS, columns, controller_node, watch)
         self._velocities = velocities
         self._message_type = message_type
         self._group = group
 
-    def send(self, trajectory: TrajectoryPoints | None, stream: CommandStream, now_s: float) -> int:
-        if not stream.active:
-            if self._velocities:
-                self._publish([0.0] * len(self.columns))
-            return int(self._velocities)
-        self._command(stream, now_s)
-        return 1
+    def send_trajectory(self, trajectory: TrajectoryPoints) -> int:
+        return 0
 
-    def brake(self, trajectory: TrajectoryPoints, stream: CommandStream, now_s: float) -> int:
-        started_s = time.monotonic()
-        sent = 0
-        while (elapsed_s := time.monotonic() - started_s) < stream.rest_time_s - now_s:
-            self._command(stream, now_s + elapsed_s)
-            sent += 1
-            time.sleep(stream.dt_s)
-        self._command(stream, stream.rest_time_s)
-        return sent + 1
-
-    def _command(self, stream: CommandStream, now_s: float) -> None:
+    def send_command(self, stream: CommandStream, now_s: float) -> int:
         state = stream.commanded(now_s + stream.dt_s)
         values = state.velocity if self._velocities else state.position
-        self._publish(values[self.columns].tolist())
+        return self._publish(values[self.columns].tolist())
 
-    def _publish(self, values: list[float]) -> None:
+    def send_rest(self) -> int:
+        return self._publish([0.0] * len(self.columns)) if self._velocities else 0
+
+    def _publish(self, values: list[float]) -> int:
         if self._message_type is Float64MultiArray:
             self._publisher.publish(Float64MultiArray(data=values))
         else:
             self._publisher.publish(self._message_type(name=self._group, cmd=values))
+        return 1
 
 
 def make_output(
@@ -163,7 +203,7 @@ def make_output(
     endings = {"joint_trajectory": "joint_trajectory", "interbotix": "commands/joint_group"}
     topic = parameters.topic or f"{controller}/{endings.get(kind, 'commands')}"
     if kind == "joint_trajectory":
-        return TrajectoryOutput(node, topic, names, columns, watch)
+        return TrajectoryOutput(node, topic, names, columns, parameters.node, watch)
     if kind == "interbotix":
         return DirectOutput(
             node,
@@ -171,9 +211,17 @@ def make_output(
             columns,
             message_type=_joint_group_command(),
             group=parameters.group,
+            controller_node=parameters.node,
             watch=watch,
         )
-    return DirectOutput(node, topic, columns, velocities=kind == "forward_velocity", watch=watch)
+    return DirectOutput(
+        node,
+        topic,
+        columns,
+        velocities=kind == "forward_velocity",
+        controller_node=parameters.node,
+        watch=watch,
+    )
 
 
 def _joint_group_command() -> Any:

@@ -4,6 +4,9 @@ In: `instruction`, `joint_states`, one image topic per camera. Out: commands per
 (`<controller>/joint_trajectory`, or as `outputs` has it), `~/action_chunk`, `~/status`,
 `~/active_instruction`, `/diagnostics`. Services: `~/stop`, `~/resume`.
 `configure` loads and warms up the policy, `activate` starts motion, `deactivate` ends it.
+
+Lifecycle transitions run on a thread of their own (`spinning.TransitionExecutor`): services, status
+and subscriptions answer on rclpy's thread while a policy loads. The control thread commands.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -41,15 +49,16 @@ from pi05_ros.nodes.assembly import (
     load_policy,
     lower_priority,
 )
+from pi05_ros.nodes.control_thread import ControlThread
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import LATCHED_QOS
-from pi05_ros.nodes.motion import Motion
 from pi05_ros.nodes.outputs import make_output
 from pi05_ros.nodes.parameters import declare, declare_named, unknown_overrides
 from pi05_ros.nodes.policy_parts import policy_diagnostics
+from pi05_ros.nodes.publisher_watch import PublisherWatch
 from pi05_ros.nodes.qos_watch import QosWatch
-from pi05_ros.nodes.spinning import spin_until_interrupted
+from pi05_ros.nodes.spinning import leave_if_busy, spin_until_interrupted
 from pi05_ros.nodes.status import StatusTimes, policy_status
 from pi05_ros.nodes.urdf_limits import limited
 from pi05_ros.observation.instruction import InstructionError
@@ -59,13 +68,26 @@ from pi05_ros.types import JointGroup
 
 STOP_TIMEOUT_S = 5.0
 """A policy that is still busy then is left behind; its thread ends with the process."""
+EXIT_TIMEOUT_S = 0.2
+"""The same when the process ends."""
+REST_TIMEOUT_S = 10.0
+"""How long a process that is about to end waits for its arms to rest."""
+EXIT_BAD_START = 2
+EXIT_DEVICE = 70
+"""A device error that only a new process recovers from; the launch file starts one."""
 
 
-class PolicyNode(LifecycleNode):
+AT_CONFIGURE = ("scheduler.smoothing_hz",)
+"""Of the parameters `scheduler.*`, those that do not change in motion."""
+
+
+class PolicyNode(LifecycleNodeMixin, Node):
     """Wires `PolicyRunner` to topics."""
 
     def __init__(self) -> None:
-        super().__init__("policy")
+        Node.__init__(self, "policy")
+        # transitions run on another thread: a query of the state must not wait for one
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.parameters = declare(self, PolicyParameters)
         self.scheduling = declare(self, SchedulerParameters, "scheduler.")
         self.faults = declare(self, FaultParameters, "faults.")
@@ -76,9 +98,15 @@ class PolicyNode(LifecycleNode):
         self.inputs: Inputs | None = None
         self.qos = QosWatch(self)
         self.escalation = Escalation(self.faults.error_after_s)
-        self.motion = Motion(self, self._on_fault)
+        self.control = ControlThread(self, self._on_fault)
         self.fault = ""
         self.stopped = False
+        self.exit_code: int | None = None
+        """Set when the process must end."""
+        self._publisher_watch = PublisherWatch(self)
+        self._parts_lock = threading.RLock()
+        """Held while status is made, and while a transition exchanges what status reads."""
+        self._configuring = self._closing = False
         self._device_fault = False
         self._entities: list[Callable[[], object]] = []
         self._status_publisher = self.create_publisher(PolicyStatus, "~/status", 10)
@@ -88,30 +116,53 @@ class PolicyNode(LifecycleNode):
         )
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/resume", self._on_resume)
+        self.add_pre_set_parameters_callback(self._whole_numbers_as_floats)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._status_times = StatusTimes(self.parameters.status_rate_hz)
         # a clock of its own: with use_sim_time, the node must speak while /clock stands
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._status_times.look_period_s, self._on_status_timer, clock=steady)
+        self._autostart = None
         if self.parameters.autostart:
-            self._autostart = self.create_timer(0.0, self._on_autostart, clock=steady)
+            group = ReentrantCallbackGroup()
+            self._autostart = self.create_timer(0.0, self._on_autostart, group, clock=steady)
+
+    def is_transition(self, entity: Any) -> bool:
+        """Whether the callback of `entity` makes a lifecycle transition, which may take minutes."""
+        return (
+            entity is self._autostart
+            or entity is self.control.fault_condition
+            or getattr(entity, "srv_type", None) is ChangeState
+        )
+
+    def brake(self) -> None:
+        """Bring the arms to rest for good: the process is about to end. From any thread."""
+        self._closing = True
+        if not self.control.stop(until_rest_s=REST_TIMEOUT_S):
+            self.get_logger().error("the arms may still move: use the emergency stop")
 
     def close(self) -> None:
         """Brake the arms if they still move, and end the inference thread."""
-        if self.phase == PolicyStatus.ACTIVE and rclpy.ok():
-            self.trigger_deactivate()
+        self._closing = True
+        if self.phase == PolicyStatus.ACTIVE:
+            if rclpy.ok():
+                self.trigger_deactivate()
+            else:
+                self.control.end()
         self._tear_down()
 
     @property
     def runner(self) -> PolicyRunner | None:
         """From configure to cleanup."""
-        return self.motion.runner
+        return self.control.runner
 
     def now_s(self) -> float:
-        return self.motion.now_s()
+        return self.control.now_s()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.fault = self.motion.last_failure = ""
+        self.fault = self.control.last_failure = ""
+        self._configuring = True
+        self.publish_status()
         try:
             self._configure()
         except Exception as error:
@@ -120,17 +171,21 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(f"configure: {error if expected else traceback.format_exc()}")
             self._tear_down()
             return TransitionCallbackReturn.FAILURE
+        finally:
+            self._configuring = False
         self._enter(PolicyStatus.INACTIVE)
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if self._closing:
+            return TransitionCallbackReturn.FAILURE
         self.fault = ""
-        self.motion.start()
+        self.control.start()
         self._enter(PolicyStatus.ACTIVE)
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.motion.end()
+        self.control.end()
         if self._device_fault:
             return TransitionCallbackReturn.ERROR
         self._enter(PolicyStatus.INACTIVE)
@@ -138,13 +193,16 @@ class PolicyNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._tear_down()
+        self._instruction_publisher.publish(String())
         self._enter(PolicyStatus.UNCONFIGURED)
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         if self.phase == PolicyStatus.ACTIVE:
-            self.motion.end()
+            self.control.end()
         self._tear_down()
+        self._instruction_publisher.publish(String())
+        self._enter(PolicyStatus.FINALIZED)
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -169,22 +227,29 @@ class PolicyNode(LifecycleNode):
             raise ParameterError(
                 f"unknown parameters {unknown}; docs/parameters.md lists those that there are"
             )
-        self.joints = joints = limited(self, self.limits, joints)
+        joints = limited(self, self.limits, joints)
         for name, own in columns.items():
             names = [joints.names[column] for column in own]
             output = make_output(self, name, controllers[name], names, own, self.qos)
-            self.motion.outputs[name] = output
+            self.control.outputs[name] = output
             self._entities.append(output.destroy)
+            if controllers[name].output == "forward_velocity":
+                self.get_logger().warning(
+                    f"controller {name!r} takes velocities and keeps the last one for ever: if "
+                    "this process is killed in motion, the arm runs on. Set a command timeout in "
+                    "the controller or the driver, or use joint_trajectory (docs/reliability.md)"
+                )
         executor = InferenceExecutor(
             functools.partial(load_policy, parameters, guidance),
             on_thread_start=functools.partial(lower_priority, parameters.inference_nice),
-            on_result=self.motion.something_arrived,
+            on_result=self.control.notify,
         )
         self._entities.append(lambda: self._stop_executor(executor))
         executor.start()
-        self.policy = executor.wait_ready(parameters.load_timeout_s)
-        check_fit(self.policy, joints, cameras)
-        self.get_logger().info(f"warm: {self.policy.description}")
+        policy = executor.wait_ready(parameters.load_timeout_s)
+        for notice in check_fit(policy, joints, cameras):
+            self.get_logger().warning(notice)
+        self.get_logger().info(f"warm: {policy.description}")
         get_ready_to_decode()
         runner = make_runner(
             parameters,
@@ -195,24 +260,26 @@ class PolicyNode(LifecycleNode):
             executor,
             decode_stored_image,
         )
-        if self.stopped:
-            runner.stop(self.now_s())
-        self.motion.set_up(
-            runner,
-            joints.names,
-            dry_run=parameters.dry_run,
-            realtime_priority=parameters.realtime_priority,
-        )
-        self._entities.append(self.motion.tear_down)
-        self.inputs = Inputs(
-            self,
-            runner.buffer,
-            cameras,
-            self.qos,
-            self._on_instruction,
-            self.motion.frame_arrived,
-        )
-        self._entities.append(self.inputs.destroy)
+        with self._parts_lock:
+            if self.stopped:
+                runner.stop(self.now_s())
+            self.joints, self.policy = joints, policy
+            self.control.set_up(
+                runner,
+                joints.names,
+                dry_run=parameters.dry_run,
+                realtime_priority=parameters.realtime_priority,
+            )
+            self._entities.append(self.control.tear_down)
+            self.inputs = Inputs(
+                self,
+                runner.buffer,
+                cameras,
+                self.qos,
+                self._on_instruction,
+                self.control.frame_arrived,
+            )
+            self._entities.append(self.inputs.destroy)
         if parameters.instruction:
             self._take_instruction(parameters.instruction)
         # what lives as long as the policy need not be looked through again and again
@@ -222,42 +289,51 @@ class PolicyNode(LifecycleNode):
     def _stop_executor(self, executor: InferenceExecutor) -> None:
         loads = executor.state is ExecutorState.STARTING
         hangs = self.runner is not None and self.runner.hung
-        if not executor.stop(0.0 if loads or hangs else STOP_TIMEOUT_S):
+        timeout_s = EXIT_TIMEOUT_S if self._closing else STOP_TIMEOUT_S
+        if not executor.stop(0.0 if loads or hangs else timeout_s):
             self.get_logger().error(
                 "the policy does not return; its thread and memory are left behind, restart the "
                 "process to be rid of them"
             )
 
     def _tear_down(self) -> None:
+        with self._parts_lock:
+            self.policy, self.inputs, self.control.runner = None, None, None
+            self.control.outputs.clear()
+            self.control.conflicts = ()
         while self._entities:
             self._entities.pop()()
-        self.motion.outputs.clear()
-        self.motion.runner = None
         self.qos.clear()
-        self.policy, self.inputs = None, None
         gc.unfreeze()
 
     def _on_autostart(self) -> None:
+        assert self._autostart is not None
         self._autostart.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+        if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            # a process that was started to run at once has nothing left to do
+            self.exit_code = EXIT_BAD_START
+        elif not self._closing:
             self.trigger_activate()
 
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self.stopped = True
-        if self.runner is not None:
-            with self.motion.lock:
-                self.motion.brake(self.runner.stop(self.now_s()))
-        self.get_logger().warning("stopped; ~/resume ends it")
-        self.publish_status()
+        with self._parts_lock:
+            self.stopped = True
         response.success, response.message = True, "stopped; ~/resume ends it"
+        if not self.control.stop():
+            response.success = False
+            response.message = "the control thread does not answer: use the emergency stop"
+        self.get_logger().warning(response.message)
+        self.publish_status()
         return response
 
     def _on_resume(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.message = "resumed" if self.stopped else "was not stopped"
-        self.stopped = False
-        if self.runner is not None:
-            with self.motion.lock:
-                self.runner.resume()
+        with self._parts_lock, self.control.lock:
+            runner = self.runner
+            was_stopped = self.stopped or (runner is not None and runner.stopped)
+            self.stopped = False
+            if runner is not None:
+                runner.resume()
+        response.message = "resumed" if was_stopped else "was not stopped"
         self.get_logger().info(response.message)
         self.publish_status()
         response.success = True
@@ -268,10 +344,12 @@ class PolicyNode(LifecycleNode):
         self.publish_status()
 
     def _take_instruction(self, text: str) -> None:
-        assert self.runner is not None
+        runner = self.runner
+        if runner is None:
+            return  # a message that was taken before the subscription was destroyed
         try:
-            with self.motion.lock:
-                instruction = self.runner.set_instruction(text)
+            with self.control.lock:
+                instruction = runner.set_instruction(text)
         except InstructionError as error:
             self.get_logger().warning(f"instruction refused: {error}")
             return
@@ -280,33 +358,60 @@ class PolicyNode(LifecycleNode):
 
     def _on_fault(self) -> None:
         """Deactivate; after a device's fault by way of the error processing, which unloads."""
-        fault = self.motion.fault
+        fault = self.control.fault
         if fault is None or self.phase != PolicyStatus.ACTIVE:
             return
         self.fault, self._device_fault = fault.message, fault.device
         self.get_logger().error(f"motion ends: {fault.message}")
         self.trigger_deactivate()
 
+    def _whole_numbers_as_floats(self, changes: list[Parameter]) -> list[Parameter]:
+        """`ros2 param set` reads 0 as an integer; a parameter with decimals takes it."""
+        return [
+            Parameter(change.name, Parameter.Type.DOUBLE, float(change.value))
+            if change.type_ is Parameter.Type.INTEGER
+            and self.has_parameter(change.name)
+            and self.get_parameter(change.name).type_ is Parameter.Type.DOUBLE
+            else change
+            for change in changes
+        ]
+
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        """Take `scheduler.*` in motion; what else is set is read at the next configure."""
+        """Apply `scheduler.*` in motion; refuse what is read at configure while configured."""
         prefix = "scheduler."
         given = {
             change.name.removeprefix(prefix): change.value
             for change in changes
             if change.name.startswith(prefix)
         }
-        if not given or self.runner is None or self.joints is None:
+        # a declaration comes here too, before there is such a parameter
+        late = sorted(
+            change.name
+            for change in changes
+            if self.has_parameter(change.name)
+            if change.name in AT_CONFIGURE
+            or (change.name == "use_sim_time" and self.phase == PolicyStatus.ACTIVE)
+            or not change.name.startswith((prefix, "use_sim_time"))
+        )
+        runner, joints = self.runner, self.joints
+        if late and (runner is not None or self._configuring):
+            return SetParametersResult(
+                successful=False,
+                reason=f"{', '.join(late)}: read at the next configure; deactivate and clean up "
+                "the node, set it, and configure again",
+            )
+        if not given or runner is None or joints is None:
             return SetParametersResult(successful=True)
         try:
             scheduling = dataclasses.replace(self.scheduling, **given)
-            scheduler = scheduling.make(self.joints)
+            scheduler = scheduling.make(joints)
         except (ParameterError, TypeError, ValueError) as error:
             return SetParametersResult(successful=False, reason=str(error))
-        with self.motion.lock:
+        with self.control.lock:
             if scheduling.speed_scale != self.scheduling.speed_scale:
-                self.runner.set_speed(scheduling.speed_scale, self.now_s())
+                runner.set_speed(scheduling.speed_scale, self.now_s())
             if set(given) != {"speed_scale"}:
-                self.runner.use_scheduler(scheduler)
+                runner.use_scheduler(scheduler)
         self.scheduling = scheduling
         self.get_logger().info(f"scheduler: {scheduling.method}, speed {scheduling.speed_scale:g}")
         return SetParametersResult(successful=True)
@@ -314,25 +419,40 @@ class PolicyNode(LifecycleNode):
     def problems(self, now_s: float) -> list[str]:
         """Why no inference can start or no command goes out; one line each."""
         problems = [f"fault: {self.fault}"] if self.fault else []
-        if self.runner is None or self.inputs is None:
-            return [*problems, "not configured"]
-        problems += self.runner.problems(now_s)
+        runner = self.runner
+        if runner is None or self.inputs is None:
+            return [*problems, "loading: configure runs" if self._configuring else "not configured"]
+        with self.control.lock:
+            problems += runner.problems(now_s)
         problems += self.inputs.problems()
         problems += self.qos.problems()
-        problems += [f"nobody listens to {topic}: is the controller running?"
-                     for topic in self.motion.deaf_controllers()]  # fmt: skip
+        problems += self.control.conflicts
+        problems += [
+            f"controllers: no controller subscribes to {output.topic} (subscribers: "
+            f"{', '.join(output.subscriber_names) or 'none'}); start it"
+            for output in self.control.without_subscriber()
+        ]
         return problems
 
     def _on_status_timer(self) -> None:
-        if self._status_times.due(self.phase, self.problems(self.now_s())):
+        with self._parts_lock:
+            if self.runner is not None:
+                topics = [output.topic for output in self.control.outputs.values()]
+                self.control.conflicts = self._publisher_watch.conflicts(topics, "joint_states")
+            due = self._status_times.due(self.phase, self.problems(self.now_s()))
+        if due:
             self.publish_status()
 
     def publish_status(self) -> None:
-        now_s = self.now_s()
-        problems = self.problems(now_s)
-        self._status_times.published(self.phase, problems)
-        self._status_publisher.publish(policy_status(self, problems, now_s))
-        self._diagnostics_publisher.publish(policy_diagnostics(self, problems, now_s))
+        with self._parts_lock:
+            now_s = self.now_s()
+            problems = self.problems(now_s)
+            self._status_times.published(self.phase, problems)
+            with self.control.lock:
+                status = policy_status(self, problems, now_s)
+                diagnostics = policy_diagnostics(self, problems, now_s)
+        self._status_publisher.publish(status)
+        self._diagnostics_publisher.publish(diagnostics)
 
     def _enter(self, phase: int) -> None:
         self.phase = phase
@@ -341,4 +461,4 @@ class PolicyNode(LifecycleNode):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of the executable `policy_node`."""
-    return spin_until_interrupted(PolicyNode, "policy", args)
+    return leave_if_busy(spin_until_interrupted(PolicyNode, "policy", args))

@@ -17,6 +17,7 @@ PHASES = {
     PolicyStatus.INACTIVE: "inactive",
     PolicyStatus.ACTIVE: "active",
     PolicyStatus.ERROR: "error",
+    PolicyStatus.FINALIZED: "shut down",
 }
 
 
@@ -28,7 +29,7 @@ def policy_diagnostics(
     `problems` are the node's; each part shows those that are about it.
     """
     parts = [_node_part(node)]
-    if node.runner is not None:
+    if node.runner is not None and node.inputs is not None:
         parts += _camera_parts(node, node.runner, problems, now_s)
         parts += [
             _joint_part(node, node.runner, problems, now_s),
@@ -61,7 +62,7 @@ def _node_part(node: StatusSource) -> PartStatus:
         {
             "dry run": node.parameters.dry_run,
             "stopped": node.stopped,
-            "control rate Hz": node.motion.tick_times.rate_hz,
+            "control rate Hz": node.control.tick_times.rate_hz,
         },
     )
 
@@ -131,7 +132,7 @@ def _executor_part(node: StatusSource, runner: PolicyRunner, problems: Sequence[
     publish = runner.publish_wait.summary() or NOTHING_MEASURED
     truncated = int(getattr(node.policy, "truncated_tokens", 0))
     hang = _about(problems, "policy:")
-    words = hang or [word for word in (node.fault, node.motion.last_failure) if word][:1]
+    words = hang or [word for word in (node.fault, node.control.last_failure) if word][:1]
     if truncated:
         words = [*words, f"the prompt lost {truncated} tokens, shorten the instruction"]
     level = Level.ERROR if hang or node.fault else Level.WARN if words else Level.OK
@@ -198,16 +199,17 @@ def _limits_part(node: StatusSource, runner: PolicyRunner) -> PartStatus:
 
 
 def _controllers_part(node: StatusSource, problems: Sequence[str]) -> PartStatus:
-    deaf = _about(problems, "nobody listens")
+    trouble = _about(problems, "controllers:", "publishers:")
     return PartStatus(
         "controllers",
-        Level.ERROR if deaf else Level.OK,
-        "; ".join(deaf) or "listening",
+        Level.ERROR if trouble else Level.OK,
+        "; ".join(trouble) or "subscribed",
         {
-            "messages": node.motion.trajectories,
+            "messages": node.control.trajectories,
+            "too late, not sent": node.control.late,
             **{
-                f"{output.topic} subscribers": output.listeners
-                for output in node.motion.outputs.values()
+                f"{output.topic} subscribers": ", ".join(output.subscriber_names)
+                for output in node.control.outputs.values()
             },
         },
     )

@@ -9,10 +9,10 @@ from typing import Protocol
 from pi05_ros.config import LimitsParameters, PolicyParameters, SchedulerParameters
 from pi05_ros.control.latency import LatencySummary
 from pi05_ros.msg import PolicyStatus
+from pi05_ros.nodes.control_thread import ControlThread
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import to_time
-from pi05_ros.nodes.motion import Motion
 from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import JointGroup, Policy
 
@@ -31,7 +31,7 @@ class StatusSource(Protocol):
     joints: JointGroup | None
     inputs: Inputs | None
     escalation: Escalation
-    motion: Motion
+    control: ControlThread
     fault: str
     stopped: bool
 
@@ -70,7 +70,7 @@ def policy_status(node: StatusSource, problems: Sequence[str], now_s: float) -> 
     message = PolicyStatus(state=node.phase, dry_run=node.parameters.dry_run)
     message.header.stamp = to_time(now_s)
     message.problems = list(problems)
-    message.ticks, message.trajectories = node.motion.tick_times.ticks, node.motion.trajectories
+    message.ticks, message.trajectories = node.control.tick_times.ticks, node.control.trajectories
     message.scheduler = node.scheduling.method
     runner = node.runner
     if runner is None or node.policy is None or node.joints is None:
@@ -92,8 +92,8 @@ def policy_status(node: StatusSource, problems: Sequence[str], now_s: float) -> 
     message.chunks_dropped = scheduler.received - scheduler.used
     message.live_chunks = runner.live_chunks(now_s)
     message.horizon_left_s = runner.horizon_left_s(now_s)
-    jitter = node.motion.tick_times.jitter() or NOTHING_MEASURED
-    message.tick_rate_hz = node.motion.tick_times.rate_hz
+    jitter = node.control.tick_times.jitter() or NOTHING_MEASURED
+    message.tick_rate_hz = node.control.tick_times.rate_hz
     message.tick_jitter_p50_s, message.tick_jitter_p99_s = jitter.p50_s, jitter.p99_s
     clamps = runner.stream.clamps
     message.joints = list(node.joints.names)

@@ -164,6 +164,11 @@ class Policy:
         return self.robot.action_dim
 
     @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Names of the action's values in the robot's description; empty if it has none."""
+        return self.robot.action_names
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         """The robot's names of the cameras that the checkpoint looks at."""
         return tuple(self._cameras)

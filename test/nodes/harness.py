@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -92,16 +93,43 @@ class NodeProcess:
         """Until it ends by itself; its exit code."""
         return self._process.wait(timeout_s)
 
-    def stop(self, timeout_s: float = 10.0) -> int:
-        """Interrupt it as Ctrl-C does; its exit code."""
+    def stop(self, timeout_s: float = 10.0, by: signal.Signals = signal.SIGINT) -> int:
+        """Interrupt it, as Ctrl-C does by default; its exit code."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(by)
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
             raise
+
+
+class Servo:
+    """Joints that are where the last trajectory of each controller commands them to be."""
+
+    def __init__(self) -> None:
+        self.positions = HOME.copy()
+        self._followed: dict[str, JointTrajectory] = {}
+
+    def place(self, positions: np.ndarray) -> None:
+        """Put the joints somewhere by hand; trajectories from before are not followed on."""
+        self.positions = positions
+        self._followed.clear()
+
+    def follow(self, controller: str, trajectory: JointTrajectory) -> None:
+        self._followed[controller] = trajectory
+
+    def move(self, now_s: float) -> np.ndarray:
+        positions = self.positions.copy()
+        for trajectory in self._followed.values():
+            stamp_s, points, _ = arrays(trajectory)
+            times_s = stamp_s + np.array([to_seconds(p.time_from_start) for p in trajectory.points])
+            if now_s >= times_s[0]:
+                for name, column in zip(trajectory.joint_names, points.T, strict=True):
+                    positions[JOINTS.index(name)] = np.interp(now_s, times_s, column)
+        self.positions = positions
+        return positions
 
 
 class Peer:
@@ -114,7 +142,7 @@ class Peer:
         self.chunks: list[ActionChunk] = []
         self.trajectories: dict[str, list[JointTrajectory]] = {name: [] for name in CONTROLLERS}
         self.active_instructions: list[str] = []
-        self.positions = HOME.copy()
+        self.servo = Servo()
         self.make_image: Callable[[str, float], Image] = default_image
         self.make_joints: Callable[[np.ndarray, float], JointState] = default_joints
         self.diagnostics: dict[str, DiagnosticStatus] = {}
@@ -156,15 +184,28 @@ class Peer:
         self.node.destroy_node()
         rclpy.try_shutdown()
 
-    def start_controllers(self) -> None:
-        for name in CONTROLLERS:
+    @property
+    def positions(self) -> np.ndarray:
+        """[14] measured; setting them moves the joints by hand."""
+        return self.servo.positions
+
+    @positions.setter
+    def positions(self, positions: np.ndarray) -> None:
+        self.servo.place(positions)
+
+    def start_controllers(self, names: Sequence[str] = CONTROLLERS) -> None:
+        for name in names:
             subscription = self.node.create_subscription(
                 JointTrajectory,
                 f"{name}/joint_trajectory",
-                self.trajectories[name].append,
+                functools.partial(self._on_trajectory, name),
                 EVERY_TRAJECTORY_QOS,
             )
             self._controllers.append(subscription)
+
+    def _on_trajectory(self, controller: str, trajectory: JointTrajectory) -> None:
+        self.servo.follow(controller, trajectory)
+        self.trajectories[controller].append(trajectory)
 
     def stop_controllers(self) -> None:
         while self._controllers:
@@ -184,11 +225,11 @@ class Peer:
         request = ChangeState.Request(transition=Transition(id=number))
         return bool(self._call(self._change_state, request, timeout_s).success)
 
-    def trigger(self, service: str) -> str:
+    def trigger(self, service: str, timeout_s: float = 10.0) -> str:
         """Call a std_srvs/Trigger; its message."""
         if service not in self._triggers:
             self._triggers[service] = self.node.create_client(Trigger, service)
-        response = self._call(self._triggers[service], Trigger.Request(), 10.0)
+        response = self._call(self._triggers[service], Trigger.Request(), timeout_s)
         assert response.success, response.message
         return str(response.message)
 
@@ -261,7 +302,7 @@ class Peer:
             now_s = self.clock_s()
             self._clock.publish(Clock(clock=to_time(now_s)))
         if self.publish_joints:
-            self._joints.publish(self.make_joints(self.positions, now_s))
+            self._joints.publish(self.make_joints(self.servo.move(now_s), now_s))
         for name in self.cameras:
             self._images[name].publish(self.make_image(name, now_s))
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from harness import CAMERAS, CONTROLLERS, JOINTS, NodeProcess, Peer, default_image
+from harness import CAMERAS, CONTROLLERS, HOME, JOINTS, NodeProcess, Peer, default_image
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros.msg import PolicyStatus
@@ -36,6 +36,7 @@ def shared_peer() -> Iterator[Peer]:
 @pytest.fixture()
 def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
     """The node is unconfigured before each test and again after it."""
+    shared_peer.positions = HOME.copy()
     shared_peer.forget()
     shared_peer.wait(lambda: shared_peer.statuses, "status", 60.0)
     yield shared_peer
@@ -190,6 +191,7 @@ def test_compressed_pictures_are_used(peer: Peer, process: NodeProcess) -> None:
         assert peer.fresh_status().inference_failures == 0
     finally:
         peer.node.destroy_timer(timer)
+        assert peer.change_state("deactivate") and peer.change_state("cleanup")
         for name in names:
             assert peer.set_parameter("policy", name, "raw").successful
         for publisher in publishers:
@@ -282,10 +284,12 @@ def test_what_does_not_fit_is_refused_by_name(
 
 
 def test_unknown_parameters_are_refused(tmp_path: Path, shared_peer: Peer) -> None:
-    """Pins: a typing error in a params file that silently leaves the default."""
+    """Pins: a typing error in a params file that silently leaves the default; a node that was to
+    start by itself, cannot, and stays.
+    """
     process = NodeProcess(
         *("policy_node", tmp_path / "log", "-r", "__ns:=/typo"),
         *("-p", "autostart:=true", "-p", "max_skwe_s:=0.1"),
     )
     shared_peer.wait(lambda: "max_skwe_s" in process.log, "line that names it", 60.0)
-    assert process.stop() == 0
+    assert process.wait(20.0) == 2

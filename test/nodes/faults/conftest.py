@@ -38,12 +38,12 @@ def shared_peer() -> Iterator[Peer]:
 def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
     """The node is unconfigured before each test and again after it."""
     peer = shared_peer
+    peer.positions = HOME.copy()
     peer.forget()
     peer.wait(lambda: peer.statuses, f"status: {process.log}", 60.0)
     yield peer
     peer.cameras, peer.publish_joints = (), False
     peer.make_image, peer.make_joints = default_image, default_joints
-    peer.positions = HOME.copy()
     state = peer.fresh_status().state
     if state == PolicyStatus.ACTIVE:
         assert peer.change_state("deactivate")
