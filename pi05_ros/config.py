@@ -335,8 +335,9 @@ class JointParameters:
     gripper: bool = parameter(False, "taken from the newest chunk, never averaged")
     max_tracking_error: float = parameter(
         0.0,
-        "rad or m that the joint may be from its command; 0: max_velocity times the measured delay "
-        "plus 0.045 s, for grippers no limit",
+        "rad or m that the joint may be from its command, for arms that lag by more than 0.15 s "
+        "say; 0: the distance at max_velocity in the measured delay plus 0.045 s, at least 2 % of "
+        "the range, for grippers no limit",
         lower=0.0,
         upper=100.0,
     )

@@ -103,7 +103,7 @@ class StartCheck:
         between_s = np.diff(stamps_s)
         with np.errstate(over="ignore"):
             steps = np.abs(np.diff(positions, axis=0))
-        excess = steps / (between_s[:, None] * self._joints.max_velocity + self.noise)
+            excess = steps / (between_s[:, None] * self._joints.max_velocity + self.noise)
         row, joint = np.unravel_index(int(np.argmax(excess)), excess.shape)
         if excess[row, joint] <= 1:
             return ""

@@ -13,7 +13,10 @@ MAX_DELAY_S = 0.3
 DEFAULT_DELAY_S = 0.05
 """Before the joints have moved."""
 MARGIN_S = 0.045
-"""A default limit is the way at max_velocity in the measured delay plus this."""
+"""A default limit is the distance at max_velocity in the measured delay plus this time. A first-order
+lag of 55 ms leaves a fifth of it, one of 150 ms that is not yet known four fifths."""
+MIN_LIMIT_SHARE = 0.02
+"""Least default limit, share of a joint's range: sag and backlash do not shrink with max_velocity."""
 
 _DELAY_STEP_S = 0.02
 _PRIOR = 0.1
@@ -208,7 +211,10 @@ class TrackingMonitor:
 
     def _set_limits(self) -> None:
         joints = self._joints
-        usual = joints.max_velocity * (self.delay_s + MARGIN_S)
+        usual = np.maximum(
+            joints.max_velocity * (self.delay_s + MARGIN_S),
+            MIN_LIMIT_SHARE * (joints.upper - joints.lower),
+        )
         usual = np.where(joints.gripper, math.inf, usual)
         self.limits = np.where(self._given, joints.max_tracking_error, usual)
         """[n_joints] rad or m; infinite without a limit."""

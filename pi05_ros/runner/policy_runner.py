@@ -18,7 +18,13 @@ from pi05_ros.control.smoothing import TargetFollower
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream
-from pi05_ros.executor import Fault, InferenceExecutor, InferenceResult, Watchdog
+from pi05_ros.executor import (
+    ExecutorState,
+    Fault,
+    InferenceExecutor,
+    InferenceResult,
+    Watchdog,
+)
 from pi05_ros.observation.buffer import ObservationBuffer
 from pi05_ros.runner.instructions import InstructionChanges
 from pi05_ros.runner.requests import Requests
@@ -178,9 +184,9 @@ class PolicyRunner:
         instruction = self.buffer.set_instruction(text)
         if instruction != before:
             self._instructed_s = self._last_tick_s
-            if math.isfinite(self._last_tick_s):
-                self._changes.record_change(self._last_tick_s)
             if not self._blend_instructions:
+                if self.executor.state is ExecutorState.BUSY:
+                    self._changes.record_discard(self._last_tick_s)
                 self.executor.discard()
         return instruction
 
@@ -214,8 +220,7 @@ class PolicyRunner:
             found.append("speed: scheduler.speed_scale is 0")
         found += self.buffer.problems(now_s)
         found += [self._start_gate.problem, self.tracking.problem]
-        if not self._blend_instructions:
-            found.append(self._changes.problem(now_s, self.network_latency.estimate_s))
+        found.append(self._changes.problem(now_s, self.network_latency.estimate_s))
         found += [self._requests.hang() or "", self.refusal]
         return [text for text in found if text]
 
