@@ -244,6 +244,27 @@ class FaultParameters:
     first_command_speed: float = parameter(
         0.25, "ramp: share of the velocity limits", lower=0.01, upper=1.0
     )
+    start_states: int = parameter(
+        5,
+        "so many successive joint states, over 0.05 s at least, must agree before a motion starts "
+        "at them",
+        lower=2,
+        upper=20,
+    )
+    start_tolerance: float = parameter(
+        0.03,
+        "how far outside its limits a joint may be when a motion starts, share of its range",
+        lower=0.0,
+        upper=0.5,
+    )
+    tracking_time_s: float = parameter(
+        0.5,
+        "a joint farther from its command than joints.<name>.max_tracking_error is a WARN, after "
+        "this time the arms brake and wait for ~/resume; joint states that stop during motion end "
+        "it after the same time; 0 switches both off",
+        lower=0.0,
+        upper=60.0,
+    )
     speed_ramp_s: float = parameter(
         0.5, "time in which scheduler.speed_scale goes from 0 to 1", lower=0.0, upper=10.0
     )
@@ -312,6 +333,14 @@ class JointParameters:
     policy_zero: float = parameter(0.0, "the position that the policy calls 0")
     policy_one: float = parameter(1.0, "the position that the policy calls 1")
     gripper: bool = parameter(False, "taken from the newest chunk, never averaged")
+    max_tracking_error: float = parameter(
+        0.0,
+        "rad or m that the joint may be from its command, for arms that lag by more than 0.15 s "
+        "say; 0: the distance at max_velocity in the measured delay plus 0.045 s, at least 2 % of "
+        "the range, for grippers no limit",
+        lower=0.0,
+        upper=100.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -372,6 +401,7 @@ def joint_group(joints: Mapping[str, JointParameters]) -> JointGroup:
                     policy_scale=joint.policy_one - joint.policy_zero,
                     policy_offset=joint.policy_zero,
                     gripper=joint.gripper,
+                    max_tracking_error=joint.max_tracking_error,
                 )
             )
         except ValueError as error:

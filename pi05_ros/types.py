@@ -109,6 +109,8 @@ class JointSpec:
     policy_scale: float = 1.0
     policy_offset: float = 0.0
     gripper: bool = False
+    max_tracking_error: float = 0.0
+    """Distance from the commanded to the measured position, in the joint's units; 0: a default."""
 
     def __post_init__(self) -> None:
         values = (
@@ -125,6 +127,8 @@ class JointSpec:
             raise ValueError(f"joint {self.name!r}: lower {self.lower} is not below {self.upper}")
         if self.max_velocity <= 0 or self.max_acceleration <= 0:
             raise ValueError(f"joint {self.name!r}: velocity and acceleration limits must be > 0")
+        if not (np.isfinite(self.max_tracking_error) and self.max_tracking_error >= 0):
+            raise ValueError(f"joint {self.name!r}: max_tracking_error must be finite and >= 0")
         if self.policy_scale == 0:
             raise ValueError(f"joint {self.name!r}: policy_scale must not be 0")
 
@@ -142,6 +146,7 @@ class JointGroup:
         self.upper = self._array("upper")
         self.max_velocity = self._array("max_velocity")
         self.max_acceleration = self._array("max_acceleration")
+        self.max_tracking_error = self._array("max_tracking_error")
         self.gripper = np.array([joint.gripper for joint in joints], dtype=bool)
         self._scale = self._array("policy_scale")
         self._offset = self._array("policy_offset")

@@ -4,109 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from runner_rig import DT_S, HOME, Rig  # type: ignore[import-not-found]
 
 from pi05_ros.control.approach import Approach
-from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.scheduler import make_scheduler
 from pi05_ros.control.smoothing import TargetFollower
-from pi05_ros.control.trajectory import CommandStream
-from pi05_ros.executor import ExecutorState, InferenceExecutor, Watchdog
-from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
+from pi05_ros.executor import ExecutorState, Watchdog
 from pi05_ros.observation.instruction import InstructionError
-from pi05_ros.runner import PolicyRunner, Tick
-from pi05_ros.types import ActionChunk, ActionPrefix, JointGroup, JointSpec, Observation
-
-DT_S = 0.02
-HOME = np.array([0.1, 0.03])
-
-
-class ScriptedPolicy:
-    """Wants one constant target, in policy units; waits for `gate` when it has one."""
-
-    horizon, dt_s, state_dim, action_dim = 50, DT_S, 2, 2
-    cameras = ("top",)
-    description = "scripted"
-
-    def __init__(self) -> None:
-        self.target = np.array([0.5, 1.0])
-        self.gate: threading.Event | None = None
-        self.seen: list[Observation] = []
-        self.prefixes: list[ActionPrefix | None] = []
-        self.fail = False
-
-    def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
-        if observation.stamp_s > 0:  # not the warm-up
-            self.seen.append(observation)
-            self.prefixes.append(prefix)
-            if self.gate is not None:
-                self.gate.wait(5.0)
-        if self.fail:
-            raise RuntimeError("out of luck")
-        return ActionChunk(
-            np.tile(self.target, (self.horizon, 1)),
-            observation.stamp_s,
-            self.dt_s,
-            observation.instruction,
-        )
-
-
-class Rig:
-    """A runner with its parts, driven by a clock of its own."""
-
-    def __init__(self) -> None:
-        self.policy = ScriptedPolicy()
-        self.joints = JointGroup(
-            [
-                JointSpec("elbow", -1.0, 1.0, 2.0, 10.0),
-                JointSpec("grip", 0.0, 0.06, 0.2, 2.0, 0.04, 0.02, gripper=True),
-            ]
-        )
-        self.executor = InferenceExecutor(lambda: self.policy)
-        self.executor.start()
-        self.executor.wait_ready(10.0)
-        limiter = MotionLimiter(self.joints, DT_S)
-        self.runner = PolicyRunner(
-            ObservationBuffer([CameraStream("top")], self.joints.names, Gates()),
-            self.executor,
-            make_scheduler("temporal_ensemble", gripper=self.joints.gripper),
-            CommandStream(self.joints, limiter, DT_S),
-            self.joints,
-            lambda message: message,
-        )
-        self.now_s = 100.0
-
-    def see(self) -> None:
-        """Fresh picture and joint state at the present time."""
-        self.runner.buffer.put_image("top", self.now_s, np.zeros((4, 4, 3), np.uint8))
-        self.runner.buffer.put_joints(self.now_s, HOME)
-
-    def tick(self, see: bool = True) -> Tick:
-        self.now_s += DT_S
-        if see:
-            self.see()
-        return self.runner.tick(self.now_s)
-
-    def until(self, condition: Callable[[Tick], Any], ticks: int = 300, see: bool = True) -> Tick:
-        for _ in range(ticks):
-            tick = self.tick(see)
-            if condition(tick):
-                return tick
-            time.sleep(0.002)
-        raise AssertionError("it did not happen")
+from pi05_ros.runner import Tick
+from pi05_ros.types import ActionChunk, ActionPrefix, Observation
 
 
 @pytest.fixture()
 def rig() -> Iterator[Rig]:
     rig = Rig()
     yield rig
-    if rig.policy.gate is not None:
-        rig.policy.gate.set()
-    rig.executor.stop(5.0)
+    rig.close()
 
 
 def test_nothing_moves_without_an_instruction(rig: Rig) -> None:
@@ -302,7 +220,7 @@ def test_a_clock_that_jumps_back_starts_over(rig: Rig) -> None:
     trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert trajectory is not None
     assert abs(trajectory.stamp_s - rig.now_s) < 1.0
-    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+    assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
 def test_a_motion_that_came_to_rest_starts_at_the_measured_state(rig: Rig) -> None:
@@ -313,7 +231,7 @@ def test_a_motion_that_came_to_rest_starts_at_the_measured_state(rig: Rig) -> No
     assert not rig.runner.stream.active
     trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert trajectory is not None
-    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+    assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
 def test_a_guided_method_gives_the_policy_what_will_be_executed(rig: Rig) -> None:
@@ -457,16 +375,12 @@ def test_stop_is_latched_until_resume(rig: Rig) -> None:
     rig.runner.resume()
     trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert trajectory is not None
-    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+    assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
 def watched(rig: Rig, watchdog: Watchdog, **options: Any) -> None:
     """Give the rig a runner with a watchdog."""
-    before = rig.runner
-    rig.runner = PolicyRunner(
-        before.buffer, rig.executor, before.scheduler, before.stream, rig.joints,
-        lambda message: message, watchdog=watchdog, **options,
-    )  # fmt: skip
+    rig.runner = rig.make_runner(watchdog=watchdog, **options)
     rig.runner.set_instruction("wave")
     rig.runner.activate()
 
@@ -559,11 +473,11 @@ def test_a_motion_waits_for_fresh_positions(rig: Rig) -> None:
     rig.runner.activate()
     rig.until(lambda _: rig.executor.busy_since_s is not None)
     for _ in range(10):
-        rig.tick(see=False)
+        rig.tick(see=False, feel=False)
     rig.policy.gate.set()
-    rig.until(lambda tick: tick.chunks, see=False)
-    assert all(rig.tick(see=False).trajectory is None for _ in range(5))
-    assert rig.tick().trajectory is not None
+    rig.until(lambda tick: tick.chunks, see=False, feel=False)
+    assert all(rig.tick(see=False, feel=False).trajectory is None for _ in range(5))
+    assert rig.until(lambda tick: tick.trajectory is not None, ticks=6)
 
 
 def test_a_clock_that_jumps_forward_starts_over(rig: Rig) -> None:
@@ -576,7 +490,7 @@ def test_a_clock_that_jumps_forward_starts_over(rig: Rig) -> None:
     assert tick.trajectory is None and "+30" in tick.notices[0]
     trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert trajectory is not None
-    assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
+    assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
 def test_running_out_of_chunks_is_counted_once(rig: Rig) -> None:
@@ -610,11 +524,7 @@ def test_instructions_may_be_blended(rig: Rig) -> None:
 
 def test_on_change_publishes_less_and_never_lets_the_lookahead_end(rig: Rig) -> None:
     """Pins: an arm that brakes between two chunks because nothing was published."""
-    runner = PolicyRunner(
-        rig.runner.buffer, rig.executor, rig.runner.scheduler, rig.runner.stream, rig.joints,
-        lambda message: message, on_change=True,
-    )  # fmt: skip
-    rig.runner = runner
+    runner = rig.runner = rig.make_runner(on_change=True)
     runner.set_instruction("wave")
     runner.activate()
     rig.until(lambda tick: tick.trajectory is not None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,12 @@ import numpy as np
 
 from pi05_ros.observation.decode import DecodeError
 from pi05_ros.observation.instruction import checked_instruction
-from pi05_ros.observation.stream import Stamped, Stream, StreamStatistics
+from pi05_ros.observation.stream import CLOCK_JUMP_S, Stamped, Stream, StreamStatistics
 from pi05_ros.types import FloatArray, ImageArray, Observation
 
 JOINT_HISTORY_S = 1.0
+MAX_JOINT_HISTORY = 2000
+"""Joint states kept at most: 1 s of two publishers at 1000 Hz."""
 
 
 class NotReady(RuntimeError):
@@ -126,6 +129,7 @@ class ObservationBuffer:
         self._lock = threading.Lock()
         self._frames: dict[str, Stream[Any]] = {name: Stream(history_s=0.0) for name in names}
         self._joints: Stream[FloatArray] = Stream(history_s=JOINT_HISTORY_S)
+        self._joint_arrivals: deque[Stamped[FloatArray]] = deque(maxlen=MAX_JOINT_HISTORY)
         self._instruction: str | None = None
         self._arrived_s = -math.inf
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -167,7 +171,13 @@ class ObservationBuffer:
             raise ValueError(f"position of joint {bad!r} is not finite")
         values.flags.writeable = False
         with self._lock:
+            newest = self._joints.newest
+            if newest is not None and stamp_s < newest.stamp_s - CLOCK_JUMP_S:
+                self._joint_arrivals.clear()
             self._joints.put(stamp_s, values)
+            self._joint_arrivals.append(Stamped(stamp_s, values))
+            while self._joint_arrivals[0].stamp_s < stamp_s - JOINT_HISTORY_S:
+                self._joint_arrivals.popleft()
 
     def set_instruction(self, text: str) -> str:
         """Take what the robot is asked to do, without surrounding blanks, and return it.
@@ -207,6 +217,33 @@ class ObservationBuffer:
             if fault or self._joints.newest is None:
                 raise NotReady([f"joint positions: {fault}"])
             return self._joints.newest.payload.copy()
+
+    def newest_joints(self) -> tuple[float, FloatArray] | None:
+        """Stamp and positions [n_joints] of the newest joint state, of any age."""
+        with self._lock:
+            newest = self._joints.newest
+            return None if newest is None else (newest.stamp_s, newest.payload)
+
+    def joint_history(self, since_s: float) -> tuple[FloatArray, FloatArray]:
+        """Joint states stamped after `since_s`, at most those of the last second.
+
+        Joint states that came too late or repeat a stamp are included: a second publisher whose
+        clock is behind shows in them.
+
+        Returns:
+            Stamps [n] in increasing order, equal ones in the order of arrival, and positions
+            [n, n_joints].
+        """
+        with self._lock:
+            newest = self._joints.newest
+            if newest is None:
+                return np.empty(0), np.empty((0, len(self.joint_names)))
+            since_s = max(since_s, newest.stamp_s - JOINT_HISTORY_S)
+            states = [state for state in self._joint_arrivals if state.stamp_s > since_s]
+        states.sort(key=lambda state: state.stamp_s)
+        stamps_s = np.array([state.stamp_s for state in states])
+        positions = np.array([state.payload for state in states])
+        return stamps_s, positions.reshape(len(states), len(self.joint_names))
 
     def problems(self, now_s: float) -> list[str]:
         """Why no observation can be made, one line per stream; empty if one can."""
@@ -276,6 +313,7 @@ class ObservationBuffer:
         with self._lock:
             for stream in (*self._frames.values(), self._joints):
                 stream.clear()
+            self._joint_arrivals.clear()
 
     def _select(self, now_s: float) -> tuple[Snapshot | None, list[str]]:
         chosen, problems = self._select_frames(now_s)

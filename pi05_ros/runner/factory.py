@@ -14,6 +14,8 @@ from pi05_ros.config import (
 from pi05_ros.control.approach import Approach
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.smoothing import TargetFollower
+from pi05_ros.control.start_check import StartCheck
+from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor, Watchdog
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
@@ -62,6 +64,19 @@ def make_runner(
         follower=follower,
         approach=Approach(
             joints, faults.first_command, faults.first_command_distance, faults.first_command_speed
+        ),
+        start_check=StartCheck(
+            joints,
+            faults.start_states,
+            faults.start_tolerance,
+            # A dry run may watch an arm that somebody else moves, or a bag.
+            standing=not parameters.dry_run,
+        ),
+        tracking=TrackingMonitor(
+            joints,
+            # Nothing follows the commands of a dry run.
+            0.0 if parameters.dry_run else faults.tracking_time_s,
+            parameters.max_joint_age_s,
         ),
         watchdog=Watchdog(faults.hang_timeout_s, faults.max_failures),
         speed_scale=scheduling.speed_scale,

@@ -15,11 +15,21 @@ from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.pacing import PlanClock
 from pi05_ros.control.scheduler import ChunkScheduler, SyncScheduler
 from pi05_ros.control.smoothing import TargetFollower
+from pi05_ros.control.start_check import StartCheck
+from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream
-from pi05_ros.executor import Fault, InferenceExecutor, InferenceResult, Watchdog
-from pi05_ros.observation.buffer import NotReady, ObservationBuffer
+from pi05_ros.executor import (
+    ExecutorState,
+    Fault,
+    InferenceExecutor,
+    InferenceResult,
+    Watchdog,
+)
+from pi05_ros.observation.buffer import ObservationBuffer
+from pi05_ros.runner.instructions import InstructionChanges
 from pi05_ros.runner.requests import Requests
 from pi05_ros.runner.rest import Rest
+from pi05_ros.runner.start import StartGate
 from pi05_ros.runner.tick import Braking, Tick
 from pi05_ros.types import FloatArray, ImageArray, JointGroup
 
@@ -30,8 +40,11 @@ CLOCK_JUMP_S = 1.0
 class PolicyRunner:
     """Connects the observation buffer, the executor, the scheduler and the command stream.
 
-    Its methods are never called at the same time; whoever has several threads keeps a lock. Times
-    are seconds on the clock of the observation stamps.
+    No method is thread safe, nor is any property but `active`, `stopped` and `hung`: a caller with
+    several threads holds one lock around each call, `set_speed`, `use_scheduler`, `live_chunks`,
+    `horizon_left_s` and `problems` included, which read or change what a tick changes. The parts
+    `buffer` and `executor` have locks of their own: they may be used at any time. Times are seconds
+    on the clock of the observation stamps.
     """
 
     def __init__(
@@ -45,6 +58,8 @@ class PolicyRunner:
         *,
         follower: TargetFollower | None = None,
         approach: Approach | None = None,
+        start_check: StartCheck | None = None,
+        tracking: TrackingMonitor | None = None,
         watchdog: Watchdog | None = None,
         speed_scale: float = 1.0,
         speed_ramp_s: float = 0.5,
@@ -58,6 +73,8 @@ class PolicyRunner:
             decode_image: a stored picture → RGB [height, width, 3].
             follower: smooths the targets in front of the limits.
             approach: leads into a first command that is far away; None goes there at once.
+            start_check: proves the joint states that a motion starts at; None believes the newest.
+            tracking: compares commanded and measured positions; None does not.
             watchdog: looks after the executor; None leaves hangs and failures to the caller.
             speed_scale: 0 to 1; below 1 the chunks are executed slower than they were meant, at 0
                 the arms stand.
@@ -91,7 +108,12 @@ class PolicyRunner:
         self._blend_instructions = blend_instructions
         self._active = self._stopped = False
         self._last_tick_s = -math.inf
+        self.tracking = tracking or TrackingMonitor(joints, time_s=0.0)
         self._rest = Rest(stream)
+        self._start_gate = StartGate(buffer, self._rest, start_check)
+        self._start_at: FloatArray | None = None
+        self._stop_reason = ""
+        self._changes = InstructionChanges()
         self._began = False
         self._instruction = ""
         self._instructed_s = -math.inf
@@ -148,6 +170,7 @@ class PolicyRunner:
     def resume(self) -> None:
         """End `stop`: if active, the next motion starts at the measured state."""
         self._stopped = False
+        self._stop_reason = ""
 
     def set_instruction(self, text: str) -> str:
         """Take an instruction; what is in flight for another one is thrown away.
@@ -162,6 +185,8 @@ class PolicyRunner:
         if instruction != before:
             self._instructed_s = self._last_tick_s
             if not self._blend_instructions:
+                if self.executor.state is ExecutorState.BUSY:
+                    self._changes.record_discard(self._last_tick_s)
                 self.executor.discard()
         return instruction
 
@@ -188,11 +213,16 @@ class PolicyRunner:
 
     def problems(self, now_s: float) -> list[str]:
         """Why no inference can start or the arms do not move; one line each."""
-        found = ["stopped: ~/resume ends it"] if self._stopped else []
+        found = []
+        if self._stopped:
+            found.append(f"stopped: {self._stop_reason or '~/resume ends it'}")
         if self.pace.scale == 0:
             found.append("speed: scheduler.speed_scale is 0")
         found += self.buffer.problems(now_s)
-        return found + [text for text in (self._requests.hang(), self.refusal) if text]
+        found += [self._start_gate.problem, self.tracking.problem]
+        found.append(self._changes.problem(now_s, self.network_latency.estimate_s))
+        found += [self._requests.hang() or "", self.refusal]
+        return [text for text in found if text]
 
     @property
     def hung(self) -> bool:
@@ -223,6 +253,9 @@ class PolicyRunner:
         """Ask for the next inference, if it is time for one; part of a tick."""
         if not self._active or self._stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
             return
+        if not self.stream.active and self._start_at is None:
+            # Joint states that do not prove a start would be the state that the network sees.
+            return
         effect_s = self.stream.lead_s + self.stream.dt_s
         self._requests.ask(now_s, self.scheduler, self.pace, effect_s, self._instruction)
 
@@ -235,6 +268,12 @@ class PolicyRunner:
         if not self._active or self._stopped:
             return Tick()
         tick = self._check_clock(now_s)
+        if self.stream.active:
+            ended = self._check_tracking(now_s)
+            if ended is not None:
+                return ended
+        else:
+            self._start_at = self._start_gate.positions(now_s)
         fault, hang = self._requests.watch()
         if hang:
             tick.failures.append(hang)
@@ -267,15 +306,17 @@ class PolicyRunner:
         passed_s = now_s - self._last_tick_s
         self._last_tick_s = now_s
         dt_s = self.stream.dt_s
-        if not math.isfinite(passed_s) or -dt_s <= passed_s <= max(CLOCK_JUMP_S, 5 * dt_s):
+        if not math.isfinite(passed_s):
             return Tick()
-        braking = self._start_over(now_s)
-        self._last_tick_s = now_s
-        notice = (
-            f"the clock went {passed_s:+.2f} s between two ticks: frames and chunks are "
-            "discarded, the motion starts again at the measured joints"
-        )
-        return Tick(notices=[notice], braking=braking)
+        if passed_s < -dt_s or passed_s > max(CLOCK_JUMP_S, 5 * dt_s):
+            braking = self._start_over(now_s)
+            self._last_tick_s = now_s
+            notice = (
+                f"the clock went {passed_s:+.2f} s between two ticks: frames and chunks are "
+                "discarded, the motion starts again at the measured joints"
+            )
+            return Tick(notices=[notice], braking=braking)
+        return Tick()
 
     def _count_misses(self, now_s: float) -> None:
         has_plan = self.horizon_left_s(now_s) > 0
@@ -283,16 +324,24 @@ class PolicyRunner:
             self.misses += 1
         self._had_plan = has_plan
 
+    def _check_tracking(self, now_s: float) -> Tick | None:
+        """The tick that ends the motion if the arms do not follow it."""
+        commanded = self.stream.commanded(now_s).position
+        fault = self.tracking.check(now_s, commanded, self.buffer.newest_joints())
+        if fault is None:
+            return None
+        notice = f"tracking: {fault.reason}: the arms brake"
+        if fault.stale:
+            return Tick(notices=[notice], braking=self.come_to_rest(now_s))
+        self._stop_reason = f"{fault.reason}; ~/resume starts again at the measured joints"
+        return Tick(notices=[notice], braking=self.stop(now_s))
+
     def _start(self, now_s: float) -> bool:
-        """Begin a motion at the measured positions, if there is one and nothing speaks against."""
-        if self.live_chunks(now_s) == 0 or now_s < self._rest.rest_s(now_s):
+        """Begin a motion at the proven positions, if there is one and nothing prevents it."""
+        positions = self._start_at
+        if positions is None or self.live_chunks(now_s) == 0 or not self._lead_in(positions, now_s):
             return False
-        try:
-            positions = self.buffer.positions(now_s)
-        except NotReady:
-            return False
-        if not self._lead_in(positions, now_s):
-            return False
+        self._start_at = None
         self.stream.start(positions, now_s)
         self._publish_by_s = -math.inf
         if self.follower is not None:
@@ -340,6 +389,8 @@ class PolicyRunner:
                 self.reaction_s = now_s - self._instructed_s
         latency_s = max(0.0, now_s - chunk.stamp_s)
         self._requests.measure(result, latency_s)
+        if chunk.instruction == self.buffer.instruction:
+            self._changes.clear()
         tick.chunks.append((chunk, latency_s))
         in_plan = replace(chunk, stamp_s=self.pace.plan_s(chunk.stamp_s))
         standing = self._stands or not self.stream.active
@@ -369,7 +420,10 @@ class PolicyRunner:
         if self.follower is not None:
             self.follower.clear()
         self.pace.reset()
-        self.refusal = ""
+        self.refusal = self._start_gate.problem = ""
+        self._start_at = None
+        self.tracking.stop()
+        self._changes.clear()
         self._had_plan = self._stands = False
         self._last_tick_s = -math.inf
         self._instruction = ""
