@@ -72,7 +72,8 @@ class MotionLimiter:
         Args:
             joints: limits in the controller's units.
             dt_s: length of a step.
-            position_margin: share of each joint's range kept free at both ends, 0 to below 0.5.
+            position_margin: share of each joint's range kept free at both ends, 0 to below 0.5;
+                grippers have none, since they must open and close completely.
             tracking_gain: share of a small error that is corrected per step, above 0 to 1. The
                 most nervous is 1: noise in the targets is passed on with nothing taken off.
         """
@@ -82,7 +83,7 @@ class MotionLimiter:
             raise ValueError(f"position_margin must be in [0, 0.5), got {position_margin}")
         if not 0 < tracking_gain <= 1:
             raise ValueError(f"tracking_gain must be in (0, 1], got {tracking_gain}")
-        margin = position_margin * (joints.upper - joints.lower)
+        margin = np.where(joints.gripper, 0.0, position_margin * (joints.upper - joints.lower))
         self.joints = joints
         self.dt_s = dt_s
         self.lower = joints.lower + margin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +48,9 @@ class PlanClock:
     The scale goes from 0, where the plan stands, to 1, where chunks are executed as fast as they
     were meant. A change is a ramp of the rate, so position and velocity of whatever follows the
     plan are continuous. At a scale of 1 from the start, the plan's time is the clock's.
+
+    Any thread may read while one thread writes: the changes of speed are one immutable tuple,
+    never empty, which a writer replaces by one assignment and a reader reads once.
     """
 
     def __init__(self, scale: float = 1.0, ramp_s: float = 0.5) -> None:
@@ -57,7 +59,7 @@ class PlanClock:
             raise ValueError(f"speed_ramp_s must be finite and >= 0, got {ramp_s}")
         self._ramp_s = ramp_s
         self._scale = _checked(scale)
-        self._segments: deque[_Segment] = deque(maxlen=_MAX_SEGMENTS)
+        self._segments: tuple[_Segment, ...] = ()
         self.reset()
 
     @property
@@ -74,12 +76,12 @@ class PlanClock:
         self._scale = _checked(scale)
         rate = self.rate(now_s)
         ramp_s = abs(scale - rate) * self._ramp_s
-        self._segments.append(_Segment(now_s, self.plan_s(now_s), rate, scale, ramp_s))
+        change = _Segment(now_s, self.plan_s(now_s), rate, scale, ramp_s)
+        self._segments = (*self._segments[1 - _MAX_SEGMENTS :], change)
 
     def reset(self) -> None:
         """Begin at full scale without a ramp, as for a robot that stands."""
-        self._segments.clear()
-        self._segments.append(_Segment(0.0, 0.0, self._scale, self._scale, 0.0))
+        self._segments = (_Segment(0.0, 0.0, self._scale, self._scale, 0.0),)
 
     def plan_s(self, time_s: float) -> float:
         """The plan's time at one time; times before the oldest change that is known ran as it."""
@@ -88,8 +90,9 @@ class PlanClock:
     def plan_times_s(self, times_s: ArrayLike) -> FloatArray:
         """The plan's times, of any shape, also of times to come if the speed is not changed."""
         times = np.asarray(times_s, dtype=np.float64)
-        plan = self._segments[0].plan(times)
-        for segment in list(self._segments)[1:]:
+        first, *changes = self._segments
+        plan = first.plan(times)
+        for segment in changes:
             plan = np.where(times >= segment.start_s, segment.plan(times), plan)
         return plan
 

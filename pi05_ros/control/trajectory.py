@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,19 @@ IntArray = NDArray[np.int64]
 
 _GRID_TOLERANCE = 1e-4
 """Share of a step within which a time is on the grid; float64 epoch seconds resolve 0.24 µs."""
+
+_TICK_JITTER = 0.1
+"""Share of a step by which a tick may be late without planning from the next grid time."""
+
+_PAST_S = 0.02
+"""How far before its publication a message begins at least.
+
+It covers a controller whose clock was read at the beginning of the cycle that takes the message,
+and clocks of two machines that differ.
+"""
+
+_HISTORY_S = 1.0
+"""How far back `commanded` reaches at least."""
 
 
 class ClockJumpedBackError(RuntimeError):
@@ -48,25 +60,58 @@ class ClampCounts:
     """Steps in which the joint braked because its target was not finite."""
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The commanded motion, [n, n_joints] by grid time, at rest beyond its last row."""
+
+    origin_s: float
+    """The time of grid index 0."""
+    positions: FloatArray
+    velocities: FloatArray
+    first: int
+    """Grid index of the first row."""
+    begin: int
+    """Grid index from which it differs from the plan before."""
+    clamps: Clamps | None
+    """Of the steps from `begin` on."""
+
+    def rows(self, begin: int, end: int) -> tuple[FloatArray, FloatArray]:
+        """Positions and velocities at grid indices begin … end - 1."""
+        first, last = begin - self.first, end - self.first
+        if first >= 0 and last <= len(self.positions):
+            return self.positions[first:last], self.velocities[first:last]
+        rows = np.clip(np.arange(first, last), 0, len(self.positions) - 1)
+        return self.positions[rows], self.velocities[rows]
+
+    def state(self, index: int) -> MotionState:
+        row = min(max(index - self.first, 0), len(self.positions) - 1)
+        return MotionState(self.positions[row], self.velocities[row])
+
+
 class CommandStream:
     """Keeps the commanded motion on a time grid and makes each tick's trajectory.
 
-    A tick plans from the first grid time t_k at or after now + lead_s: the state at t_k is read
-    from the trajectory published before it, its tail included, and `lookahead_steps` limited steps
-    follow the targets; then every joint brakes to rest. What was published for the time up to t_k
-    stays, so position and velocity are continuous at every replacement.
+    A tick plans from t_k, the first grid time at or after now + lead_s. The state at t_k is the one
+    that was published for it, the tail included; `lookahead_steps` limited steps from there follow
+    the targets, then every joint brakes to rest. What was published for the time up to t_k stays.
 
-    Controllers read a stamp in two ways (ros2_controllers, joint_trajectory_controller/src). Up to
-    Kilted the old trajectory ends when the message arrives: a cubic leads from there to the first
-    point, or points in the past are cut off. From 6.8 on the old one goes on until the stamp, but a
-    stamp in the past counts as the time of arrival and delays all points. The message therefore
-    begins with its stamp, at the first grid time after now + transport_s, and repeats the published
-    points from there to t_k. The grid lies half a step off the first tick: a message that
-    arrives within the half step has the cubic coincide with the old trajectory, whose segment it
-    ends. The first trajectory after `start` begins at t_k, since the controller's reference may
-    differ from the measured positions and gets until then to move there.
+    A message begins 20 ms or more before its publication with the states that were commanded for
+    that time. A controller that takes it before t_k is on the same motion already: it cuts off the
+    points in the past and continues on the segment that it was on. A message whose first point lay
+    in the future would instead be bridged from the state commanded last or from the measured one,
+    neither of which is the commanded state now (`sim.controller`). docs/controllers.md lists the
+    controllers' settings under which this holds.
 
-    Not thread safe.
+    After t_k a controller that still follows the message before jumps to the new motion. lead_s is
+    therefore the delay that is tolerated, and (lead_s - delay) / dt_s the messages in a row that
+    may be lost. `in_time` and `retract` keep a message that the sender itself delayed from going
+    out.
+
+    A motion that starts anew where the controllers' command is not known begins at rest at the
+    measured positions at its first t_k: there a controller that interpolates from its desired state
+    has until then to move to them.
+
+    Not thread safe, but `commanded` and `rest_time_s` may be read by other threads.
     """
 
     def __init__(
@@ -85,9 +130,9 @@ class CommandStream:
             limiter: made for the same joints and `dt_s`.
             dt_s: the grid.
             lookahead_steps: steps that follow the targets before the tail, at least 1.
-            lead_s: how late a message may reach the controller. After a longer time it has followed
-                the old trajectory past t_k and jumps to the other.
-            transport_s: how long a message usually takes; more than lead_s counts as that.
+            lead_s: how late a message may reach the controller.
+            transport_s: how long a message usually takes to the controller's next cycle, for
+                `in_time`; more than lead_s counts as that.
         """
         if limiter.dt_s != dt_s:
             raise ValueError(f"the limiter's dt_s {limiter.dt_s} is not the stream's {dt_s}")
@@ -106,15 +151,14 @@ class CommandStream:
         self._limiter = limiter
         self._ramp = np.arange(lookahead_steps)[:, None] * limiter.velocity_step
         self.clamps = ClampCounts(*(np.zeros(len(joints), dtype=np.int64) for _ in range(4)))
+        self._half_dt_s = dt_s / 2
+        self._past = _PAST_S / dt_s
+        self._history = math.ceil(_HISTORY_S / dt_s)
         self._active = False
-        self._origin_s = math.nan
-        # What is commanded, by row: grid index self._first, self._first + 1, ...
-        self._positions = np.empty((0, len(joints)))
-        self._velocities = np.empty((0, len(joints)))
-        self._first: int | None = None
-        self._planned_from = 0
-        self._planned_clamps: Clamps | None = None
-        self._before: dict[str, Any] = {}
+        self._followed = False
+        self._plan: _Plan | None = None
+        self._before: tuple[_Plan, bool, tuple[IntArray, ...]] | None = None
+        """Plan, `active` and what was added to `clamps`, for `retract`."""
 
     @property
     def active(self) -> bool:
@@ -123,25 +167,43 @@ class CommandStream:
 
     @property
     def rest_time_s(self) -> float:
-        """When the published trajectory comes to rest; -inf before the first one."""
-        if self._first is None:
+        """When the commanded motion comes to rest; -inf before the first `start`."""
+        plan = self._plan
+        if plan is None:
             return -math.inf
-        return self._origin_s + (self._first + len(self._positions) - 1) * self.dt_s
+        return plan.origin_s + (plan.first + len(plan.positions) - 1) * self.dt_s
 
     def start(self, position: FloatArray, now_s: float) -> None:
-        """Begin at rest at the measured positions [n_joints]; forgets what was published.
+        """Begin at rest at the measured positions [n_joints].
+
+        Where the motion published before has come to rest and every joint is measured within
+        max_velocity · dt_s of that, the controllers still command it: the new motion begins there,
+        without a step by what gravity or a lagging servo leaves. `forget` excludes that.
 
         A non-finite position raises ValueError. After `hold`, wait for `rest_time_s`: a start
         while the arms still move would ask them to stand at once.
         """
         state = self._limiter.at_rest(position)
-        self._positions = state.position[None]
-        self._velocities = state.velocity[None]
-        self._origin_s = now_s
-        self._first = None
-        self._planned_from = 0
-        self._planned_clamps = None
+        rows = 1
+        if self._plan is not None and self._followed and now_s >= self.rest_time_s:
+            rest = self._plan.positions[-1]
+            near = np.abs(rest - state.position) <= self._limiter.max_velocity * self.dt_s
+            if near.all():
+                state, rows = self._limiter.at_rest(rest), self._history
+        # The first t_k, with room for ticks that are a little late, is grid index 0.
+        origin_s = now_s + self.lead_s + _TICK_JITTER * self.dt_s
+        positions = np.tile(state.position, (rows, 1))
+        self._plan = _Plan(origin_s, positions, np.zeros_like(positions), 1 - rows, 0, None)
+        self._before = None
+        self._followed = False
         self._active = True
+
+    def forget(self) -> None:
+        """The controllers no longer command what was published, because they were restarted, say.
+
+        The next `start` then begins at the measured positions.
+        """
+        self._followed = False
 
     def tick(
         self, now_s: float, targets: Callable[[FloatArray], FloatArray | None]
@@ -158,36 +220,46 @@ class CommandStream:
             ClockJumpedBackError: the clock jumped back.
             ValueError: the targets have another shape.
         """
-        if not self._active:
+        if not self._active or self._plan is None:
             raise RuntimeError("the command stream is not started: call start() first")
-        self._remember()
-        index = self._advance(now_s)
+        plan = self._plan
+        index = self._index(now_s, plan)
         grid = np.arange(index, index + self.lookahead_steps + 2, dtype=np.float64)
-        wanted = targets(self._origin_s + self.dt_s * grid)
+        wanted = targets(plan.origin_s + self.dt_s * grid)
         if wanted is None:
-            return self._publish(now_s, index)
+            return self._publish(now_s, plan, index)
         wanted = np.asarray(wanted, dtype=np.float64)
-        if wanted.shape != (len(grid), self._positions.shape[1]):
-            raise ValueError(
-                f"targets must give shape {(len(grid), self._positions.shape[1])}, "
-                f"got {wanted.shape}"
-            )
-        positions, velocities, clamps = self._limiter.follow(
-            self._state_at(index), wanted[1:-1], self._target_velocities(wanted)
+        shape = (len(grid), plan.positions.shape[1])
+        if wanted.shape != shape:
+            raise ValueError(f"targets must give shape {shape}, got {wanted.shape}")
+        steps = self._limiter.follow(
+            plan.state(index), wanted[1:-1], self._target_velocities(wanted)
         )
-        return self._publish(now_s, index, positions, velocities, clamps)
+        return self._publish(now_s, plan, index, steps)
 
-    def settled_in_s(self, now_s: float) -> float:
-        """How long to keep back a message that is not sent with the ticks; mostly 0.
+    def in_time(self, now_s: float) -> bool:
+        """Whether the trajectory made last, sent at `now_s`, is taken before its t_k.
 
-        Sent now, it might arrive one step before the one that its first point ends, and a
-        controller that replaces on arrival would draw one cubic across both.
+        Later, a controller would jump from the motion published before to this one.
         """
-        if self._first is None:
-            return 0.0
-        steps = (now_s - self._origin_s) / self.dt_s
-        end = math.floor(steps + _GRID_TOLERANCE) + 1
-        return (end - steps) * self.dt_s if steps + self.transport_s / self.dt_s > end else 0.0
+        plan = self._plan
+        if plan is None:
+            raise RuntimeError("the command stream is not started: call start() first")
+        begin_s = plan.origin_s + (plan.begin + _GRID_TOLERANCE) * self.dt_s
+        return now_s + self.transport_s <= begin_s
+
+    def retract(self) -> None:
+        """Undo the last `tick` or `hold`, whose trajectory was not published.
+
+        `active` and `clamps` are as before it, and the next tick plans from what was published.
+        Raises RuntimeError if there is none since the last `start`, `stop` or `retract`.
+        """
+        if self._before is None:
+            raise RuntimeError("there is no trajectory to retract")
+        self._plan, self._active, added = self._before
+        self._before = None
+        for counts, more in zip(self._counts(), added, strict=False):
+            counts -= more
 
     def hold(self, now_s: float) -> TrajectoryPoints:
         """The trajectory that brakes to rest from the commanded state at now + lead; ends ticks.
@@ -195,46 +267,38 @@ class CommandStream:
         May be called again. Raises RuntimeError if the stream was never started, and
         ClockJumpedBackError as `tick` does.
         """
-        if math.isnan(self._origin_s):
+        if self._plan is None:
             raise RuntimeError("the command stream is not started: call start() first")
-        self._remember()
+        points = self._publish(now_s, self._plan, self._index(now_s, self._plan))
         self._active = False
-        return self._publish(now_s, self._advance(now_s))
+        return points
 
     def stop(self) -> None:
         """End ticks without a last trajectory: what was published brakes by its own tail."""
         self._active = False
+        self._before = None
 
-    def in_time(self, now_s: float) -> bool:
-        return True
-
-    def retract(self) -> None:
-        """The trajectory made last was not published: the stream is as before that tick or hold."""
-        self.__dict__.update(self._before)
-        self._before = {}
-
-    def _remember(self) -> None:
-        self._before = {
-            name: self.__dict__[name]
-            for name in (
-                "_active", "_origin_s", "_positions", "_velocities", "_first", "_planned_from",
-                "_planned_clamps",
-            )
-        }  # fmt: skip
+    def settled_in_s(self, now_s: float) -> float:
+        """0: a message may be sent at any time."""
+        return 0.0
 
     def commanded(self, time_s: float) -> MotionState:
-        """The state that the last published trajectory commands at `time_s`; at rest beyond it."""
-        if math.isnan(self._origin_s):
+        """The state that is commanded at `time_s`, back to 1 s ago or the last `start`.
+
+        At rest after the published trajectory's end, and before the start's first t_k.
+        """
+        plan = self._plan
+        if plan is None:
             raise RuntimeError("the command stream is not started: call start() first")
-        last = len(self._positions) - 1
-        steps = (time_s - self._origin_s) / self.dt_s - (self._first or 0)
+        last = len(plan.positions) - 1
+        steps = (time_s - plan.origin_s) / self.dt_s - plan.first
         steps = min(max(steps, 0.0), float(last))
         row = min(int(steps), max(last - 1, 0))
         share = steps - row
-        before, after = self._velocities[row], self._velocities[min(row + 1, last)]
+        before, after = plan.velocities[row], plan.velocities[min(row + 1, last)]
         velocity = (1 - share) * before + share * after
         return MotionState(
-            self._positions[row] + share * self.dt_s / 2 * (before + velocity), velocity
+            plan.positions[row] + share * self._half_dt_s * (before + velocity), velocity
         )
 
     def _target_velocities(self, wanted: FloatArray) -> FloatArray:
@@ -249,67 +313,56 @@ class CommandStream:
             cap = np.fmin.accumulate(reachable[::-1], axis=0)[::-1] - self._ramp
             return np.asarray(np.minimum(np.maximum(velocities, -cap), cap))
 
-    def _advance(self, now_s: float) -> int:
-        """The grid index to plan from; what was planned before it is commanded for good."""
-        if self._first is None:
-            self._origin_s = now_s + self.dt_s / 2
-        steps = (now_s - self._origin_s + self.lead_s) / self.dt_s
-        index = math.ceil(steps - _GRID_TOLERANCE)
-        if index < self._planned_from:
-            if steps < self._planned_from - 2:
-                raise ClockJumpedBackError(
-                    f"the clock jumped back to {now_s} s: start again from measured positions"
-                )
-            index = self._planned_from
-        executed = index - self._planned_from
-        if executed and self._planned_clamps is not None:
-            for kind in ("position", "velocity", "acceleration", "held"):
-                counts = getattr(self.clamps, kind)
-                counts += getattr(self._planned_clamps, kind)[:executed].sum(axis=0)
-        return index
+    def _index(self, now_s: float, plan: _Plan) -> int:
+        """The grid index of t_k; never before the last one."""
+        steps = (now_s - plan.origin_s + self.lead_s) / self.dt_s
+        if steps < plan.begin - 2:
+            raise ClockJumpedBackError(
+                f"the clock jumped back to {now_s} s: start again from measured positions"
+            )
+        return max(plan.begin, math.ceil(steps - _GRID_TOLERANCE))
 
-    def _rows(self, indices: IntArray) -> IntArray:
-        """Grid indices → rows of what was published; beyond its end it rests."""
-        first = int(indices[0]) if self._first is None else self._first
-        return np.minimum(np.maximum(indices - first, 0), len(self._positions) - 1)
-
-    def _state_at(self, index: int) -> MotionState:
-        row = self._rows(np.array([index]))[0]
-        return MotionState(self._positions[row], self._velocities[row])
+    def _counts(self) -> tuple[IntArray, ...]:
+        clamps = self.clamps
+        return clamps.position, clamps.velocity, clamps.acceleration, clamps.held
 
     def _publish(
         self,
         now_s: float,
+        plan: _Plan,
         index: int,
-        positions: FloatArray | None = None,
-        velocities: FloatArray | None = None,
-        clamps: Clamps | None = None,
+        steps: tuple[FloatArray, FloatArray, Clamps] | None = None,
     ) -> TrajectoryPoints:
-        """Join the published way to `index`, the steps from there [n, n_joints], and the tail."""
-        steps = (now_s - self._origin_s) / self.dt_s
-        present = math.floor(steps + _GRID_TOLERANCE)
-        stamped = math.ceil(steps + self.transport_s / self.dt_s - _GRID_TOLERANCE)
-        first = index
-        if self._first is not None:
-            first = max(self._first, min(present, index))
-        begin = max(0, min(stamped, index) - first)
-        kept = self._rows(np.arange(first, index + 1))
-        way, speeds = [self._positions[kept]], [self._velocities[kept]]
-        if positions is not None and velocities is not None:
-            way.append(positions)
-            speeds.append(velocities)
+        """Join what was published up to `index`, the steps from there, and the tail."""
+        added: tuple[IntArray, ...] = ()
+        executed = index - plan.begin
+        if executed and plan.clamps is not None:
+            clamps = plan.clamps
+            kinds = (clamps.position, clamps.velocity, clamps.acceleration, clamps.held)
+            added = tuple(kind[:executed].sum(axis=0) for kind in kinds)
+            for counts, more in zip(self._counts(), added, strict=True):
+                counts += more
+        present = math.floor((now_s - plan.origin_s) / self.dt_s - self._past + _GRID_TOLERANCE)
+        begin = max(plan.first, min(present, index))
+        first = max(plan.first, begin - self._history)
+        way, speeds = ([part] for part in plan.rows(first, index + 1))
+        if steps is not None:
+            way.append(steps[0])
+            speeds.append(steps[1])
         tail, tail_speeds = self._limiter.brake_to_rest(MotionState(way[-1][-1], speeds[-1][-1]))
-        self._positions = np.concatenate((*way, tail))
-        self._velocities = np.concatenate((*speeds, tail_speeds))
-        self._positions.setflags(write=False)
-        self._velocities.setflags(write=False)
-        self._first = first
-        self._planned_from = index
-        self._planned_clamps = clamps
-        count = len(self._positions) - begin
+        positions = np.concatenate((*way, tail))
+        velocities = np.concatenate((*speeds, tail_speeds))
+        positions.setflags(write=False)
+        velocities.setflags(write=False)
+        self._before = (plan, self._active, added)
+        self._plan = _Plan(
+            plan.origin_s, positions, velocities, first, index, None if steps is None else steps[2]
+        )
+        self._followed = True
+        begin_row = begin - first
         return TrajectoryPoints(
-            self._origin_s + (first + begin) * self.dt_s,
-            self.dt_s * np.arange(count, dtype=np.float64),
-            self._positions[begin:],
-            self._velocities[begin:],
+            plan.origin_s + begin * self.dt_s,
+            self.dt_s * np.arange(len(positions) - begin_row, dtype=np.float64),
+            positions[begin_row:],
+            velocities[begin_row:],
         )

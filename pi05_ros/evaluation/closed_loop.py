@@ -272,7 +272,7 @@ class _Arms:
             names = [robot.joints.names[column] for column in columns]
             places = [order[column] for column in columns]
             controller = JointTrajectoryController(names)
-            controller.hold(self._targets[places], 0.0)
+            controller.hold(self._targets[places])
             self._controllers.append((controller, columns, places))
 
     def follow(
@@ -283,8 +283,7 @@ class _Arms:
         velocities: FloatArray,
         now_s: float,
     ) -> None:
-        measured = self._sim.positions()
-        for controller, columns, places in self._controllers:
+        for controller, columns, _ in self._controllers:
             trajectory = Trajectory(
                 controller.joint_names,
                 stamp_s,
@@ -293,14 +292,15 @@ class _Arms:
                 velocities[:, columns],
             )
             try:
-                controller.accept(trajectory, now_s, measured[places])
+                controller.accept(trajectory, now_s)
             except TrajectoryRejected as reason:
                 self.rejected += 1
                 self.last_rejection = str(reason)
 
     def step(self, now_s: float) -> None:
+        measured = self._sim.positions()
         for controller, _, places in self._controllers:
-            self._targets[places] = controller.sample(now_s)[0]
+            self._targets[places] = controller.update(now_s, measured[places])[0]
         self._sim.set_targets(self._targets)
         self._sim.step()
 

@@ -74,7 +74,7 @@ class AlohaSimNode(Node):
             for name, columns in ARMS.items()
         }
         for controller, columns in self._controllers.values():
-            controller.hold(sim.positions()[columns], 0.0)
+            controller.hold(sim.positions()[columns])
         self.loop = SimLoop(
             sim,
             self._controllers,

@@ -109,16 +109,14 @@ class SimLoop:
             TrajectoryRejected: as joint_trajectory_controller would reject it.
         """
         with self._lock:
-            target, columns = self._controllers[controller]
-            positions = self._sim.positions()[list(columns)]
-            target.accept(trajectory, self._now_s(), positions)
+            self._controllers[controller][0].accept(trajectory, self._now_s())
 
     def reset(self, seed: int | None) -> None:
         """Put arms and cubes back; running trajectories end."""
         with self._lock:
             self._sim.reset(seed)
             for controller, columns in self._controllers.values():
-                controller.hold(self._sim.positions()[list(columns)], self._now_s())
+                controller.hold(self._sim.positions()[list(columns)])
 
     def place(self, qpos: FloatArray) -> None:
         """Put everything at `qpos` [nq], at rest; running trajectories end.
@@ -129,7 +127,7 @@ class SimLoop:
         with self._lock:
             self._sim.set_qpos(qpos)
             for controller, columns in self._controllers.values():
-                controller.hold(self._sim.positions()[list(columns)], self._now_s())
+                controller.hold(self._sim.positions()[list(columns)])
 
     def _now_s(self) -> float:
         return self._elapsed_s if self._own_clock else self._wall_clock_s()
@@ -154,8 +152,12 @@ class SimLoop:
         while not self._stop.is_set():
             with self._lock:
                 now_s = self._now_s()
+                measured = self._latest
                 for controller, columns in self._controllers.values():
-                    targets[list(columns)] = controller.sample(now_s)[0]
+                    joints = list(columns)
+                    targets[joints], _ = controller.update(
+                        now_s, measured.positions[joints], measured.velocities[joints]
+                    )
                 self._sim.set_targets(targets)
                 self._sim.step()
                 self._elapsed_s += period_s

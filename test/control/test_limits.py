@@ -296,6 +296,22 @@ def test_a_target_beyond_the_position_limit_is_a_position_clamp() -> None:
         np.testing.assert_allclose(np.abs(state.position), 0.8)
 
 
+def test_grippers_have_no_position_margin() -> None:
+    """Pins: a gripper that closes to 0.784 of 0.8 rad because its end is kept free."""
+    joints = JointGroup(
+        [
+            JointSpec("elbow", -1.0, 1.0, 3.0, 10.0),
+            JointSpec("hand", 0.0, 0.8, 1.0, 5.0, gripper=True),
+        ]
+    )
+    limiter = MotionLimiter(joints, 0.02, position_margin=0.02)
+    state = limiter.at_rest(np.array([0.0, 0.4]))
+    for end, reached in ((9.0, [0.96, 0.8]), (-9.0, [-0.96, 0.0])):
+        for _ in range(150):
+            state, _ = limiter.step(state, np.full(2, end))
+        np.testing.assert_allclose(state.position, reached, atol=1e-9)
+
+
 @settings
 @given(groups(), periods, triples, triples)
 def test_braking_ends_at_exactly_zero(

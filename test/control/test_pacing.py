@@ -3,6 +3,10 @@ is held, steps of an old observation read at another speed."""
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,3 +89,42 @@ def test_other_scales_are_refused(scale: float) -> None:
 def test_other_ramps_are_refused(ramp_s: float) -> None:
     with pytest.raises(ValueError, match="speed_ramp_s"):
         PlanClock(ramp_s=ramp_s)
+
+
+@pytest.fixture
+def fast_switches() -> Iterator[None]:
+    """Threads alternate as often as the interpreter can."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-7)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("fast_switches")
+def test_a_clock_can_be_read_while_another_thread_resets_it() -> None:
+    """Pins: an IndexError or a mutated deque in the thread that reads, which ended the node."""
+    clock = PlanClock(0.5)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            clock.reset()
+            clock.set_scale(0.5, NOW_S)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20_000):
+            assert clock.rate(NOW_S) == 0.5
+            assert clock.plan_s(NOW_S) == 0.5 * NOW_S
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_the_oldest_changes_of_speed_are_forgotten() -> None:
+    clock = PlanClock(ramp_s=0.0)
+    for k in range(1000):
+        clock.set_scale(k % 2, float(k))
+    assert clock.plan_s(1000.0) == pytest.approx(500.0)
+    assert clock.plan_s(990.5) == pytest.approx(495.0)

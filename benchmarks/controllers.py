@@ -1,0 +1,229 @@
+"""Random command streams through joint_trajectory_controller's rules; counts broken limits.
+
+    python benchmarks/controllers.py [--streams 2000] [--seed 0] [--only NAME]
+
+Every stream is one run of 2.2 s: ticks at 50 Hz with jitter, others between them, targets that
+jump, vanish and turn NaN, a stop, and a start at the measured positions. The controller is
+`pi05_ros.sim.controller`; what it commands is measured at its own rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pi05_ros.control.limits import MotionLimiter
+from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.sim.controller import JointTrajectoryController, Trajectory, TrajectoryRejected
+from pi05_ros.types import FloatArray, JointGroup, JointSpec
+
+JOINTS = JointGroup(
+    [
+        JointSpec("shoulder", -1.5, 1.5, 2.0, 10.0),
+        JointSpec("wrist", -3.0, 3.0, 2.5, 15.0),
+        JointSpec("finger", 0.0, 0.05, 0.15, 2.0, gripper=True),
+    ]
+)
+DT_S = 0.02
+LEAD_S = 0.03
+DURATION_S = 2.2
+STOP_S = (0.9, 1.1)
+"""Between these times the stream is stopped."""
+REST_S = 0.15
+"""From rest to the next start."""
+BEGIN_S = 0.05
+TOLERANCE = 1e-4
+"""Share of a limit that rounding may add; stamps have whole nanoseconds."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A controller with its hardware."""
+
+    from_desired: bool = True
+    replacement: bool = False
+    rate_hz: float = 500.0
+    lag_s: float = 0.0
+    """The joints' first-order lag behind their command; 0: one cycle."""
+    velocity_interface: bool = True
+    offset: float = 0.0
+    """What the measured positions differ from the command at rest, in steps at max_velocity."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What happens between the sender and the controller."""
+
+    delay_s: tuple[float, float] = (0.0002, 0.003)
+    ordered: bool = True
+    loss: float = 0.0
+    """Share of the messages that are lost."""
+    losses_in_a_row: int = 100
+    """More are not lost together."""
+    overload: float = 0.0
+    """Share of the messages that the sender itself delays by up to 80 ms."""
+
+
+@dataclass
+class Result:
+    """The largest shares of the limits, of all joints."""
+
+    velocity: float = 0.0
+    acceleration: float = 0.0
+    rejected: int = 0
+    retracted: int = 0
+
+
+class _Targets:
+    """Pieces of random length: ramps that begin anywhere, none at all, NaN for one joint."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        count = 40
+        low, high = JOINTS.lower, JOINTS.upper
+        self._ends_s = np.cumsum(rng.uniform(0.02, 0.3, count))
+        self._from = rng.uniform(low, high, (count, len(JOINTS)))
+        self._slope = rng.normal(0.0, 1.0, self._from.shape) * JOINTS.max_velocity
+        self._kind = rng.choice(3, count, p=(0.86, 0.07, 0.07))
+        near = rng.random((count, 1)) < 0.5
+        self._from[:] = np.where(near, self._from[:1] + 0.05 * self._from, self._from)
+
+    def piece(self, now_s: float, times_s: FloatArray) -> FloatArray | None:
+        k = int(np.searchsorted(self._ends_s, now_s))
+        if self._kind[k] == 1:
+            return None
+        targets = self._from[k] + self._slope[k] * (times_s - self._ends_s[k])[:, None]
+        if self._kind[k] == 2:
+            targets[:, 1] = math.nan
+        return targets
+
+
+class _Hardware:
+    """Joints behind a position command."""
+
+    def __init__(self, setup: Setup, positions: FloatArray) -> None:
+        self._setup = setup
+        self._sag = setup.offset * JOINTS.max_velocity * DT_S
+        self.positions = positions + self._sag
+        self.velocities = np.zeros_like(positions)
+
+    def follow(self, command: FloatArray) -> None:
+        period_s = 1.0 / self._setup.rate_hz
+        command = command + self._sag
+        share = 1.0
+        if self._setup.lag_s > 0:
+            share = -math.expm1(-period_s / self._setup.lag_s)
+        moved = share * (command - self.positions)
+        self.positions = self.positions + moved
+        self.velocities = moved / period_s
+
+
+def run(setup: Setup, network: Network, seed: int, lead_s: float = LEAD_S) -> Result:
+    """One stream through one controller."""
+    rng = np.random.default_rng(seed)
+    home = rng.uniform(JOINTS.lower, JOINTS.upper)
+    stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S, 0.02), DT_S, 10, lead_s)
+    controller = JointTrajectoryController(
+        JOINTS.names,
+        update_rate_hz=setup.rate_hz,
+        interpolate_from_desired_state=setup.from_desired,
+        allow_trajectory_replacement=setup.replacement,
+    )
+    controller.hold(home)
+    hardware = _Hardware(setup, home)
+    sender = _Sender(stream, network, rng)
+    targets = _Targets(rng)
+    period_s = 1.0 / setup.rate_hz
+    phase_s = rng.uniform(0.0, period_s)
+    ticks_s = np.arange(BEGIN_S, DURATION_S, DT_S)
+    ticks_s = ticks_s + rng.uniform(0.0, 0.1 * DT_S, len(ticks_s))
+    between_s = rng.uniform(BEGIN_S, DURATION_S, 10)
+    ticks_s = np.sort(np.concatenate((ticks_s, between_s)))
+    result = Result()
+    commands = []
+    tick = 0
+    for cycle in range(int(DURATION_S / period_s)):
+        cycle_s = phase_s + cycle * period_s
+        # A message is taken by the cycle that runs, whose clock was read a little earlier.
+        taken_s = cycle_s + rng.uniform(0.0, 0.5) * period_s
+        while tick < len(ticks_s) and ticks_s[tick] <= taken_s:
+            sender.tick(float(ticks_s[tick]), targets, hardware.positions)
+            tick += 1
+        for arrival_s, points in sender.arrived(taken_s):
+            message = Trajectory(
+                JOINTS.names,
+                round(points.stamp_s, 9),
+                np.round(points.times_from_start_s, 9),
+                points.positions,
+                points.velocities,
+            )
+            try:
+                controller.accept(message, arrival_s)
+            except TrajectoryRejected:
+                result.rejected += 1
+        speeds = hardware.velocities if setup.velocity_interface else None
+        command, _ = controller.update(cycle_s, hardware.positions, speeds)
+        hardware.follow(command)
+        commands.append(command)
+    velocity = np.diff(np.array(commands), axis=0) / period_s
+    acceleration = np.diff(velocity, axis=0) / period_s
+    result.velocity = float((np.abs(velocity) / JOINTS.max_velocity).max())
+    result.acceleration = float((np.abs(acceleration) / JOINTS.max_acceleration).max())
+    result.retracted = sender.retracted
+    return result
+
+
+class _Sender:
+    """What the node does with a stream, and the network behind it."""
+
+    def __init__(self, stream: CommandStream, network: Network, rng: np.random.Generator) -> None:
+        self.retracted = 0
+        self._stream, self._network, self._rng = stream, network, rng
+        self._sent: list[tuple[float, TrajectoryPoints]] = []
+        self._free_s = self._last_arrival_s = 0.0
+        self._lost = 0
+
+    def tick(self, now_s: float, targets: _Targets, measured: FloatArray) -> None:
+        stream = self._stream
+        if now_s < self._free_s:
+            return  # the sender is still busy with the message before
+        if STOP_S[0] <= now_s < STOP_S[1]:
+            if stream.active or now_s < stream.rest_time_s:
+                self._publish(now_s, lambda t_s: stream.hold(t_s))
+            return
+        if not stream.active:
+            if now_s < stream.rest_time_s + REST_S:
+                return
+            stream.start(measured, now_s)
+        self._publish(
+            now_s, lambda t_s: stream.tick(t_s, lambda times_s: targets.piece(t_s, times_s))
+        )
+
+    def _publish(self, now_s: float, make) -> None:  # type: ignore[no-untyped-def]
+        network, rng = self._network, self._rng
+        points = make(now_s)
+        if rng.random() < network.overload:
+            now_s += rng.uniform(0.0, 0.08)
+            self._free_s = now_s
+            if not self._stream.in_time(now_s):
+                self._stream.retract()
+                self.retracted += 1
+                points = make(now_s)
+        lost = rng.random() < network.loss and self._lost < network.losses_in_a_row
+        self._lost = self._lost + 1 if lost else 0
+        if lost:
+            return
+        arrival_s = now_s + rng.uniform(*network.delay_s)
+        if network.ordered:
+            arrival_s = max(arrival_s, self._last_arrival_s)
+        self._last_arrival_s = arrival_s
+        self._sent.append((arrival_s, points))
+
+    def arrived(self, now_s: float) -> list[tuple[float, TrajectoryPoints]]:
+        """Messages until `now_s`, in the order of their arrival."""
+        ready = sorted((m for m in self._sent if m[0] <= now_s), key=lambda m: m[0])
+        self._sent = [m for m in self._sent if m[0] > now_s]
+        return ready
