@@ -9,9 +9,7 @@ jump, vanish and turn NaN, a stop, and a start at the measured positions. The co
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np

@@ -274,9 +274,12 @@ class CommandStream:
         return points
 
     def stop(self) -> None:
-        """End ticks without a last trajectory: what was published brakes by its own tail."""
-        self._active = False
-        self._before = None
+        """End ticks without a last trajectory: what was published brakes by its own tail.
+
+        After `hold` it changes nothing.
+        """
+        if self._active:
+            self._active, self._before = False, None
 
     def settled_in_s(self, now_s: float) -> float:
         """0: a message may be sent at any time."""

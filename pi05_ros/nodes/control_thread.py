@@ -271,7 +271,11 @@ class ControlThread:
 
     def _step(self, runner: PolicyRunner, in_between: bool) -> Braking | None:
         now_s = self.now_s()
-        if not self._dry_run and (self.conflicts or self.without_subscriber()):
+        lost = self.without_subscriber()
+        if lost:
+            # a controller that comes back commands what it measures, not what was published
+            runner.stream.forget()
+        if lost or (self.conflicts and not self._dry_run):
             return runner.come_to_rest(now_s)
         tick = runner.attend(now_s) if in_between else runner.tick(now_s, ask=False)
         self._report(tick)
@@ -317,16 +321,20 @@ class ControlThread:
         """
         if self._dry_run:
             return
-        stream, outputs = runner.stream, list(self.outputs.values())
+        outputs = list(self.outputs.values())
         try:
             if braking.trajectory is not None:
-                if stream.in_time(self.now_s()):
+                now_s = self.now_s()
+                if runner.stream.in_time(now_s):
                     for output in outputs:
                         self.trajectories += output.send_trajectory(braking.trajectory)
                 else:
-                    # the tail of the trajectory before it brakes
-                    runner.not_published()
                     self.late += 1
+                    with self.lock:
+                        late = runner.braking_not_published(now_s)
+                    if late is None:
+                        return
+                    braking = late
             if begun is not None:
                 begun.set()
             self._brake_direct(runner, braking, [each for each in outputs if each.direct])

@@ -167,6 +167,10 @@ class PolicyRunner:
             # Nothing was commanded since the start, and the measured state gets old.
             self.stream.stop()
 
+    def braking_not_published(self, now_s: float) -> Braking | None:
+        """The braking's trajectory was not sent: the tail of the last one sent brakes instead."""
+        return self._rest.retract(now_s)
+
     def resume(self) -> None:
         """End `stop`: if active, the next motion starts at the measured state."""
         self._stopped = False

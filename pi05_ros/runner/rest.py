@@ -54,6 +54,12 @@ class Rest:
         passed_s = max(self._stream.dt_s, time.monotonic() - self._ticked_at_s)
         return self._begin(now_s, self._ticked_s + passed_s, None)
 
+    def retract(self, now_s: float) -> Braking | None:
+        """The trajectory of `brake` was not sent: the tail of the one before it brakes."""
+        self._stream.retract()
+        self._stream.stop()
+        return self._begin(now_s, now_s + self._stream_ahead_s, None)
+
     def _begin(
         self, now_s: float, stream_s: float, trajectory: TrajectoryPoints | None
     ) -> Braking | None:

@@ -69,6 +69,10 @@ class FakeRunner:
     def not_published(self) -> None:
         self.log.append("not published")
 
+    def braking_not_published(self, now_s: float) -> Braking | None:
+        self.log.append("braking not published")
+        return None
+
     def ask(self, now_s: float) -> None:
         self.log.append("ask")
 
@@ -336,6 +340,7 @@ def test_a_late_trajectory_is_not_sent(node: Node, monkeypatch: pytest.MonkeyPat
         begun=threading.Event(), rested=threading.Event(),
     ))  # fmt: skip
     assert not arm.trajectories and control.late == 2
+    assert runner.log[-2:] == ["deactivate", "braking not published"]
     control.tear_down()
 
 
