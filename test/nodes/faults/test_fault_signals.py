@@ -1,0 +1,85 @@
+"""How a process that is asked to end leaves its arms; each test has a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from direct_arms import VELOCITY, Arms, launch
+from harness import CONTROLLERS, HOME, Peer
+
+from pi05_ros.msg import PolicyStatus
+
+
+@pytest.fixture(scope="module")
+def peer() -> Iterator[Peer]:
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+def configure(peer: Peer) -> None:
+    """Configure and activate the process that has just been started."""
+    peer.forget()
+    peer.positions = HOME.copy()
+    peer.wait(lambda: len(peer.statuses) > 2, "status", 60.0)
+    assert peer.change_state("configure") and peer.change_state("activate")
+
+
+@pytest.mark.parametrize(
+    ("number", "hangs"),
+    [
+        (signal.SIGINT, False),
+        (signal.SIGTERM, False),
+        (signal.SIGHUP, False),
+        (signal.SIGTERM, True),
+    ],
+)
+def test_a_signal_brakes_before_the_process_ends(
+    peer: Peer, tmp_path: Path, number: signal.Signals, hangs: bool
+) -> None:
+    """Faults: the arms run on after Ctrl-C and SIGTERM; exit code -6 when an inference hangs."""
+    process = launch(tmp_path / "log")
+    arms = Arms(peer)
+    try:
+        configure(peer)
+        peer.run_robot()
+        peer.instruct("fault fast")
+        peer.wait(arms.fast, "fast motion of both arms")
+        if hangs:
+            peer.instruct("fault hang 30")
+            time.sleep(0.2)
+        since_s = time.monotonic()
+        assert process.stop(10.0, number) == 0, process.log
+        assert "Traceback" not in process.log and "terminate" not in process.log
+        assert arms.last(VELOCITY) == 0.0
+        arms.check_steps(since_s)
+        time.sleep(0.3)
+        assert arms.rest(*CONTROLLERS)
+    finally:
+        arms.destroy()
+        peer.cameras, peer.publish_joints = (), False
+        process.stop()
+
+
+def test_the_last_status_says_that_the_node_is_shut_down(peer: Peer, tmp_path: Path) -> None:
+    """Faults: ACTIVE for ever; the instruction stays latched after the policy is unloaded."""
+    process = launch(tmp_path / "log")
+    arms = Arms(peer)
+    try:
+        configure(peer)
+        peer.run_robot()
+        peer.instruct("fault fast")
+        peer.wait(arms.fast, "motion")
+        assert peer.active_instructions[-1] == "fault fast"
+        assert peer.change_state("active_shutdown")
+        peer.wait(lambda: peer.statuses[-1].state == PolicyStatus.FINALIZED, "last status")
+        peer.wait(lambda: peer.active_instructions[-1] == "", "end of the instruction")
+        assert arms.last(VELOCITY) == 0.0
+    finally:
+        arms.destroy()
+        peer.cameras, peer.publish_joints = (), False
+        assert process.stop() == 0, process.log
