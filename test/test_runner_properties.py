@@ -77,7 +77,13 @@ class Event:
 class World:
     """An arm, its joint states and those of others, and a record of what was published."""
 
-    def __init__(self, targets: list[FloatArray], events: list[Event], period: int) -> None:
+    def __init__(
+        self,
+        targets: list[FloatArray],
+        events: list[Event],
+        period: int,
+        measured: tuple[float, float] = (0.3, -0.2),
+    ) -> None:
         self.now_s = 100.0
         self.check = StartCheck(JOINTS, tolerance=TOLERANCE)
         self.buffer = ObservationBuffer([CameraStream("top")], JOINTS.names, Gates())
@@ -92,7 +98,7 @@ class World:
             start_check=self.check,
             tracking=TrackingMonitor(JOINTS),
         )
-        self.measured = np.array([0.3, -0.2])
+        self.measured = np.array(measured)
         self.states: list[tuple[float, FloatArray]] = []
         self.last: TrajectoryPoints | None = None
         self.published = self.starts = 0
@@ -139,7 +145,10 @@ class World:
             self.last = braking.trajectory
 
     def _feel(self, stamp_s: float, k: int, kinds: dict[str, Event]) -> None:
-        if "off" not in kinds and self.stream.rest_time_s > 0:
+        if "hand" in kinds:
+            speed = np.clip(kinds["hand"].positions, -1.0, 1.0)
+            self.measured = self.measured + speed * DT_S / SUBSTEPS
+        elif "off" not in kinds and self.stream.rest_time_s > 0:
             wanted = self.stream.commanded(stamp_s).position
             self.measured = self.measured + 0.3 * (wanted - self.measured)
         if "silent" not in kinds and (self._ticks * SUBSTEPS + k) % self._period == 0:
@@ -193,7 +202,19 @@ joints = st.tuples(anything, anything).map(np.array)
 events = st.builds(
     Event,
     kind=st.sampled_from(
-        ["glitch", "glitch", "second", "silent", "off", "unsent", "stop", "flap", "resume", "cycle"]
+        [
+            "glitch",
+            "glitch",
+            "second",
+            "silent",
+            "off",
+            "hand",
+            "unsent",
+            "stop",
+            "flap",
+            "resume",
+            "cycle",
+        ]
     ),
     tick=st.integers(0, 200),
     ticks=st.integers(1, 40),
@@ -207,14 +228,18 @@ FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
     targets=st.lists(joints, min_size=1, max_size=6),
     happenings=st.lists(events, max_size=14),
     period=st.integers(1, 10),
+    measured=st.tuples(st.floats(-2.3, 2.3), st.floats(-1.2, 1.2)),
 )
 def test_nothing_wrong_is_published_for_any_joint_states(
-    targets: list[Any], happenings: list[Event], period: int
+    targets: list[Any],
+    happenings: list[Event],
+    period: int,
+    measured: tuple[float, float],
 ) -> None:
     """Every published point keeps the limits and the tolerance; every start is at rest, after the
     rest of the motion before, and within what a standing arm moves of the newest joint states."""
     bounded = [np.clip(target, -50, 50) for target in targets]
-    world = World(bounded, happenings, period)
+    world = World(bounded, happenings, period, measured)
     for _ in range(240):
         world.step()
 

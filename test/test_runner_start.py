@@ -17,8 +17,10 @@ import pytest
 from runner_rig import DT_S, HOME, Rig  # type: ignore[import-not-found]
 
 from pi05_ros.control.scheduler import make_scheduler
+from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.trajectory import TrajectoryPoints
 from pi05_ros.runner import Braking, Tick, rest
+from pi05_ros.runner.start import StartGate
 
 
 @pytest.fixture()
@@ -96,6 +98,19 @@ def test_a_start_needs_joint_states_from_after_the_rest(rig: Rig, ending: str) -
     np.testing.assert_allclose(rig.stream.commanded(rig.now_s).velocity, 0.0, atol=1e-9)
 
 
+def test_joint_states_stamped_ahead_do_not_end_the_braking(rig: Rig) -> None:
+    """Pins: a driver whose clock is ahead, whose joint states seem to come from after the rest."""
+    moving(rig)
+    ending = rest.Rest(rig.stream)
+    gate = StartGate(rig.buffer, ending, StartCheck(rig.joints))
+    braking = ending.brake(rig.now_s)
+    assert braking is not None
+    for now_s in np.arange(rig.now_s, braking.rest_s + 0.1, 0.01):
+        rig.buffer.put_joints(now_s + 0.09, rig.measured)
+        assert gate.positions(now_s) is None or now_s >= braking.rest_s
+    assert gate.positions(now_s) is not None
+
+
 @pytest.mark.parametrize("jump_s", [30.0, -30.0])
 def test_a_jump_of_the_clock_brakes_by_the_tail_before_the_next_start(
     rig: Rig, jump_s: float, monkeypatch: pytest.MonkeyPatch
@@ -156,7 +171,7 @@ def test_a_first_trajectory_that_was_not_sent_is_another_start(rig: Rig) -> None
     rig.start()
     rig.runner.not_published()
     assert not rig.stream.active
-    rig.measured = HOME + [0.01, 0.0]
+    rig.measured = HOME + np.array([0.01, 0.0])
     trajectory = starts(rig)
     np.testing.assert_allclose(trajectory.positions[0], rig.measured)
 

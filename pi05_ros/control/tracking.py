@@ -13,10 +13,11 @@ MAX_DELAY_S = 0.3
 DEFAULT_DELAY_S = 0.05
 """Before the joints have moved."""
 MARGIN_S = 0.045
-"""A default limit is the distance at max_velocity in the measured delay plus this time. A first-order
-lag of 55 ms leaves a fifth of it, one of 150 ms that is not yet known four fifths."""
+"""A default limit is the distance at max_velocity in the measured delay plus this time. With a
+first-order lag of 55 ms errors stay below a fifth of it, with 150 ms not yet known below four
+fifths."""
 MIN_LIMIT_SHARE = 0.02
-"""Least default limit, share of a joint's range: sag and backlash do not shrink with max_velocity."""
+"""Least default limit, share of a joint's range: sag and backlash do not depend on speed."""
 
 _DELAY_STEP_S = 0.02
 _PRIOR = 0.1

@@ -98,8 +98,9 @@ def test_joints_that_do_not_follow_are_told_at_once_and_end_the_motion(
     monitor, arm = TrackingMonitor(JOINTS), Arm()
     assert all(fault is None for _, fault in run(monitor, arm, moved_s))
     arm.blocked = blocked
-    told_s = None
-    for since_s, fault in run(monitor, arm, 3.0):
+    told_s = fault = None
+    for since_s, verdict in run(monitor, arm, 3.0):
+        fault = verdict
         if monitor.problem and told_s is None:
             told_s = since_s
     assert told_s is not None and told_s < 0.6
