@@ -130,8 +130,12 @@ class _Hardware:
         self.velocities = moved / period_s
 
 
-def run(setup: Setup, network: Network, seed: int) -> Result:
-    """One stream through one controller."""
+def run(setup: Setup, network: Network, seed: int, known: bool = False) -> Result:
+    """One stream through one controller.
+
+    With `known`, the measurement begins after the first start, whose measured positions may differ
+    from what the controller holds.
+    """
     rng = np.random.default_rng(seed)
     home = rng.uniform(JOINTS.lower, JOINTS.upper)
     stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S, 0.02), DT_S, 10, network.lead_s)
@@ -177,7 +181,8 @@ def run(setup: Setup, network: Network, seed: int) -> Result:
         command, _ = controller.update(cycle_s, hardware.positions, speeds)
         hardware.follow(command)
         commands.append(command)
-    velocity = np.diff(np.array(commands), axis=0) / period_s
+    skipped = int(BEGIN_S / period_s) + round(2 * network.lead_s / period_s) if known else 0
+    velocity = np.diff(np.array(commands[skipped:]), axis=0) / period_s
     acceleration = np.diff(velocity, axis=0) / period_s
     result.velocity = float((np.abs(velocity) / JOINTS.max_velocity).max())
     result.acceleration = float((np.abs(acceleration) / JOINTS.max_acceleration).max())
