@@ -1,4 +1,4 @@
-"""Command streams through the simulated joint_trajectory_controller: which settings hold the limits.
+"""Command streams through the simulated controller: which settings hold the limits.
 
 Pins: steps where a controller bridges to a first point in the future, from its desired state one
 period early or from a measured state that lags; steps after messages that are late, lost or
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import controllers  # noqa: E402
-from controllers import DT_S, Network, Setup  # noqa: E402
+import controllers
+from controllers import DT_S, Network, Setup
 
 SPACING_S = 1.1 * DT_S
 """Two ticks may be so far apart."""
