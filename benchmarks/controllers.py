@@ -1,16 +1,22 @@
 """Random command streams through joint_trajectory_controller's rules; counts broken limits.
 
-    python benchmarks/controllers.py [--streams 2000] [--seed 0] [--only NAME]
+    python benchmarks/controllers.py [--streams 2000] [--seed 0] [--jobs 2] [--only TEXT]
 
 Every stream is one run of 2.2 s: ticks at 50 Hz with jitter, others between them, targets that
 jump, vanish and turn NaN, a stop, and a start at the measured positions. The controller is
-`pi05_ros.sim.controller`; what it commands is measured at its own rate.
+`pi05_ros.sim.controller`; what it commands is measured at its own rate. A cell counts the streams
+beyond the velocity and beyond the acceleration limits, and gives the largest shares of these.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -27,7 +33,6 @@ JOINTS = JointGroup(
     ]
 )
 DT_S = 0.02
-LEAD_S = 0.03
 DURATION_S = 2.2
 STOP_S = (0.9, 1.1)
 """Between these times the stream is stopped."""
@@ -63,7 +68,9 @@ class Network:
     losses_in_a_row: int = 100
     """More are not lost together."""
     overload: float = 0.0
-    """Share of the messages that the sender itself delays by up to 80 ms."""
+    """Share of the messages that the sender itself delays by up to 80 ms, and retracts in time."""
+    lead_s: float = 0.03
+    """The stream's, for this network."""
 
 
 @dataclass
@@ -74,6 +81,10 @@ class Result:
     acceleration: float = 0.0
     rejected: int = 0
     retracted: int = 0
+
+    @property
+    def held(self) -> bool:
+        return max(self.velocity, self.acceleration) <= 1 + TOLERANCE
 
 
 class _Targets:
@@ -119,11 +130,15 @@ class _Hardware:
         self.velocities = moved / period_s
 
 
-def run(setup: Setup, network: Network, seed: int, lead_s: float = LEAD_S) -> Result:
-    """One stream through one controller."""
+def run(setup: Setup, network: Network, seed: int, known: bool = False) -> Result:
+    """One stream through one controller.
+
+    With `known`, the measurement begins after the first start, whose measured positions may differ
+    from what the controller holds.
+    """
     rng = np.random.default_rng(seed)
     home = rng.uniform(JOINTS.lower, JOINTS.upper)
-    stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S, 0.02), DT_S, 10, lead_s)
+    stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S, 0.02), DT_S, 10, network.lead_s)
     controller = JointTrajectoryController(
         JOINTS.names,
         update_rate_hz=setup.rate_hz,
@@ -166,7 +181,8 @@ def run(setup: Setup, network: Network, seed: int, lead_s: float = LEAD_S) -> Re
         command, _ = controller.update(cycle_s, hardware.positions, speeds)
         hardware.follow(command)
         commands.append(command)
-    velocity = np.diff(np.array(commands), axis=0) / period_s
+    skipped = int(BEGIN_S / period_s) + round(2 * network.lead_s / period_s) if known else 0
+    velocity = np.diff(np.array(commands[skipped:]), axis=0) / period_s
     acceleration = np.diff(velocity, axis=0) / period_s
     result.velocity = float((np.abs(velocity) / JOINTS.max_velocity).max())
     result.acceleration = float((np.abs(acceleration) / JOINTS.max_acceleration).max())
@@ -200,7 +216,7 @@ class _Sender:
             now_s, lambda t_s: stream.tick(t_s, lambda times_s: targets.piece(t_s, times_s))
         )
 
-    def _publish(self, now_s: float, make) -> None:  # type: ignore[no-untyped-def]
+    def _publish(self, now_s: float, make: Callable[[float], TrajectoryPoints]) -> None:
         network, rng = self._network, self._rng
         points = make(now_s)
         if rng.random() < network.overload:
@@ -225,3 +241,60 @@ class _Sender:
         ready = sorted((m for m in self._sent if m[0] <= now_s), key=lambda m: m[0])
         self._sent = [m for m in self._sent if m[0] > now_s]
         return ready
+
+
+HARDWARE = {
+    "perfect": {},
+    "lag 30 ms": {"lag_s": 0.03},
+    "lag 30 ms, no velocity": {"lag_s": 0.03, "velocity_interface": False},
+}
+NETWORKS = {
+    "0.2–3 ms": Network(),
+    "0.2–20 ms": Network((0.0002, 0.02)),
+    "one lost in a row, lead_s 0.05": Network(
+        (0.0002, 0.018), loss=0.3, losses_in_a_row=1, lead_s=0.05
+    ),
+    "re-ordered, lead_s 0.05": Network((0.0, 0.009), ordered=False, lead_s=0.05),
+    "late sender": Network((0.0002, 0.002), overload=0.1),
+    "0.2–80 ms": Network((0.0002, 0.08)),
+    "10 % lost": Network(loss=0.1),
+}
+
+
+def cell(setup: Setup, network: Network, seeds: Sequence[int], jobs: int) -> str:
+    """Streams beyond velocity / beyond acceleration, and the largest shares."""
+    with ProcessPoolExecutor(jobs) as pool:
+        results = list(pool.map(partial(run, setup, network), seeds, chunksize=20))
+    limit = 1 + TOLERANCE
+    fast = sum(result.velocity > limit for result in results)
+    hard = sum(result.acceleration > limit for result in results)
+    velocity = max(result.velocity for result in results)
+    acceleration = max(result.acceleration for result in results)
+    return f"{fast} / {hard} ({velocity:.2f}, {acceleration:.2f})"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", help="rows that contain this text")
+    options = parser.parse_args(args)
+    seeds = range(options.seed, options.seed + options.streams)
+    print(f"| desired | replacement | Hz | hardware | {' | '.join(NETWORKS)} |")
+    print(f"|---|---|---|---|{'---|' * len(NETWORKS)}")
+    for replacement in (False, True):
+        for desired in (True, False):
+            for rate_hz in (500.0, 100.0):
+                for name, options_of in HARDWARE.items():
+                    setup = Setup(desired, replacement, rate_hz, **options_of)  # type: ignore[arg-type]
+                    flags = f"{desired} | {replacement} | {rate_hz:g} | {name}"
+                    if options.only not in flags:
+                        continue
+                    cells = [cell(setup, n, seeds, options.jobs) for n in NETWORKS.values()]
+                    print(f"| {flags} | {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

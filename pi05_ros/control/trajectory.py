@@ -102,10 +102,10 @@ class CommandStream:
     neither of which is the commanded state now (`sim.controller`). docs/controllers.md lists the
     controllers' settings under which this holds.
 
-    After t_k a controller that still follows the message before jumps to the new motion. lead_s is
-    therefore the delay that is tolerated, and (lead_s - delay) / dt_s the messages in a row that
-    may be lost. `in_time` and `retract` keep a message that the sender itself delayed from going
-    out.
+    A controller that still follows the message before at t_k jumps to the new motion when the next
+    message comes. With T for the controller's period, that happens neither to a message that takes
+    lead_s - T at most, nor after n messages in a row are lost if n·dt_s + delay + T <= lead_s.
+    `in_time` and `retract` keep a message that the sender itself delayed from going out.
 
     A motion that starts anew where the controllers' command is not known begins at rest at the
     measured positions at its first t_k: there a controller that interpolates from its desired state
@@ -121,7 +121,7 @@ class CommandStream:
         dt_s: float,
         lookahead_steps: int = 10,
         lead_s: float = 0.02,
-        transport_s: float = 0.003,
+        transport_s: float = 0.012,
     ) -> None:
         """Raises ValueError if the limiter has another grid or joints, or a value is out of range.
 
@@ -131,8 +131,8 @@ class CommandStream:
             dt_s: the grid.
             lookahead_steps: steps that follow the targets before the tail, at least 1.
             lead_s: how late a message may reach the controller.
-            transport_s: how long a message usually takes to the controller's next cycle, for
-                `in_time`; more than lead_s counts as that.
+            transport_s: how long a message usually takes to the controller, one period of the
+                controller included, for `in_time`; more than lead_s counts as that.
         """
         if limiter.dt_s != dt_s:
             raise ValueError(f"the limiter's dt_s {limiter.dt_s} is not the stream's {dt_s}")

@@ -281,7 +281,7 @@ def _interpolate(a: _Point, b: _Point, time_s: float) -> _Point:
     # In units of the segment: s runs from 0 to 1, derivatives are scaled by the duration.
     v0, v1 = a.velocity * duration_s, b.velocity * duration_s
     a0, a1 = a.acceleration * duration_s**2, b.acceleration * duration_s**2
-    coefficients = np.stack(
+    coefficients: FloatArray = np.stack(
         [
             a.position,
             v0,
@@ -292,7 +292,9 @@ def _interpolate(a: _Point, b: _Point, time_s: float) -> _Point:
         ]
     )
     s = t / duration_s
-    powers = s ** np.arange(6)
-    first = np.r_[0.0, np.arange(1, 6) * powers[:5]] / duration_s
-    second = np.r_[0.0, 0.0, np.arange(2, 6) * np.arange(1, 5) * powers[:4]] / duration_s**2
+    powers: FloatArray = s ** np.arange(6.0)
+    first: FloatArray = np.r_[0.0, np.arange(1, 6) * powers[:5]] / duration_s
+    second: FloatArray = (
+        np.r_[0.0, 0.0, np.arange(2, 6) * np.arange(1, 5) * powers[:4]] / duration_s**2
+    )
     return _Point(time_s, powers @ coefficients, first @ coefficients, second @ coefficients)

@@ -1,6 +1,8 @@
-"""Pins the simulated controller's motion: interpolation, replacement, what it counts."""
+"""Pins the simulated controller's motion: interpolation, replacement, the real one's quirks."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -12,16 +14,42 @@ from pi05_ros.sim.controller import JointTrajectoryController, Trajectory, Traje
 
 JOINTS = ("shoulder", "elbow", "wrist")
 ZERO = np.zeros(3)
-STEP_S = 1e-5
+PERIOD_S = 1e-3
 
 values = st.floats(-2.0, 2.0)
 points = arrays(np.float64, (4, 3), elements=values)
 
 
-def controller(**options: bool) -> JointTrajectoryController:
-    made = JointTrajectoryController(JOINTS, **options)
-    made.hold(ZERO, 0.0)
-    return made
+class Joints:
+    """A controller of joints that are, and so are measured, where it commanded them before."""
+
+    def __init__(self, **options: bool) -> None:
+        self.controller = JointTrajectoryController(JOINTS, update_rate_hz=1 / PERIOD_S, **options)
+        self.controller.hold(ZERO)
+        self.positions, self.velocities = ZERO, ZERO
+        self.now_s = math.nan
+
+    def cycle(self, now_s: float) -> None:
+        """One cycle, which commands the state of one period later."""
+        self.positions, self.velocities = self.controller.update(
+            now_s, self.positions, self.velocities
+        )
+        self.now_s = now_s
+
+    def at(self, time_s: float) -> tuple[np.ndarray, np.ndarray]:
+        """Cycles up to one that commands the state of `time_s`, with the last a bit shorter."""
+        if math.isnan(self.now_s):
+            self.cycle(time_s - PERIOD_S)
+        while self.now_s + PERIOD_S < time_s - PERIOD_S:
+            self.cycle(self.now_s + PERIOD_S)
+        if self.now_s < time_s - PERIOD_S:
+            self.cycle(time_s - PERIOD_S)
+        return self.positions, self.velocities
+
+    def send(self, trajectory: Trajectory, now_s: float) -> None:
+        """The message arrives before the cycle of `now_s`."""
+        self.controller.accept(trajectory, now_s)
+        self.cycle(now_s)
 
 
 def at_rest(positions: np.ndarray, velocities: np.ndarray, stamp_s: float) -> Trajectory:
@@ -29,114 +57,6 @@ def at_rest(positions: np.ndarray, velocities: np.ndarray, stamp_s: float) -> Tr
     velocities = velocities.copy()
     velocities[-1] = 0.0
     return Trajectory(JOINTS, stamp_s, [0.1, 0.2, 0.3, 0.4], positions, velocities)
-
-
-def test_holds_until_something_comes() -> None:
-    made = JointTrajectoryController(JOINTS)
-    with pytest.raises(RuntimeError, match="hold"):
-        made.sample(0.0)
-    made.hold([1.0, 2.0, 3.0], now_s=5.0)
-    positions, velocities = made.sample(99.0)
-    np.testing.assert_array_equal(positions, [1.0, 2.0, 3.0])
-    np.testing.assert_array_equal(velocities, ZERO)
-
-
-def test_first_trajectory_starts_at_the_measured_state() -> None:
-    made = JointTrajectoryController(JOINTS)
-    made.accept(Trajectory(JOINTS, 0.0, [1.0], np.ones((1, 3))), 10.0, [0.0, 0.5, 1.0])
-    np.testing.assert_allclose(made.sample(10.0)[0], [0.0, 0.5, 1.0])
-    np.testing.assert_allclose(made.sample(10.5)[0], [0.5, 0.75, 1.0])
-
-
-def test_positions_alone_are_linear() -> None:
-    made = controller()
-    made.accept(Trajectory(JOINTS, 0.0, [1.0, 3.0], [[1, 1, 1], [2, 0, 1]]), 0.0, ZERO)
-    positions, velocities = made.sample(2.0)
-    np.testing.assert_allclose(positions, [1.5, 0.5, 1.0])
-    np.testing.assert_allclose(velocities, [0.5, -0.5, 0.0])
-
-
-def test_velocities_make_it_cubic() -> None:
-    """Rest to rest in one segment is 3s² − 2s³."""
-    made = controller()
-    made.accept(Trajectory(JOINTS, 0.0, [2.0], np.ones((1, 3)), np.zeros((1, 3))), 0.0, ZERO)
-    for s in (0.25, 0.5, 0.9):
-        positions, velocities = made.sample(2 * s)
-        np.testing.assert_allclose(positions, 3 * s**2 - 2 * s**3)
-        np.testing.assert_allclose(velocities, (6 * s - 6 * s**2) / 2)
-
-
-def test_accelerations_make_it_quintic() -> None:
-    """Rest to rest in one segment is 10s³ − 15s⁴ + 6s⁵."""
-    made = controller()
-    zeros = np.zeros((1, 3))
-    made.accept(Trajectory(JOINTS, 0.0, [2.0], np.ones((1, 3)), zeros, zeros), 0.0, ZERO)
-    for s in (0.25, 0.5, 0.9):
-        positions, velocities = made.sample(2 * s)
-        np.testing.assert_allclose(positions, 10 * s**3 - 15 * s**4 + 6 * s**5)
-        np.testing.assert_allclose(velocities, (30 * s**2 - 60 * s**3 + 30 * s**4) / 2)
-
-
-@pytest.mark.parametrize("with_accelerations", [False, True])
-@given(positions=points, velocities=points, accelerations=points)
-@settings(max_examples=40, deadline=None)
-def test_passes_through_its_points(
-    positions: np.ndarray,
-    velocities: np.ndarray,
-    accelerations: np.ndarray,
-    with_accelerations: bool,
-) -> None:
-    made = controller()
-    sent = at_rest(positions, velocities, stamp_s=1.0)
-    if with_accelerations:
-        sent = Trajectory(
-            JOINTS, 1.0, sent.times_from_start_s, positions, sent.velocities, accelerations
-        )
-    made.accept(sent, 1.0, ZERO)
-    expected = np.asarray(sent.velocities)
-    for k in range(4):
-        for time_s in (1.1 + 0.1 * k - 1e-9, 1.1 + 0.1 * k + 1e-9):
-            position, velocity = made.sample(time_s)
-            np.testing.assert_allclose(position, positions[k], atol=1e-6)
-            np.testing.assert_allclose(velocity, expected[k], atol=1e-4)
-    np.testing.assert_array_equal(made.sample(50.0)[0], positions[-1])
-    np.testing.assert_array_equal(made.sample(50.0)[1], ZERO)
-
-
-@pytest.mark.parametrize("splice", [False, True])
-@given(
-    first=points,
-    first_velocities=points,
-    second=points,
-    second_velocities=points,
-    replaced_s=st.floats(0.01, 0.6),
-    delay_s=st.floats(0.0, 0.3),
-)
-@settings(max_examples=60, deadline=None)
-def test_replacement_is_continuous(
-    splice: bool,
-    first: np.ndarray,
-    first_velocities: np.ndarray,
-    second: np.ndarray,
-    second_velocities: np.ndarray,
-    replaced_s: float,
-    delay_s: float,
-) -> None:
-    """In position and velocity, whenever the first point lies in the future."""
-    made = controller(allow_trajectory_replacement=splice)
-    made.accept(at_rest(first, first_velocities, stamp_s=0.0), 0.0, ZERO)
-    before = made.sample(replaced_s)
-    stamp_s = replaced_s + delay_s
-    made.accept(at_rest(second, second_velocities, stamp_s), replaced_s, ZERO)
-    for seam_s in (replaced_s, stamp_s):
-        left, right = made.sample(seam_s - STEP_S), made.sample(seam_s + STEP_S)
-        if seam_s == replaced_s:
-            left, right = before, made.sample(seam_s)
-        np.testing.assert_allclose(right[0], left[0], atol=5e-3)
-        np.testing.assert_allclose(right[1], left[1], atol=0.5)
-    np.testing.assert_allclose(made.sample(replaced_s)[0], before[0], atol=1e-12)
-    np.testing.assert_allclose(made.sample(replaced_s)[1], before[1], atol=1e-9)
-    np.testing.assert_allclose(made.sample(stamp_s + 0.4)[0], second[-1], atol=1e-6)
 
 
 def ramp(stamp_s: float, offset: float = 0.0) -> Trajectory:
@@ -148,86 +68,221 @@ def ramp(stamp_s: float, offset: float = 0.0) -> Trajectory:
     return Trajectory(JOINTS, stamp_s, times, positions, velocities)
 
 
-def test_a_future_stamp_bridges_at_once_by_default() -> None:
-    """Humble, Jazzy and Kilted drop the running trajectory when the next one arrives."""
-    made = controller()
-    made.accept(ramp(10.0), 10.0, ZERO)
-    stop = Trajectory(JOINTS, 10.8, [0.1], np.full((1, 3), 0.2), np.zeros((1, 3)))
-    made.accept(stop, 10.2, ZERO)
-    assert made.sample(10.79)[0][0] < 0.4
-    np.testing.assert_allclose(made.sample(10.9)[0], 0.2)
+def on_the_ramp(**options: bool) -> Joints:
+    """Along `ramp(10)`, sent while all of it was ahead, up to the cycle of 10.5 s."""
+    joints = Joints(**options)
+    joints.cycle(9.0)
+    joints.send(ramp(10.0), 9.0 + PERIOD_S)
+    joints.at(10.5 + PERIOD_S)
+    np.testing.assert_allclose(joints.positions, 0.5 + PERIOD_S, atol=1e-9)
+    return joints
 
 
-def test_a_future_stamp_can_splice() -> None:
-    """From 6.8 on the running trajectory goes on until the stamp."""
-    made = controller(allow_trajectory_replacement=True)
-    made.accept(ramp(10.0), 10.0, ZERO)
-    stop = Trajectory(JOINTS, 10.5, [0.3], np.full((1, 3), 0.7), np.zeros((1, 3)))
-    made.accept(stop, 10.2, ZERO)
-    for time_s in (10.2, 10.25, 10.33, 10.5):
-        position, velocity = made.sample(time_s)
-        np.testing.assert_allclose(position, time_s - 10.0, atol=1e-9)
-        np.testing.assert_allclose(velocity, 1.0, atol=1e-6)
-    np.testing.assert_allclose(made.sample(11.0)[0], 0.7)
+def test_holds_until_something_comes() -> None:
+    controller = JointTrajectoryController(JOINTS)
+    with pytest.raises(RuntimeError, match="hold"):
+        controller.update(0.0, ZERO)
+    controller.hold([1.0, 2.0, 3.0])
+    for now_s in (5.0, 99.0):
+        positions, velocities = controller.update(now_s, ZERO)
+        np.testing.assert_array_equal(positions, [1.0, 2.0, 3.0])
+        np.testing.assert_array_equal(velocities, ZERO)
 
 
-def test_points_in_the_past_are_cut_off() -> None:
-    made = controller()
-    made.accept(ramp(10.0), 10.5, ZERO)
-    np.testing.assert_allclose(made.sample(10.5)[0], 0.5, atol=1e-9)
-    np.testing.assert_allclose(made.sample(10.75)[0], 0.75, atol=1e-9)
+@pytest.mark.parametrize("desired", [True, False])
+def test_positions_alone_are_linear(desired: bool) -> None:
+    joints = Joints(interpolate_from_desired_state=desired)
+    joints.cycle(5.0)
+    joints.send(Trajectory(JOINTS, 5.001, [1.0, 3.0], [[1, 1, 1], [2, 0, 1]]), 5.001)
+    positions, velocities = joints.at(8.001 - 1.0)
+    np.testing.assert_allclose(positions, [1.5, 0.5, 1.0], atol=1e-6)
+    np.testing.assert_allclose(velocities, [0.5, -0.5, 0.0], atol=1e-6)
 
 
-def test_splicing_takes_a_past_stamp_for_now() -> None:
-    made = controller(allow_trajectory_replacement=True)
-    made.accept(ramp(10.0), 10.0, ZERO)
-    made.accept(ramp(10.2, offset=0.2), 10.4, ZERO)
-    np.testing.assert_allclose(made.sample(10.4)[0], 0.2, atol=1e-9)
-    np.testing.assert_allclose(made.sample(11.4)[0], 1.2, atol=1e-9)
+def test_velocities_make_it_cubic() -> None:
+    """Rest to rest in one segment is 3s² - 2s³."""
+    joints = Joints()
+    start = np.zeros((2, 3))
+    sent = Trajectory(JOINTS, 1.0, [0.0, 2.0], np.stack([ZERO, ZERO + 1]), start)
+    joints.send(sent, 1.0)
+    for s in (0.25, 0.5, 0.9):
+        positions, velocities = joints.at(1 + 2 * s)
+        np.testing.assert_allclose(positions, 3 * s**2 - 2 * s**3)
+        np.testing.assert_allclose(velocities, (6 * s - 6 * s**2) / 2)
 
 
-@given(order=st.permutations(range(3)), splice=st.booleans())
-@settings(max_examples=12, deadline=None)
-def test_joints_may_come_in_any_order(order: list[int], splice: bool) -> None:
+def test_accelerations_make_it_quintic() -> None:
+    """Rest to rest in one segment is 10s³ - 15s⁴ + 6s⁵."""
+    joints = Joints()
+    zeros = np.zeros((2, 3))
+    sent = Trajectory(JOINTS, 1.0, [0.0, 2.0], np.stack([ZERO, ZERO + 1]), zeros, zeros)
+    joints.send(sent, 1.0)
+    for s in (0.25, 0.5, 0.9):
+        positions, velocities = joints.at(1 + 2 * s)
+        np.testing.assert_allclose(positions, 10 * s**3 - 15 * s**4 + 6 * s**5)
+        np.testing.assert_allclose(velocities, (30 * s**2 - 60 * s**3 + 30 * s**4) / 2)
+
+
+@pytest.mark.parametrize("with_accelerations", [False, True])
+@given(positions=points, velocities=points, accelerations=points)
+@settings(max_examples=15, deadline=None)
+def test_passes_through_its_points(
+    positions: np.ndarray,
+    velocities: np.ndarray,
+    accelerations: np.ndarray,
+    with_accelerations: bool,
+) -> None:
+    joints = Joints()
+    sent = at_rest(positions, velocities, stamp_s=1.0)
+    if with_accelerations:
+        sent = Trajectory(
+            JOINTS, 1.0, sent.times_from_start_s, positions, sent.velocities, accelerations
+        )
+    joints.send(sent, 1.0)
+    expected = np.asarray(sent.velocities)
+    for k in range(4):
+        position, velocity = joints.at(1.1 + 0.1 * k)
+        np.testing.assert_allclose(position, positions[k], atol=1e-6)
+        np.testing.assert_allclose(velocity, expected[k], atol=1e-4)
+    joints.cycle(50.0)
+    np.testing.assert_array_equal(joints.positions, positions[-1])
+    np.testing.assert_array_equal(joints.velocities, ZERO)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("desired", [False, True])
+def test_points_ahead_are_bridged(desired: bool, replacement: bool) -> None:
+    """A cubic to the first point, at once; the running trajectory's points are dropped.
+
+    With replacement it follows the running trajectory to the stamp, one period late.
+    """
+    joints = on_the_ramp(
+        interpolate_from_desired_state=desired, allow_trajectory_replacement=replacement
+    )
+    stop = Trajectory(JOINTS, 11.4, [0.1, 0.2], np.full((2, 3), 0.2), np.zeros((2, 3)))
+    joints.send(stop, 10.5 + PERIOD_S)
+    if replacement:
+        np.testing.assert_allclose(joints.at(10.9)[0], 0.9 - PERIOD_S, atol=1e-9)
+        np.testing.assert_allclose(joints.at(11.4)[0], 1.0, atol=1e-9)
+    else:
+        assert joints.at(11.45)[0][0] < 0.3
+    np.testing.assert_allclose(joints.at(11.5)[0], 0.2, atol=1e-9)
+
+
+def test_a_bridge_from_the_desired_state_begins_one_period_early() -> None:
+    """The state of one period ahead is stored under the time of its cycle.
+
+    A ramp that is sent again, with its first point ahead, makes the joints jump by one period's
+    way; a controller that bridges from the measured state, one cycle behind, does not move on.
+    """
+    for desired, expected in ((True, 2.0), (False, 1.0)):
+        joints = on_the_ramp(interpolate_from_desired_state=desired)
+        before = joints.positions
+        joints.send(ramp(10.5 + 5 * PERIOD_S, offset=0.5 + 5 * PERIOD_S), 10.5 + PERIOD_S)
+        share = (joints.positions - before) / PERIOD_S
+        np.testing.assert_allclose(share, expected, atol=0.4)
+
+
+def test_a_bridge_from_a_measured_state_that_lags_goes_back() -> None:
+    """Pins: the chatter of controllers with the default `interpolate_from_desired_state`."""
+    joints = on_the_ramp(interpolate_from_desired_state=False)
+    before = joints.positions
+    joints.positions = before - 0.03
+    joints.send(ramp(10.55, offset=0.55), 10.5 + PERIOD_S)
+    assert (joints.positions < before - 0.02).all()
+
+
+@pytest.mark.parametrize("desired", [False, True])
+def test_points_in_the_past_are_cut_off(desired: bool) -> None:
+    """Where the first point is not ahead, nothing is bridged, whatever was measured."""
+    joints = on_the_ramp(interpolate_from_desired_state=desired)
+    joints.positions = joints.positions - 0.03
+    joints.send(ramp(10.2, offset=0.2), 10.5 + PERIOD_S)
+    np.testing.assert_allclose(joints.positions, 0.5 + 2 * PERIOD_S, atol=1e-9)
+    np.testing.assert_allclose(joints.at(10.75)[0], 0.75, atol=1e-9)
+
+
+def test_replacement_takes_a_past_stamp_for_the_cycle_before() -> None:
+    """Every point is late by the age of the stamp: the joints jump back."""
+    joints = on_the_ramp(allow_trajectory_replacement=True)
+    joints.send(ramp(10.2, offset=0.2), 10.5 + PERIOD_S)
+    np.testing.assert_allclose(joints.positions, 0.2 + PERIOD_S, atol=1e-9)
+    np.testing.assert_allclose(joints.at(11.3)[0], 1.0 - PERIOD_S, atol=1e-9)
+
+
+def test_replacement_does_not_blend_with_a_controller_that_holds() -> None:
+    """A trajectory of one point, which is how a controller holds, is replaced."""
+    joints = Joints(allow_trajectory_replacement=True)
+    joints.cycle(10.0)
+    joints.send(ramp(9.9), 10.2)
+    np.testing.assert_allclose(joints.positions, 0.3 + PERIOD_S, atol=1e-9)
+
+
+def test_a_stamp_of_zero_means_the_next_cycle() -> None:
+    joints = Joints()
+    joints.cycle(10.0)
+    joints.send(ramp(0.0), 10.2)
+    np.testing.assert_allclose(joints.at(10.6)[0], 0.4, atol=1e-9)
+
+
+def test_the_newest_message_before_a_cycle_counts() -> None:
+    joints = on_the_ramp()
+    joints.controller.accept(ramp(10.2, offset=0.7), 10.5)
+    joints.controller.accept(ramp(10.2, offset=0.2), 10.5)
+    joints.cycle(10.5 + PERIOD_S)
+    np.testing.assert_allclose(joints.positions, 0.5 + 2 * PERIOD_S, atol=1e-9)
+
+
+def test_without_a_velocity_interface_a_bridge_begins_at_rest() -> None:
+    joints = on_the_ramp(interpolate_from_desired_state=False)
+    joints.controller.accept(ramp(10.7, offset=0.7), 10.5 + PERIOD_S)
+    positions, velocities = joints.controller.update(10.5 + PERIOD_S, joints.positions, None)
+    assert (velocities < 0.1).all()
+    np.testing.assert_allclose(positions, joints.positions, atol=1e-4)
+
+
+@given(order=st.permutations(range(3)), replacement=st.booleans())
+@settings(max_examples=6, deadline=None)
+def test_joints_may_come_in_any_order(order: list[int], replacement: bool) -> None:
     positions = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
     velocities = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
-    made = controller(allow_trajectory_replacement=splice)
+    joints = Joints(allow_trajectory_replacement=replacement)
     names = [JOINTS[i] for i in order]
-    sent = Trajectory(names, 0.0, [0.5, 1.0], positions[:, order], velocities[:, order])
-    made.accept(sent, 0.0, ZERO)
-    np.testing.assert_allclose(made.sample(0.5)[0], positions[0])
-    np.testing.assert_allclose(made.sample(0.5)[1], velocities[0])
-    np.testing.assert_allclose(made.sample(2.0)[0], positions[1])
+    sent = Trajectory(names, 1.0, [0.1, 0.2], positions[:, order], velocities[:, order])
+    joints.send(sent, 1.0)
+    np.testing.assert_allclose(joints.at(1.1), (positions[0], velocities[0]), atol=1e-9)
+    np.testing.assert_allclose(joints.at(1.2), (positions[1], velocities[1]), atol=1e-9)
 
 
 def test_a_refused_trajectory_is_counted_and_changes_nothing() -> None:
-    made = controller()
-    made.accept(ramp(1.0), 1.0, ZERO)
-    before = made.sample(1.5)
+    joints = on_the_ramp()
     moving = Trajectory(JOINTS, 0.0, [0.1], np.ones((1, 3)), np.ones((1, 3)))
     with pytest.raises(TrajectoryRejected, match="velocity is not zero"):
-        made.accept(moving, 1.2, ZERO)
-    np.testing.assert_array_equal(made.sample(1.5), before)
-    assert (made.accepted, made.rejected) == (1, 1)
-    assert "velocity is not zero" in made.last_rejection
-    allowing = controller(allow_nonzero_velocity_at_trajectory_end=True)
-    allowing.accept(moving, 1.2, ZERO)
-    assert allowing.accepted == 1
+        joints.send(moving, 10.5 + PERIOD_S)
+    np.testing.assert_allclose(joints.at(10.7)[0], 0.7, atol=1e-9)
+    assert (joints.controller.accepted, joints.controller.rejected) == (1, 1)
+    assert "velocity is not zero" in joints.controller.last_rejection
+    allowing = Joints(allow_nonzero_velocity_at_trajectory_end=True)
+    allowing.send(moving, 1.2)
+    assert allowing.controller.accepted == 1
 
 
 def test_hold_drops_the_trajectory() -> None:
-    made = controller()
-    made.accept(ramp(0.0), 0.0, ZERO)
-    made.hold([0.3, 0.3, 0.3], 0.3)
-    np.testing.assert_array_equal(made.sample(0.9)[0], [0.3, 0.3, 0.3])
+    joints = on_the_ramp()
+    joints.controller.accept(ramp(10.2), 10.5)
+    joints.controller.hold([0.3, 0.3, 0.3])
+    joints.cycle(10.9)
+    np.testing.assert_array_equal(joints.positions, [0.3, 0.3, 0.3])
 
 
 @pytest.mark.parametrize("positions", [[0.0], [0.0, np.nan, 0.0]])
 def test_hold_needs_every_joint(positions: list[float]) -> None:
-    with pytest.raises(ValueError, match="3 finite positions"):
-        controller().hold(positions, 0.0)
+    with pytest.raises(ValueError, match="3 finite values"):
+        JointTrajectoryController(JOINTS).hold(positions)
 
 
-def test_joint_names_are_checked() -> None:
+def test_names_and_rate_are_checked() -> None:
     with pytest.raises(ValueError, match="once each"):
         JointTrajectoryController(["elbow", "elbow"])
+    with pytest.raises(ValueError, match="update_rate_hz"):
+        JointTrajectoryController(JOINTS, update_rate_hz=0.0)
