@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -69,21 +70,31 @@ def compile_network(model: Pi0, by_layer: bool) -> None:
         torch._dynamo.config.recompile_limit, COMPILED_SHAPES
     )
     experts, tower = model.experts, model.vision
-
-    def compiled(run: Callable[..., Any], **options: Any) -> Any:
-        return torch.compile(run, dynamic=False, fullgraph=True, **options)
-
     if not by_layer:
-        experts.prefix = compiled(experts.prefix)  # type: ignore[method-assign]
-        experts.suffix = compiled(experts.suffix)  # type: ignore[method-assign]
-        tower.forward = compiled(tower.forward)  # type: ignore[method-assign]
+        for module, name in ((experts, "prefix"), (experts, "suffix"), (tower, "forward")):
+            _compile_method(module, name)
         return
     mode = "max-autotune-no-cudagraphs"
     for layer in [*experts.vlm.stack, *experts.action.stack]:
         for name in ("project", "project_key_value", "finish"):
-            setattr(layer, name, compiled(getattr(layer, name), mode=mode))
+            _compile_method(layer, name, mode=mode)
     for block in tower.layers:
-        block.forward = compiled(block.forward, mode=mode)
+        _compile_method(block, "forward", mode=mode)
+
+
+def _compile_method(module: torch.nn.Module, name: str, **options: Any) -> None:
+    """Replace one module's method by a compiled one.
+
+    A compiled bound method as an attribute would be a cycle through the module, which keeps the
+    weights on the device until a garbage collection finds it.
+    """
+    run = torch.compile(getattr(type(module), name), dynamic=False, fullgraph=True, **options)
+    owner = weakref.ref(module)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return run(owner(), *args, **kwargs)
+
+    setattr(module, name, call)
 
 
 def own_stream(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:

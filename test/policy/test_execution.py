@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,11 @@ from tiny_network import (  # type: ignore[import-not-found]
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from pi05_ros.executor import InferenceExecutor
 from pi05_ros.policy.buckets import BucketSampler
 from pi05_ros.policy.execution import compile_network, make_sampler, own_stream
 from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.policy import Policy
 from pi05_ros.policy.recorders import DirectRecorder
 from pi05_ros.policy.sampler import EagerSampler
 
@@ -64,6 +69,30 @@ def test_compiled_passes_give_the_same_actions(model: Pi0, monkeypatch: pytest.M
     assert compiled == ["prefix", "suffix", "forward"]
     assert_same(sampled(sampler, given), expected[0])
     assert_same(sampled(sampler, other), expected[1])
+
+
+@pytest.mark.parametrize("execution", ["eager", "compile"])
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_policy_that_is_dropped_frees_its_weights(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch, execution: str, by_layer: bool
+) -> None:
+    """Fault: model → compiled bound method → model, 7 GB that stay when the next is loaded."""
+    monkeypatch.setattr(torch, "compile", lambda run, **_: lambda *given, **by: run(*given, **by))
+    policies = [Policy.from_pretrained(small_folder, "aloha", "cpu", num_steps=1,
+                                       execution=execution)]  # fmt: skip
+    if execution == "compile" and by_layer:
+        compile_network(policies[0].model, by_layer=True)
+    model = weakref.ref(policies[0].model)
+    executor = InferenceExecutor(policies.pop, warmup_runs=1)
+    gc.disable()
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    try:
+        executor.start()
+        assert executor.wait_ready(60.0).horizon == 50
+        assert executor.stop(60.0)
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_layers_share_what_is_compiled(model: Pi0, monkeypatch: pytest.MonkeyPatch) -> None:
