@@ -139,6 +139,4 @@ class Requests:
 
     def _observe(self, snapshot: Snapshot) -> Observation:
         """Decode; called on the inference thread."""
-        observation = snapshot.decode(self._decode_image, self._joints.to_policy)
-        self._buffer.note_sizes(observation.images)
-        return observation
+        return self._buffer.observe(snapshot, self._decode_image, self._joints.to_policy)
