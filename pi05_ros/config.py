@@ -66,10 +66,13 @@ class PolicyParameters:
     )
     execution: str = parameter(
         "auto",
-        "auto: graphs on CUDA, eager elsewhere; compile: fused kernels, minutes at the first start",
+        "auto: graphs on CUDA (compile with fp8_prefix), eager elsewhere; compile: fused kernels, "
+        "minutes at the first start",
         choices=("auto", "eager", "graphs", "compile"),
     )
-    fp8_prefix: bool = parameter(False, "run the prefix pass in 8-bit floats")
+    fp8_prefix: bool = parameter(
+        False, "run the prefix pass in 8-bit floats; on a GPU with execution compile or auto"
+    )
     realtime_priority: int = parameter(
         50,
         "SCHED_FIFO priority of the control thread where the system grants it (rtprio in "
