@@ -312,19 +312,19 @@ def test_guided_inference_is_warmed_up_before_the_policy_counts_as_ready(
     policy: FakePolicy,
 ) -> None:
     """Fault: the first guided chunk compiles while the arms move."""
-    prefix = ActionPrefix(np.zeros((3, 2)), 1)
+    wanted = ActionPrefix(np.zeros((3, 2)), 1)
     prefixes: list[ActionPrefix | None] = []
     infer = policy.infer
 
-    def noted(observed: Observation, given: ActionPrefix | None = None) -> ActionChunk:
-        prefixes.append(given)
-        return infer(observed, given)
+    def noted(observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+        prefixes.append(prefix)
+        return infer(observation, prefix)
 
     policy.infer = noted  # type: ignore[method-assign]
-    executor = InferenceExecutor(lambda: policy, warmup_prefixes=lambda _: [prefix])
+    executor = InferenceExecutor(lambda: policy, warmup_prefixes=lambda _: [wanted])
     executor.start()
     executor.wait_ready(TIMEOUT_S)
-    assert prefixes == [None, None, prefix, prefix]
+    assert prefixes == [None, None, wanted, wanted]
     assert executor.stop(TIMEOUT_S)
 
 
@@ -517,17 +517,17 @@ def test_memory_that_stays_out_is_one_failure_and_the_thread_lives(policy: FakeP
 
 def test_a_discarded_request_that_ran_out_of_memory_is_not_repeated(policy: FakePolicy) -> None:
     def full(chunk: ActionChunk) -> ActionChunk:
-        executor.discard()
+        one.discard()
         raise MemoryError("no memory")
 
-    executor = InferenceExecutor(lambda: policy, warmup_runs=0)
-    executor.start()
-    executor.wait_ready(TIMEOUT_S)
+    one = InferenceExecutor(lambda: policy, warmup_runs=0)
+    one.start()
+    one.wait_ready(TIMEOUT_S)
     policy.spoil = full
-    executor.submit(lambda: observation(1.0))
-    wait_until(lambda: executor.statistics.discarded == 1)
-    assert len(policy.seen) == 1 and executor.results() == []
-    assert executor.stop(TIMEOUT_S)
+    one.submit(lambda: observation(1.0))
+    wait_until(lambda: one.statistics.discarded == 1)
+    assert len(policy.seen) == 1 and one.results() == []
+    assert one.stop(TIMEOUT_S)
 
 
 @pytest.mark.parametrize("end", ["stop", "failure"])
