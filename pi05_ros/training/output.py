@@ -54,7 +54,11 @@ def save_checkpoint(
         save_model(_stored(network, config.save_precision), partial)
         copy_tokenizer(preparation, partial)
         processors.write_processing(
-            partial, preparation.config, preparation.statistics, tokenizer="."
+            partial,
+            preparation.config,
+            preparation.statistics,
+            tokenizer=".",
+            delta_mask=preparation.robot.delta_mask,
         )
         _write_json(partial / SETTINGS_FILE, _settings(config, preparation, position))
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
