@@ -98,12 +98,9 @@ def empty_device_cache() -> None:
 
 
 def release_device_memory() -> None:
-    """Free a policy that is dropped: its cycles, its compiled code, its memory on the GPU."""
+    """Free a policy that is dropped: its cycles and its memory on the GPU."""
     # configure freezes the policy's objects, which no collection looks at then
     gc.unfreeze()
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None:
-        dynamo.reset()
     gc.collect()
     empty_device_cache()
 
