@@ -6,7 +6,8 @@ is an order to the policy, not to the robot:
     fault nan       every chunk has a NaN            fault nan 2      the next two have one
     fault shape     every chunk lacks a step         fault sleep 0.8  every inference takes 0.8 s
     fault raise     every inference raises           fault hang 4     the next one takes 4 s
-    fault oom       as a GPU that is full            fault exit       the thread ends
+    fault oom       as a GPU that is full            fault oom 1      the next time
+    fault lost      as a CUDA context that is dead   fault exit       the thread ends
     fault wild      targets anywhere, every step     fault far        1 rad beside the waists
     fault fast      the waists at up to 1.6 rad/s
 
@@ -28,6 +29,7 @@ from pi05_ros.nodes.environment import prepare
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation, Policy
 
 ONCE = ("hang",)
+COUNTED = ("nan", "oom")
 WAVE_RAD = 0.2
 WAVE_HZ = 0.25
 
@@ -70,6 +72,8 @@ class FaultyPolicy:
             raise RuntimeError("the policy was told to raise")
         elif fault == "oom":
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB")
+        elif fault == "lost":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         elif fault == "exit":
             raise SystemExit("the policy was told to exit")
         chunk = self.policy.infer(observation, prefix)
@@ -96,7 +100,8 @@ class FaultyPolicy:
         amount = float(rest[0]) if rest else 0.0
         if instruction != self._ordered:
             self._ordered = instruction
-            self._left = 1 if fault in ONCE else amount if fault == "nan" and amount else np.inf
+            counted = fault in COUNTED and amount > 0
+            self._left = 1 if fault in ONCE else amount if counted else np.inf
         if self._left <= 0:
             return "", 0.0
         self._left -= 1

@@ -66,10 +66,13 @@ class PolicyParameters:
     )
     execution: str = parameter(
         "auto",
-        "auto: graphs on CUDA, eager elsewhere; compile: fused kernels, minutes at the first start",
+        "auto: graphs on CUDA (compile with fp8_prefix), eager elsewhere; compile: fused kernels, "
+        "minutes at the first start",
         choices=("auto", "eager", "graphs", "compile"),
     )
-    fp8_prefix: bool = parameter(False, "run the prefix pass in 8-bit floats")
+    fp8_prefix: bool = parameter(
+        False, "run the prefix pass in 8-bit floats; on a GPU with execution compile or auto"
+    )
     realtime_priority: int = parameter(
         50,
         "SCHED_FIFO priority of the control thread where the system grants it (rtprio in "
@@ -233,6 +236,18 @@ class FaultParameters:
         1.0, "a stream that is not as it should be is a WARN, after this time an ERROR",
         lower=0.0, upper=3600.0,
     )  # fmt: skip
+    frozen_image_s: float = parameter(
+        1.0,
+        "a camera whose images are equal to the byte for so long is a WARN, after error_after_s "
+        "more an ERROR and without inference; 0 is off, for a simulator without noise",
+        lower=0.0,
+        upper=3600.0,
+    )
+    refuse_one_colour: bool = parameter(
+        True,
+        "a camera whose images have one colour is a WARN, after error_after_s an ERROR and without "
+        "inference",
+    )
     first_command: str = parameter(
         "ramp",
         "a first command that is far from the measured joints: go there slowly, or not at all",

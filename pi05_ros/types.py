@@ -65,7 +65,11 @@ class ActionPrefix:
 
 
 class Policy(Protocol):
-    """What the executor runs. π0.5 is one; any other policy comes as an adapter of this."""
+    """What the executor runs. π0.5 is one; any other policy comes as an adapter of this.
+
+    Optional: `check_instruction(text)`, callable from any thread, which raises ValueError for an
+    instruction that the policy cannot take.
+    """
 
     @property
     def horizon(self) -> int:

@@ -17,6 +17,7 @@ import pytest
 
 from pi05_ros.executor import (
     MAX_RESULTS,
+    ErrorKind,
     ExecutorError,
     ExecutorState,
     InferenceExecutor,
@@ -190,7 +191,7 @@ def test_discard_throws_away_what_is_pending_in_work_and_not_collected(
 
 @pytest.mark.parametrize("where", ["source", "infer"])
 @pytest.mark.parametrize(
-    "fault", [RuntimeError("CUDA error:\ndevice-side assert"), MemoryError("out of memory")]
+    "fault", [RuntimeError("CUDA error:\ndevice-side assert"), MemoryError("no memory")]
 )
 def test_an_exception_becomes_an_error_and_the_thread_lives(
     executor: InferenceExecutor, policy: FakePolicy, where: str, fault: Exception
@@ -304,6 +305,26 @@ def test_a_request_during_the_start_waits_for_the_warm_policy(policy: FakePolicy
     executor.submit(lambda: observation(1.0))
     loading.set()
     assert collect(executor, 1)[0].stamp_s == 1.0
+    assert executor.stop(TIMEOUT_S)
+
+
+def test_guided_inference_is_warmed_up_before_the_policy_counts_as_ready(
+    policy: FakePolicy,
+) -> None:
+    """Fault: the first guided chunk compiles while the arms move."""
+    wanted = ActionPrefix(np.zeros((3, 2)), 1)
+    prefixes: list[ActionPrefix | None] = []
+    infer = policy.infer
+
+    def noted(observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+        prefixes.append(prefix)
+        return infer(observation, prefix)
+
+    policy.infer = noted  # type: ignore[method-assign]
+    executor = InferenceExecutor(lambda: policy, warmup_prefixes=lambda _: [wanted])
+    executor.start()
+    executor.wait_ready(TIMEOUT_S)
+    assert prefixes == [None, None, wanted, wanted]
     assert executor.stop(TIMEOUT_S)
 
 
@@ -429,3 +450,126 @@ def test_an_executor_lives_once(policy: FakePolicy) -> None:
     assert unused.stop(0.0) is True
     with pytest.raises(ExecutorError, match="starts once"):
         unused.start()
+
+
+class Weights:
+    """What a weak reference can be made to."""
+
+
+def test_out_of_memory_is_recovered_by_one_repetition(
+    policy: FakePolicy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Faults: a chunk lost, or the policy unloaded, where emptying the cache is enough; memory that
+    the failed inference holds while the cache is emptied."""
+    held: list[weakref.ref[Weights]] = []
+    freed: list[bool] = []
+
+    def too_much(chunk: ActionChunk) -> ActionChunk:
+        half = Weights()
+        held.append(weakref.ref(half))
+        try:
+            raise KeyError("what came before")
+        except KeyError as before:
+            raise MemoryError("the other half does not fit") from before
+
+    def empty_cache() -> None:
+        freed.append(held[-1]() is None)
+        policy.spoil = None
+
+    executor = InferenceExecutor(lambda: policy, warmup_runs=0, on_out_of_memory=empty_cache)
+    executor.start()
+    executor.wait_ready(TIMEOUT_S)
+    policy.spoil = too_much
+    executor.submit(lambda: observation(1.0))
+    (result,) = collect(executor, 1)
+    assert result.chunk is not None and result.error is None
+    assert freed == [True]
+    statistics = executor.statistics
+    assert (statistics.completed, statistics.failed, statistics.out_of_memory) == (1, 0, 1)
+    assert "MemoryError: the other half does not fit" in caplog.text
+    assert executor.stop(TIMEOUT_S)
+
+
+def test_memory_that_stays_out_is_one_failure_and_the_thread_lives(policy: FakePolicy) -> None:
+    """Faults: an endless repetition; a hook that raises and ends the thread."""
+    calls: list[None] = []
+
+    def full(chunk: ActionChunk) -> ActionChunk:
+        raise MemoryError("no memory")
+
+    def fail() -> None:
+        calls.append(None)
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    executor = InferenceExecutor(lambda: policy, warmup_runs=0, on_out_of_memory=fail)
+    executor.start()
+    executor.wait_ready(TIMEOUT_S)
+    policy.spoil = full
+    executor.submit(lambda: observation(1.0))
+    (result,) = collect(executor, 1)
+    assert result.chunk is None and result.kind is ErrorKind.OUT_OF_MEMORY
+    assert (len(calls), len(policy.seen)) == (1, 2)
+    policy.spoil = None
+    executor.submit(lambda: observation(2.0))
+    assert collect(executor, 1)[0].chunk is not None
+    assert executor.stop(TIMEOUT_S)
+
+
+def test_a_discarded_request_that_ran_out_of_memory_is_not_repeated(policy: FakePolicy) -> None:
+    def full(chunk: ActionChunk) -> ActionChunk:
+        one.discard()
+        raise MemoryError("no memory")
+
+    one = InferenceExecutor(lambda: policy, warmup_runs=0)
+    one.start()
+    one.wait_ready(TIMEOUT_S)
+    policy.spoil = full
+    one.submit(lambda: observation(1.0))
+    wait_until(lambda: one.statistics.discarded == 1)
+    assert len(policy.seen) == 1 and one.results() == []
+    assert one.stop(TIMEOUT_S)
+
+
+@pytest.mark.parametrize("end", ["stop", "failure"])
+def test_the_thread_drops_the_policy_before_it_gives_memory_back(end: str) -> None:
+    """Fault: two networks on the device after cleanup and a second configure."""
+    made: list[weakref.ref[FakePolicy]] = []
+    gone: list[bool] = []
+
+    def load() -> FakePolicy:
+        policy = FakePolicy()
+        policy.itself = policy  # type: ignore[attr-defined]
+        made.append(weakref.ref(policy))
+        return policy
+
+    executor = InferenceExecutor(load, on_thread_end=lambda: gone.append(made[0]() is None))
+    executor.start()
+    executor.wait_ready(TIMEOUT_S)
+    if end == "stop":
+        executor.submit(lambda: observation(1.0))
+        collect(executor, 1)
+    else:
+
+        def leave(chunk: ActionChunk) -> ActionChunk:
+            raise SystemExit("a library called exit")
+
+        made[0]().spoil = leave  # type: ignore[union-attr]
+        executor.submit(lambda: observation(1.0))
+        wait_until(lambda: executor.state is ExecutorState.FAILED)
+        assert not executor.device_lost
+    assert executor.stop(TIMEOUT_S)
+    assert gone == [True]
+
+
+def test_a_device_that_is_lost_while_the_policy_loads_is_told() -> None:
+    """Fault: configure tried again and again in a process whose CUDA context is dead."""
+
+    def load() -> FakePolicy:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    executor = InferenceExecutor(load)
+    executor.start()
+    with pytest.raises(ExecutorError, match="illegal memory access"):
+        executor.wait_ready(TIMEOUT_S)
+    assert executor.device_lost
+    assert executor.stop(TIMEOUT_S)

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pi05_ros.executor import InferenceResult, Watchdog
+from pi05_ros.executor import ErrorKind, Fault, InferenceResult, Watchdog
 from pi05_ros.types import ActionChunk
 
 CHUNK = ActionChunk(np.zeros((4, 2)), 1.0, 0.02)
 GOOD = InferenceResult(CHUNK, None, 1.0, 0.0, 0.1, 0.01, 0.09)
 BAD = replace(GOOD, chunk=None, error="ValueError: 3 of 8 actions are not finite")
 DAMAGED = replace(BAD, stamp_s=None, error="DecodeError: camera 'high': data is cut short")
-DEAD = replace(BAD, error="OutOfMemoryError: CUDA out of memory", device_fault=True)
+FULL = replace(BAD, error="OutOfMemoryError: CUDA out of memory", kind=ErrorKind.OUT_OF_MEMORY)
+LOST = replace(BAD, error="AcceleratorError: CUDA error: device-side assert", kind=ErrorKind.STICKY)
 
 
 def test_a_hang_is_told_once_and_shown_until_it_is_over() -> None:
@@ -39,11 +40,25 @@ def test_failures_in_a_row_are_a_fault() -> None:
     assert "3 of 8 actions are not finite" in fault.message
 
 
-def test_a_devices_fault_is_told_apart() -> None:
+@pytest.mark.parametrize("stamp_s", [1.0, None])
+def test_out_of_memory_counts_as_a_failure_and_does_not_unload_the_policy(
+    stamp_s: float | None,
+) -> None:
     watchdog = Watchdog(max_failures=2)
-    assert watchdog.judge(DEAD) is None
-    fault = watchdog.judge(DEAD)
-    assert fault is not None and fault.device
+    assert watchdog.judge(replace(FULL, stamp_s=stamp_s)) is None
+    fault = watchdog.judge(replace(FULL, stamp_s=stamp_s))
+    assert fault is not None and not fault.device and not fault.sticky
+
+
+@pytest.mark.parametrize("stamp_s", [1.0, None])
+def test_a_lost_device_is_a_fault_at_once(stamp_s: float | None) -> None:
+    """Fault: three inferences on a CUDA context that is dead, then a policy loaded into it."""
+    watchdog = Watchdog(max_failures=3)
+    assert watchdog.judge(replace(LOST, stamp_s=stamp_s)) == Fault(
+        "the device is lost: AcceleratorError: CUDA error: device-side assert",
+        device=True,
+        sticky=True,
+    )
 
 
 def test_damaged_pictures_are_not_the_policys_failures() -> None:

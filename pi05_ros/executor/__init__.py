@@ -1,5 +1,6 @@
 """The one thread that owns the device, and who watches it."""
 
+from pi05_ros.executor.device_errors import ErrorKind
 from pi05_ros.executor.inference import (
     LATENCY_HISTORY,
     MAX_RESULTS,
@@ -18,6 +19,7 @@ from pi05_ros.executor.watchdog import Fault, Watchdog
 __all__ = [
     "LATENCY_HISTORY",
     "MAX_RESULTS",
+    "ErrorKind",
     "ExecutorError",
     "ExecutorState",
     "ExecutorStatistics",

@@ -7,23 +7,23 @@ are collected when it suits the caller.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pi05_ros.executor.device_errors import ErrorKind, error_kind, release_frames
 from pi05_ros.executor.results import (
     ExecutorError,
     ExecutorState,
     ExecutorStatistics,
     InferenceResult,
     check_chunk,
-    is_device_fault,
     one_line,
 )
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation, Policy
@@ -64,8 +64,11 @@ class InferenceExecutor:
         *,
         warmup_runs: int = 2,
         warmup_observation: Callable[[Policy], Observation] = black_observation,
+        warmup_prefixes: Callable[[Policy], Iterable[ActionPrefix]] | None = None,
         on_thread_start: Callable[[], None] | None = None,
         on_result: Callable[[], None] | None = None,
+        on_out_of_memory: Callable[[], None] | None = None,
+        on_thread_end: Callable[[], None] | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -74,16 +77,23 @@ class InferenceExecutor:
             warmup_runs: Inferences before the policy counts as ready; they pay for compilation
                 and must give valid chunks.
             warmup_observation: What these infer on.
+            warmup_prefixes: Prefixes to infer with too, where chunks will be guided.
             on_thread_start: Called first, to set up the thread or the device.
             on_result: Called after a result was queued. It must be short and must not raise.
+            on_out_of_memory: Called when an inference ran out of memory and what it held is
+                dropped, to give memory back to the device; the inference is then repeated once.
+            on_thread_end: Called last, when the policy is dropped, to give its memory back.
 
-        `load`, `warmup_observation`, `on_thread_start` and `on_result` run on the thread.
+        All of them run on the thread.
         """
         self._load = load
         self._warmup_runs = warmup_runs
         self._warmup_observation = warmup_observation
+        self._warmup_prefixes = warmup_prefixes
         self._on_thread_start = on_thread_start
         self._on_result = on_result
+        self._on_out_of_memory = on_out_of_memory
+        self._on_thread_end = on_thread_end
         self._changed = threading.Condition()
         # A daemon: a policy that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="pi05_executor", daemon=True)
@@ -98,6 +108,7 @@ class InferenceExecutor:
         self._results: deque[InferenceResult] = deque()
         self._latencies_s: deque[float] = deque(maxlen=LATENCY_HISTORY)
         self._completed = self._failed = self._replaced = self._discarded = 0
+        self._out_of_memory = 0
 
     @property
     def state(self) -> ExecutorState:
@@ -109,6 +120,13 @@ class InferenceExecutor:
         """Why the thread ended by itself, in one line."""
         with self._changed:
             return None if self._failure is None else one_line(self._failure)
+
+    @property
+    def device_lost(self) -> bool:
+        """Whether the thread ended by an error that the device keeps until the process ends."""
+        with self._changed:
+            failure = self._failure
+            return failure is not None and error_kind(failure) is ErrorKind.STICKY
 
     @property
     def busy_since_s(self) -> float | None:
@@ -125,6 +143,7 @@ class InferenceExecutor:
                 self._replaced,
                 self._discarded,
                 tuple(self._latencies_s),
+                self._out_of_memory,
             )
 
     def start(self) -> None:
@@ -225,46 +244,52 @@ class InferenceExecutor:
             raise ExecutorError("the executor is not started")
 
     def _run(self) -> None:
+        failure: BaseException | None = None
         try:
-            if self._on_thread_start is not None:
-                self._on_thread_start()
-            policy = self._load()
-            self._warm_up(policy)
+            self._load_and_serve()
         except BaseException as error:
-            # The frames' variables hold the half-loaded weights for as long as the error lives.
-            traceback.clear_frames(error.__traceback__)
-            self._end(ExecutorState.FAILED, error)
-            return
+            # the frames' variables would hold the weights for as long as the error lives
+            release_frames(error)
+            failure = error
+        with self._changed:
+            self._policy = None
+        gc.collect()
+        _call_hook(self._on_thread_end, "at the end of the inference thread")
+        self._end(failure)
+
+    def _load_and_serve(self) -> None:
+        if self._on_thread_start is not None:
+            self._on_thread_start()
+        policy = self._load()
+        self._warm_up(policy)
         with self._changed:
             self._policy = policy
             self._state = ExecutorState.READY
             self._changed.notify_all()
-        try:
-            while (request := self._next_request()) is not None:
-                self._serve(policy, request)
-                del request
-        except BaseException as error:
-            self._end(ExecutorState.FAILED, error)
-            return
-        self._end(ExecutorState.STOPPED)
+        while (request := self._next_request()) is not None:
+            self._serve(policy, request)
+            del request
 
-    def _end(self, state: ExecutorState, failure: BaseException | None = None) -> None:
+    def _end(self, failure: BaseException | None) -> None:
         with self._changed:
             self._discard()
             self._busy_since_s = None
-            self._policy = None
             self._failure = failure
-            self._state = state
+            self._state = ExecutorState.STOPPED if failure is None else ExecutorState.FAILED
             self._changed.notify_all()
 
     def _warm_up(self, policy: Policy) -> None:
         if self._warmup_runs <= 0:
             return
         observation = self._warmup_observation(policy)
-        for _ in range(self._warmup_runs):
-            if self._stopping:
-                return
-            check_chunk(policy.infer(observation), policy, observation)
+        prefixes: list[ActionPrefix | None] = [None]
+        if self._warmup_prefixes is not None:
+            prefixes += self._warmup_prefixes(policy)
+        for prefix in prefixes:
+            for _ in range(self._warmup_runs):
+                if self._stopping:
+                    return
+                check_chunk(policy.infer(observation, prefix), policy, observation)
 
     def _next_request(self) -> _Request | None:
         """Wait for a request; None when it is time to end."""
@@ -279,6 +304,8 @@ class InferenceExecutor:
 
     def _serve(self, policy: Policy, request: _Request) -> None:
         result = _infer(policy, request)
+        if result.kind is ErrorKind.OUT_OF_MEMORY:
+            result = self._repeat(policy, request, result)
         with self._changed:
             self._state = ExecutorState.READY
             self._busy_since_s = None
@@ -297,12 +324,36 @@ class InferenceExecutor:
         if self._on_result is not None:
             self._on_result()
 
+    def _repeat(
+        self, policy: Policy, request: _Request, failed: InferenceResult
+    ) -> InferenceResult:
+        """Once more, after an inference that ran out of memory and when that was given back."""
+        with self._changed:
+            self._out_of_memory += 1
+            wanted = request.generation == self._generation and not self._stopping
+        gc.collect()
+        _call_hook(self._on_out_of_memory, "after an inference ran out of memory")
+        if not wanted:
+            return failed
+        _logger.warning("%s; the cache is emptied and the inference repeated", failed.error)
+        return replace(_infer(policy, request), started_s=failed.started_s)
+
+
+def _call_hook(hook: Callable[[], None] | None, when: str) -> None:
+    """Call a hook that gives memory back; a lost device makes it raise."""
+    if hook is None:
+        return
+    try:
+        hook()
+    except Exception as error:
+        _logger.warning("no memory could be given back %s: %s", when, one_line(error))
+
 
 def _infer(policy: Policy, request: _Request) -> InferenceResult:
     """One inference; whatever is raised becomes the result's error."""
     chunk: ActionChunk | None = None
     error: str | None = None
-    device_fault = False
+    kind = ErrorKind.POLICY
     stamp_s: float | None = None
     started_s = time.monotonic()
     decoded_s: float | None = None
@@ -316,7 +367,9 @@ def _infer(policy: Policy, request: _Request) -> InferenceResult:
         # Out of memory is an Exception too, Python's and torch's.
         _logger.debug("inference failed", exc_info=True)
         chunk, error = None, one_line(exception)
-        device_fault = is_device_fault(exception)
+        kind = error_kind(exception)
+        # the frames' variables hold what the inference had made so far, on the device too
+        release_frames(exception)
     finished_s = time.monotonic()
     if decoded_s is None:
         decoded_s = finished_s
@@ -328,5 +381,5 @@ def _infer(policy: Policy, request: _Request) -> InferenceResult:
         finished_s=finished_s,
         decode_s=decoded_s - started_s,
         infer_s=finished_s - decoded_s,
-        device_fault=device_fault,
+        kind=kind,
     )

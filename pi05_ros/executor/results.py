@@ -7,10 +7,8 @@ from enum import Enum
 
 import numpy as np
 
+from pi05_ros.executor.device_errors import ErrorKind
 from pi05_ros.types import ActionChunk, Observation, Policy
-
-# torch's classes by name: the executor runs any policy and does not load torch for it
-_DEVICE_ERRORS = frozenset({"OutOfMemoryError", "AcceleratorError"})
 
 
 class ExecutorError(RuntimeError):
@@ -46,8 +44,8 @@ class InferenceResult:
     """Time for the observation."""
     infer_s: float
     """Time for the chunk, its check included."""
-    device_fault: bool = False
-    """The error is the device's: out of memory, or a CUDA error, which few contexts survive."""
+    kind: ErrorKind = ErrorKind.POLICY
+    """Of the error."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,8 @@ class ExecutorStatistics:
     """Thrown away by `discard`, or not collected in time."""
     latencies_s: tuple[float, ...]
     """Decoding and inference of the last completed requests, oldest first."""
+    out_of_memory: int = 0
+    """Inferences that ran out of memory; each was repeated once."""
 
 
 def check_chunk(chunk: ActionChunk, policy: Policy, observation: Observation) -> None:
@@ -94,13 +94,6 @@ def check_chunk(chunk: ActionChunk, policy: Policy, observation: Observation) ->
         raise ValueError(
             f"the chunk's stamp {chunk.stamp_s} is not the observation's {observation.stamp_s}"
         )
-
-
-def is_device_fault(error: BaseException) -> bool:
-    """Whether an error is the device's, so that the policy must be loaded anew."""
-    if isinstance(error, MemoryError) or type(error).__name__ in _DEVICE_ERRORS:
-        return True
-    return isinstance(error, RuntimeError) and "CUDA" in str(error)
 
 
 def one_line(error: BaseException) -> str:

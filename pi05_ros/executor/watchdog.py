@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pi05_ros.executor.device_errors import ErrorKind
 from pi05_ros.executor.results import InferenceResult
 
 
@@ -15,14 +16,17 @@ class Fault:
     message: str
     device: bool
     """The policy has to be loaded anew: its device failed, or its thread ended."""
+    sticky: bool = False
+    """The device fails until the process ends, so that loading anew needs a new process."""
 
 
 class Watchdog:
     """Looks at the executor from outside; nothing here waits.
 
     An inference that takes longer than `hang_timeout_s` counts as hung until it returns. After
-    `max_failures` failed ones in a row there is a fault. An observation that could not be made,
-    because a picture is damaged, is not the policy's failure.
+    `max_failures` failed ones in a row there is a fault, after one that lost the device there is
+    one at once. An observation that could not be made, because an image is damaged, is not the
+    policy's failure.
     """
 
     def __init__(self, hang_timeout_s: float = 2.0, max_failures: int = 3) -> None:
@@ -57,13 +61,15 @@ class Watchdog:
         """Count a result; the fault that it completes."""
         if result.chunk is not None:
             self._failures = 0
-        elif result.stamp_s is not None:
+        elif result.kind is ErrorKind.STICKY:
+            return Fault(f"the device is lost: {result.error}", device=True, sticky=True)
+        elif result.stamp_s is not None or result.kind is ErrorKind.OUT_OF_MEMORY:
             self._failures += 1
         if self._failures < self.max_failures:
             return None
         return Fault(
             f"{self._failures} inferences failed in a row, the last with {result.error}",
-            result.device_fault,
+            device=False,
         )
 
     def forget(self) -> None:

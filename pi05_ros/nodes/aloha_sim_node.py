@@ -33,6 +33,7 @@ from pi05_ros.nodes.messages import (
     trajectory_arrays,
 )
 from pi05_ros.nodes.parameters import declare
+from pi05_ros.nodes.read_noise import ReadNoise
 from pi05_ros.nodes.sim_loop import SimLoop, SimState
 from pi05_ros.nodes.spinning import spin_until_interrupted
 from pi05_ros.sim.arms import JOINT_NAMES, SimulatedAloha
@@ -61,6 +62,7 @@ class AlohaSimNode(Node):
         sim = SimulatedAloha()
         sim.reset(settings.seed)
         self._resets = 0
+        self._read_noise = ReadNoise(settings.seed)
         self._state_publisher = self.create_publisher(JointState, "joint_states", 10)
         self._qpos_publisher = self.create_publisher(Float64MultiArray, "~/qpos", 10)
         self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
@@ -128,7 +130,8 @@ class AlohaSimNode(Node):
             )
 
     def _publish_frame(self, camera: str, picture: ImageArray, stamp_s: float) -> None:
-        self._image_publishers[camera].publish(image_message(picture, stamp_s, camera))
+        image = image_message(self._read_noise(picture), stamp_s, camera)
+        self._image_publishers[camera].publish(image)
 
     def _on_trajectory(self, controller: str, message: JointTrajectory) -> None:
         times_s, positions, velocities, accelerations = trajectory_arrays(message)

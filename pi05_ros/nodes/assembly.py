@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from rclpy.serialization import serialize_message
@@ -17,10 +19,13 @@ from pi05_ros.config import (
     GuidanceParameters,
     ParameterError,
     PolicyParameters,
+    SchedulerParameters,
 )
+from pi05_ros.executor import InferenceExecutor
 from pi05_ros.nodes.messages import deserialized_picture, image_message
 from pi05_ros.observation.decode import decode_image
-from pi05_ros.types import ImageArray, JointGroup
+from pi05_ros.observation.instruction import checked_instruction
+from pi05_ros.types import ActionPrefix, ImageArray, JointGroup
 
 ImageType = type[Image] | type[CompressedImage]
 
@@ -44,6 +49,60 @@ def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> t
     policy.guidance = Guidance(**vars(guidance))
     policy.guidance.check(policy.model.config)
     return policy
+
+
+def make_executor(
+    parameters: PolicyParameters,
+    scheduling: SchedulerParameters,
+    load: Callable[[], types.Policy],
+    on_result: Callable[[], None],
+) -> InferenceExecutor:
+    """The executor of what `load` returns, with the hooks that a device needs."""
+    return InferenceExecutor(
+        load,
+        warmup_prefixes=warmup_prefixes if scheduling.method == "rtc" else None,
+        on_thread_start=functools.partial(lower_priority, parameters.inference_nice),
+        on_result=on_result,
+        on_out_of_memory=empty_device_cache,
+        on_thread_end=release_device_memory,
+    )
+
+
+def warmup_prefixes(policy: types.Policy) -> Iterable[ActionPrefix]:
+    """A prefix of half a chunk: guided sampling has kernels of its own to choose or compile."""
+    steps = max(1, policy.horizon // 2)
+    return [ActionPrefix(np.zeros((steps, policy.action_dim)), frozen=min(2, steps))]
+
+
+def usable_instruction(policy: types.Policy | None, text: str, max_chars: int) -> str:
+    """The text as the robot's instruction, without surrounding blanks.
+
+    A policy may refuse one by a method `check_instruction`; it must be quick, and callable while
+    another thread infers.
+
+    Raises:
+        ValueError: one line that says what is wrong with the text.
+    """
+    instruction = checked_instruction(text, max_chars)
+    check = getattr(policy, "check_instruction", None)
+    if check is not None:
+        check(instruction)
+    return instruction
+
+
+def empty_device_cache() -> None:
+    """Give back what torch's allocator keeps of the GPU's memory without using it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def release_device_memory() -> None:
+    """Free a policy that is dropped: its cycles and its memory on the GPU."""
+    # configure freezes the policy's objects, which no collection looks at then
+    gc.unfreeze()
+    gc.collect()
+    empty_device_cache()
 
 
 def lower_priority(nice: int) -> None:

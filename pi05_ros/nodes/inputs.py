@@ -18,6 +18,7 @@ from pi05_ros.nodes.messages import (
     IMAGE_QOS,
     INSTRUCTION_QOS,
     JOINT_QOS,
+    STAMP_END_BYTES,
     deserialized,
     serialized_stamp_s,
     to_seconds,
@@ -98,7 +99,9 @@ class Inputs:
 
     def _on_image(self, camera: str, image_type: ImageType, data: bytes) -> None:
         try:
-            self._buffer.put_image(camera, serialized_stamp_s(data), (image_type, data))
+            stamp_s = serialized_stamp_s(data)
+            content = memoryview(data)[STAMP_END_BYTES:]
+            self._buffer.put_image(camera, stamp_s, (image_type, data), content)
         except ValueError as error:
             self.refused_frames += 1
             self._node.get_logger().warning(f"{camera}: {error}", throttle_duration_sec=1.0)

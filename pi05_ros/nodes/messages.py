@@ -51,6 +51,9 @@ LATCHED_QOS = QoSProfile(
 SHORTEST_MESSAGE_BYTES = 8
 """Four of encapsulation, and more than the three of padding that it may ask for."""
 
+STAMP_END_BYTES = 12
+"""Encapsulation and stamp of a serialized message whose first field is a std_msgs/Header."""
+
 
 def to_time(stamp_s: float) -> Time:
     """Seconds → builtin_interfaces/Time."""
@@ -79,7 +82,7 @@ def serialized_stamp_s(data: bytes) -> float:
     Raises:
         ValueError: the message is too short to have a header.
     """
-    if len(data) < 12:
+    if len(data) < STAMP_END_BYTES:
         raise ValueError(f"a serialized message of {len(data)} bytes has no header")
     sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
     return float(sec + nanosec * 1e-9)

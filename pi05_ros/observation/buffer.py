@@ -12,12 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pi05_ros.observation.decode import DecodeError
+from pi05_ros.observation.image_watch import ImageRules, ImageWatch, same_bytes
 from pi05_ros.observation.instruction import checked_instruction
 from pi05_ros.observation.stream import CLOCK_JUMP_S, Stamped, Stream, StreamStatistics
 from pi05_ros.types import FloatArray, ImageArray, Observation
@@ -57,6 +58,8 @@ class Gates:
     max_joint_age_s: float = 0.1
     """Of the newest joint positions, and between the used ones and the pictures."""
     max_instruction_chars: int = 500
+    images: ImageRules = field(default_factory=ImageRules)
+    """Which images are taken for a camera's fault; all are accepted without rules."""
 
     def __post_init__(self) -> None:
         for name in ("max_image_age_s", "max_skew_s", "max_joint_age_s"):
@@ -102,12 +105,29 @@ class Snapshot:
         Raises:
             DecodeError: If `decode_image` raises anything, naming the camera.
         """
-        images = {}
+        images, failures = self._decode_images(decode_image)
+        for name, error in failures.items():
+            raise _undecodable(name, error) from error
+        return self._observation(images, to_policy)
+
+    def _decode_images(
+        self, decode_image: Callable[[Any], ImageArray]
+    ) -> tuple[dict[str, ImageArray], dict[str, Exception]]:
+        """The images, and what was raised, by camera."""
+        images: dict[str, ImageArray] = {}
+        failures: dict[str, Exception] = {}
         for name, message in self.messages.items():
             try:
                 images[name] = decode_image(message)
             except Exception as error:
-                raise DecodeError(f"camera {name!r}: {error or type(error).__name__}") from error
+                failures[name] = error
+        return images, failures
+
+    def _observation(
+        self,
+        images: Mapping[str, ImageArray],
+        to_policy: Callable[[FloatArray], FloatArray] | None,
+    ) -> Observation:
         state = self.positions.copy() if to_policy is None else to_policy(self.positions)
         return Observation(images, state, self.instruction, self.stamp_s)
 
@@ -128,6 +148,7 @@ class ObservationBuffer:
         self.gates = gates
         self._lock = threading.Lock()
         self._frames: dict[str, Stream[Any]] = {name: Stream(history_s=0.0) for name in names}
+        self._watches = {name: ImageWatch(gates.images) for name in names}
         self._joints: Stream[FloatArray] = Stream(history_s=JOINT_HISTORY_S)
         self._joint_arrivals: deque[Stamped[FloatArray]] = deque(maxlen=MAX_JOINT_HISTORY)
         self._instruction: str | None = None
@@ -139,8 +160,13 @@ class ObservationBuffer:
     def camera_names(self) -> tuple[str, ...]:
         return tuple(self._frames)
 
-    def put_image(self, camera: str, stamp_s: float, message: Any) -> None:
+    def put_image(
+        self, camera: str, stamp_s: float, message: Any, content: Any | None = None
+    ) -> None:
         """Keep `message`, unopened, as the newest frame of `camera`.
+
+        `content` is the message as bytes without its stamp, which tell whether the image repeats;
+        nothing is looked at without it.
 
         A stamp not later than the newest one is counted and not kept, unless it is more than 1 s
         earlier: then the clock jumped back, and the stream starts over.
@@ -152,8 +178,13 @@ class ObservationBuffer:
         if stream is None:
             raise ValueError(f"camera {camera!r} is not one of {list(self._frames)}")
         stamp_s = _finite_stamp(stamp_s, f"camera {camera!r}")
+        watch = self._watches[camera]
+        watched = content is not None and self.gates.images.frozen_after_s > 0
+        # outside of the lock, which the control thread waits for
+        same = watched and same_bytes(content, watch.content)
         with self._lock:
-            stream.put(stamp_s, message)
+            if stream.put(stamp_s, message) and watched:
+                watch.arrived(stamp_s, content, same)
             self._arrived_s = time.monotonic()
 
     def put_joints(self, stamp_s: float, positions: FloatArray) -> None:
@@ -246,9 +277,13 @@ class ObservationBuffer:
         return stamps_s, positions.reshape(len(states), len(self.joint_names))
 
     def problems(self, now_s: float) -> list[str]:
-        """Why no observation can be made, one line per stream; empty if one can."""
+        """Why no observation can be made, and what is wrong with the images, one line each."""
         with self._lock:
-            return self._select(now_s)[1]
+            found = self._select(now_s)[1]
+            for name, watch in self._watches.items():
+                lines = [f"camera {name!r}: {text}" for text in watch.faults()]
+                found += [line for line in lines if line not in found]
+            return found
 
     def snapshot(self, now_s: float, within_s: float = math.inf) -> Snapshot:
         """Choose the newest frames, the positions nearest to them and the instruction.
@@ -283,6 +318,39 @@ class ObservationBuffer:
         with self._lock:
             return self._joints.statistics(now_s)
 
+    def observe(
+        self,
+        snapshot: Snapshot,
+        decode_image: Callable[[Any], ImageArray],
+        to_policy: Callable[[FloatArray], FloatArray] | None = None,
+    ) -> Observation:
+        """`snapshot.decode`, and note what the images look like.
+
+        All images are decoded, so that each camera's faults come and go with its own. An optional
+        camera whose images are unusable is left out.
+
+        Raises:
+            DecodeError: If `decode_image` raises anything, or a required camera's images are of
+                one colour for too long, naming the camera.
+        """
+        images, failures = snapshot._decode_images(decode_image)
+        with self._lock:
+            for name, error in failures.items():
+                self._watches[name].undecodable(_reason(error))
+            unusable = {}
+            for name, image in images.items():
+                fault = self._watches[name].decoded(snapshot.frame_stamps_s[name], image)
+                if fault is not None and fault.unusable:
+                    unusable[name] = fault
+        self.note_sizes(images)
+        for name, error in failures.items():
+            raise _undecodable(name, error) from error
+        for camera in self.cameras:
+            if camera.required and camera.name in unusable:
+                raise DecodeError(f"camera {camera.name!r}: {unusable[camera.name].text}")
+        used = {name: image for name, image in images.items() if name not in unusable}
+        return snapshot._observation(used, to_policy)
+
     def note_sizes(self, images: Mapping[str, ImageArray]) -> None:
         """Remember how large the decoded pictures are, and whether that changed in mid-stream."""
         with self._lock:
@@ -303,8 +371,10 @@ class ObservationBuffer:
             return dict(self._size_changes)
 
     def accept_sizes(self) -> None:
-        """Take the next pictures' sizes for the usual ones."""
+        """Take the next pictures' sizes for the usual ones, and judge them anew."""
         with self._lock:
+            for watch in self._watches.values():
+                watch.forget_decoded()
             self._sizes.clear()
             self._size_changes.clear()
 
@@ -314,6 +384,7 @@ class ObservationBuffer:
             for stream in (*self._frames.values(), self._joints):
                 stream.clear()
             self._joint_arrivals.clear()
+            self._watches = {name: ImageWatch(self.gates.images) for name in self._watches}
 
     def _select(self, now_s: float) -> tuple[Snapshot | None, list[str]]:
         chosen, problems = self._select_frames(now_s)
@@ -349,6 +420,9 @@ class ObservationBuffer:
         for camera in self.cameras:
             stream = self._frames[camera.name]
             fault = stream.fault(now_s, self.gates.max_image_age_s)
+            frozen = self._watches[camera.name].frozen()
+            if fault is None and frozen is not None and frozen.unusable:
+                fault = frozen.text
             if fault is None and stream.newest is not None:
                 (required if camera.required else optional)[camera.name] = stream.newest
             elif camera.required:
@@ -368,6 +442,14 @@ class ObservationBuffer:
         if not chosen and not problems:
             problems.append("cameras: all are optional and none has a fresh frame")
         return {c.name: chosen[c.name] for c in self.cameras if c.name in chosen}, problems
+
+
+def _undecodable(camera: str, error: Exception) -> DecodeError:
+    return DecodeError(f"camera {camera!r}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _skew(frames: Iterable[Stamped[Any]]) -> float:

@@ -60,12 +60,13 @@ class Stream(Generic[Payload]):
     def newest(self) -> Stamped[Payload] | None:
         return self._items[-1] if self._items else None
 
-    def put(self, stamp_s: float, payload: Payload) -> None:
+    def put(self, stamp_s: float, payload: Payload) -> bool:
+        """Whether the item is kept: one that is not later than the newest is counted alone."""
         self._received += 1
         newest = self.newest
         if newest is not None and stamp_s <= newest.stamp_s:
             if stamp_s >= newest.stamp_s - CLOCK_JUMP_S:
-                return
+                return False
             self.clear()
             self._clock_jumps += 1
         elif newest is not None:
@@ -76,6 +77,7 @@ class Stream(Generic[Payload]):
         self._stamps_s.append(stamp_s)
         while self._stamps_s[0] < stamp_s - RATE_WINDOW_S:
             self._stamps_s.popleft()
+        return True
 
     def clear(self) -> None:
         self._items.clear()

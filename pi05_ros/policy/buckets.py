@@ -203,16 +203,19 @@ class BucketSampler:
         masks.tensor[:, 0] = True
         seen = torch.ones((1, cameras), dtype=torch.bool, device=device)
 
+        # without `self`: a recording that runs the function again keeps it, and no cycle may hold
+        # the weights when the policy is dropped
+        model, schedule, steering = self._model, self._schedule, self._steering
+        noise, state = self._noise.tensor, self._static_state()
+
         def encode() -> Prefix:
-            return self._model.encode_tokens(
-                tower.features.outputs, seen, tokens.tensor, masks.tensor
-            )
+            return model.encode_tokens(tower.features.outputs, seen, tokens.tensor, masks.tensor)
 
         prefix = self._recorder.record(encode)
 
         def denoise() -> Tensor:
-            velocity = partial(self._model.denoise, prefix.outputs, state=self._static_state())
-            return self._steering.integrate(velocity, self._noise.tensor, self._schedule)
+            velocity = partial(model.denoise, prefix.outputs, state=state)
+            return steering.integrate(velocity, noise, schedule)
 
         plan = _Plan(tokens, masks, prefix, self._recorder.record(denoise))
         self._plans[key] = plan

@@ -303,7 +303,7 @@ def _check_tokenizer(report: Report, folder: Path, config: PolicyConfig, name: s
     if config.token_length - used < ROOM:
         report.warnings.append(
             f"the prompt leaves {config.token_length - used} of {config.token_length} tokens to "
-            "the instruction; a longer one is cut, and the state with it"
+            "the instruction; a longer one is refused"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,9 @@ from pi05_ros.policy.recorders import CudaRecorder, DirectRecorder, Recorder
 from pi05_ros.policy.sampler import EagerSampler, Sampler
 
 EXECUTIONS = ("auto", "eager", "graphs", "compile")
-"""auto: graphs on CUDA, eager elsewhere; graphs: everything the GPU does is recorded once per
-number of pictures and bucket of prompt lengths; compile: kernels fused by torch.compile before
-that, for minutes at the first start."""
+"""auto: graphs on CUDA (compile with fp8), eager elsewhere; graphs: everything the GPU does is
+recorded once per number of pictures and bucket of prompt lengths; compile: kernels fused by
+torch.compile before that, for minutes at the first start."""
 
 COMPILED_SHAPES = 64
 """How many shapes of one function torch.compile makes kernels for before it gives up."""
@@ -38,13 +39,10 @@ def make_sampler(
     Raises:
         ValueError: an unknown execution, or one that the device does not have.
     """
-    if execution not in EXECUTIONS:
-        raise ValueError(f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
     on_cuda = model.device.type == "cuda"
-    if execution == "auto":
-        execution = "graphs" if on_cuda else "eager"
-    if execution == "graphs" and not on_cuda:
-        raise ValueError('execution "graphs" needs a CUDA device; use "eager" or "compile"')
+    execution = choose_execution(execution, on_cuda, fp8)
+    if on_cuda:
+        fix_cuda_kernels()
     if fp8:
         quantize_prefix(model)
     if execution == "eager":
@@ -55,6 +53,40 @@ def make_sampler(
     sampler = BucketSampler(model, num_steps, recorder)
     sampler.prepare(range(1, cameras + 1) if on_cuda else [cameras])
     return sampler
+
+
+def choose_execution(execution: str, on_cuda: bool, fp8: bool) -> str:
+    """One of "eager", "graphs" and "compile".
+
+    Raises:
+        ValueError: an unknown execution, one that the device does not have, or fp8 on a GPU without
+            compiled kernels: rounding the activations takes longer than it saves then.
+    """
+    if execution not in EXECUTIONS:
+        raise ValueError(f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
+    if execution == "auto":
+        if not on_cuda:
+            return "eager"
+        return "compile" if fp8 else "graphs"
+    if execution == "graphs" and not on_cuda:
+        raise ValueError('execution "graphs" needs a CUDA device; use "eager" or "compile"')
+    if fp8 and on_cuda and execution != "compile":
+        raise ValueError(
+            f'fp8_prefix is slower than bfloat16 with execution "{execution}"; use "compile" or '
+            '"auto", or leave fp8_prefix false'
+        )
+    return execution
+
+
+def fix_cuda_kernels() -> None:
+    """Settings of the process that the choice of kernels must not leave to torch's version.
+
+    The one convolution, of the image patches, stays in float32: torch's default for convolutions
+    is TF32. Attention takes flash or the memory-efficient kernel: cuDNN's, which newer versions
+    prefer, fails without a fallback where it has no plan (PyTorch issue 140930).
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def compile_network(model: Pi0, by_layer: bool) -> None:
@@ -69,21 +101,31 @@ def compile_network(model: Pi0, by_layer: bool) -> None:
         torch._dynamo.config.recompile_limit, COMPILED_SHAPES
     )
     experts, tower = model.experts, model.vision
-
-    def compiled(run: Callable[..., Any], **options: Any) -> Any:
-        return torch.compile(run, dynamic=False, fullgraph=True, **options)
-
     if not by_layer:
-        experts.prefix = compiled(experts.prefix)  # type: ignore[method-assign]
-        experts.suffix = compiled(experts.suffix)  # type: ignore[method-assign]
-        tower.forward = compiled(tower.forward)  # type: ignore[method-assign]
+        for module, name in ((experts, "prefix"), (experts, "suffix"), (tower, "forward")):
+            _compile_method(module, name)
         return
     mode = "max-autotune-no-cudagraphs"
     for layer in [*experts.vlm.stack, *experts.action.stack]:
         for name in ("project", "project_key_value", "finish"):
-            setattr(layer, name, compiled(getattr(layer, name), mode=mode))
+            _compile_method(layer, name, mode=mode)
     for block in tower.layers:
-        block.forward = compiled(block.forward, mode=mode)
+        _compile_method(block, "forward", mode=mode)
+
+
+def _compile_method(module: torch.nn.Module, name: str, **options: Any) -> None:
+    """Replace one module's method by a compiled one.
+
+    A compiled bound method as an attribute would be a cycle through the module, which keeps the
+    weights on the device until a garbage collection finds it.
+    """
+    run = torch.compile(getattr(type(module), name), dynamic=False, fullgraph=True, **options)
+    owner = weakref.ref(module)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return run(owner(), *args, **kwargs)
+
+    setattr(module, name, call)
 
 
 def own_stream(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:

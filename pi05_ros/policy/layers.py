@@ -65,12 +65,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     else:
         group = query.shape[1] // key.shape[1]
         if group > 1:
-            # A view for one kv head. `enable_gqa` would rule out CUDA's fused kernels under a mask.
-            key, value = (
-                x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (key, value)
-            )
+            # `enable_gqa` would rule out CUDA's fused kernels under a mask
+            key, value = repeat_heads(key, group), repeat_heads(value, group)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
+
+
+def repeat_heads(x: Tensor, group: int) -> Tensor:
+    """[B, kv_heads, T, head_dim] → [B, kv_heads · group, T, head_dim].
+
+    A view for one kv head, but for lengths of 32 n + 1: CUDA's memory-efficient kernel is reported
+    to give wrong results for such a view under a mask in bfloat16 (PyTorch issue 191937).
+    """
+    repeated = x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2)
+    return repeated.contiguous() if x.shape[2] % 32 == 1 else repeated
 
 
 def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

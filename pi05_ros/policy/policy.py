@@ -19,7 +19,13 @@ from pi05_ros.policy.images import EMPTY, PictureError, PictureLoader
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.opening import RobotSource, open_checkpoint
 from pi05_ros.policy.processors import Processing
-from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
+from pi05_ros.policy.prompt import (
+    PromptTokenizer,
+    PromptTooLongError,
+    Tokens,
+    pi0_prompt,
+    pi05_prompt,
+)
 from pi05_ros.policy.robots import Robot, Settings
 from pi05_ros.policy.sampler import SampleInputs
 from pi05_ros.policy.stopwatch import Mark, StageClock, unmarked
@@ -71,7 +77,7 @@ class Policy:
         with self._on_stream():
             self.sampler = make_sampler(model, steps, execution, len(cameras), fp8_prefix)
         self.truncated_tokens = 0
-        """How many of the latest prompt's tokens did not fit; its state is lost then."""
+        """How many tokens of the latest instruction were cut, π0 alone: its prompt has no state."""
         self.guidance = Guidance()
         """How a chunk continues a prefix; `Guidance.check` says whether the network can."""
         self._tokenizer = tokenizer
@@ -199,6 +205,7 @@ class Policy:
         Raises:
             ValueError: an unknown camera, a picture that is not uint8 RGB, a state of the wrong
                 length or not finite, a `prefix` of the wrong shape or not finite.
+            PromptTooLongError: (a ValueError) the prompt does not fit and has the state in it.
             PolicyOutputError: the network's output is not finite.
         """
         with self._on_stream():
@@ -269,21 +276,49 @@ class Policy:
             raise ValueError(f"camera {names[error.index]!r}: {error}") from None
         return images, tuple(index in pictures for index in range(len(config.cameras)))
 
+    @property
+    def _state_in_prompt(self) -> bool:
+        return self.model.config.kind == "pi05" and self.robot.state_in_prompt is not False
+
+    def check_instruction(self, instruction: str) -> None:
+        """Refuse an instruction whose prompt leaves no room for every possible state.
+
+        Text and tokens alone, below a millisecond but for the first call: any thread may call it
+        while another one infers.
+
+        Raises:
+            PromptTooLongError: (a ValueError) naming the tokens that are needed and available. A
+                prompt without a state is cut instead, as openpi and LeRobot do, with a warning.
+        """
+        if self._state_in_prompt:
+            widest = np.full(self.state_dim, self._tokenizer.widest_state)
+            self._encode_with_state(instruction, widest)
+
+    def _encode_with_state(self, instruction: str, normalized_state: FloatArray) -> Tokens:
+        """Tokens of a prompt that ends with the state.
+
+        openpi and LeRobot cut the end of a prompt that is too long, and the state with it. Cutting
+        the instruction instead could turn its meaning round ("…, but do not touch the cup").
+        """
+        tokens = self._tokenizer.encode(pi05_prompt(instruction, normalized_state))
+        if tokens.dropped:
+            available = len(tokens.ids)
+            raise PromptTooLongError(instruction, available + tokens.dropped, available)
+        return tokens
+
     def _tokenize(self, instruction: str, normalized_state: FloatArray) -> Tokens:
-        if self.model.config.kind == "pi05" and self.robot.state_in_prompt is not False:
-            text = pi05_prompt(instruction, normalized_state)
-        else:
-            text = pi0_prompt(instruction, self.processing.convention)
-        tokens = self._tokenizer.encode(text)
+        if self._state_in_prompt:
+            return self._encode_with_state(instruction, normalized_state)
+        tokens = self._tokenizer.encode(pi0_prompt(instruction, self.processing.convention))
         self.truncated_tokens = tokens.dropped
         if tokens.dropped and self._warned != instruction:
             self._warned = instruction
             logger.warning(
-                "the prompt is %d tokens longer than the network's %d and was cut: shorten the "
-                "instruction %r",
+                "the instruction %r was cut: its prompt is %d tokens longer than the network's %d; "
+                "shorten it",
+                instruction,
                 tokens.dropped,
                 len(tokens.ids),
-                instruction,
             )
         return tokens
 

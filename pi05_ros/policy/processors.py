@@ -255,6 +255,7 @@ def write_processing(
     statistics: Statistics,
     tokenizer: str = PALIGEMMA,
     rename: Mapping[str, str] | None = None,
+    delta_mask: Sequence[bool] | None = None,
 ) -> None:
     """Write LeRobot's two pipelines and their statistics, as LeRobot's own save does.
 
@@ -264,13 +265,27 @@ def write_processing(
         statistics: "observation.state" and "action" → statistic → values [dim].
         tokenizer: what LeRobot is to load as the tokenizer.
         rename: LeRobot's rename map, feature names in full.
+        delta_mask: which actions are relative to the state; None are.
     """
     features = _features(config)
     norm_map = dict(config.normalization_mapping)
     scaling = {"eps": 1e-8, "features": features, "norm_map": norm_map}
     # LeRobot unnormalises the action alone but stores every statistic.
     unscaling = {**scaling, "features": {ACTION: features[ACTION]}}
-    relative = {"enabled": False, "exclude_joints": ["gripper"], "action_names": None}
+    relative: dict[str, Any] = {
+        "enabled": False,
+        "exclude_joints": ["gripper"],
+        "action_names": None,
+    }
+    if delta_mask is not None:
+        # names made for LeRobot's rule: a joint is absolute whose name contains an excluded word
+        relative = {
+            "enabled": True,
+            "exclude_joints": ["absolute"],
+            "action_names": [
+                f"{'relative' if flag else 'absolute'}_{i}" for i, flag in enumerate(delta_mask)
+            ],
+        }
     tokenize = {
         "max_length": config.token_length,
         "task_key": "task",
@@ -303,7 +318,7 @@ def write_processing(
         ]
     end: list[Step] = [
         ("unnormalizer_processor", unscaling),
-        ("absolute_actions_processor", {"enabled": False}),
+        ("absolute_actions_processor", {"enabled": delta_mask is not None}),
         device,
     ]
     tensors = {

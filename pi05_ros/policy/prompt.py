@@ -6,6 +6,8 @@ Sources: openpi `models/tokenizer.py` (PaligemmaTokenizer), LeRobot 0.6.1 `proce
 
 from __future__ import annotations
 
+import functools
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,19 @@ def pi0_prompt(instruction: str, convention: Convention) -> str:
     return instruction if instruction.endswith("\n") else instruction + "\n"
 
 
+class PromptTooLongError(ValueError):
+    """A prompt with a state that needs more tokens than the network takes."""
+
+    def __init__(self, instruction: str, needed: int, available: int) -> None:
+        shown = instruction if len(instruction) <= 60 else instruction[:60] + "…"
+        super().__init__(
+            f"the prompt needs {needed} tokens with the state, the network takes {available}: "
+            f"shorten the instruction {shown!r} by {needed - available} tokens"
+        )
+        self.needed = needed
+        self.available = available
+
+
 @dataclass(frozen=True)
 class Tokens:
     """One prompt as the network takes it."""
@@ -52,11 +67,14 @@ class Tokens:
     mask: NDArray[np.bool_]
     """[length], False at the padding."""
     dropped: int = 0
-    """How many tokens did not fit. They are the prompt's end, and with it π0.5's state."""
+    """Tokens that did not fit, of the prompt's end: in π0.5's prompt, of the state."""
 
 
 class PromptTokenizer:
-    """A checkpoint's tokenizer: text → BOS and tokens, padded to one length."""
+    """A checkpoint's tokenizer: text → BOS and tokens, padded to one length.
+
+    `encode` and `widest_state` may be called from several threads.
+    """
 
     def __init__(self, tokenizer: Any, length: int, vocab: int) -> None:
         """Wrap a transformers tokenizer; `vocab` is the network's number of embeddings."""
@@ -67,6 +85,8 @@ class PromptTokenizer:
         self._pad = int(tokenizer.pad_token_id or 0)
         self.length = length
         self.vocab = vocab
+        # transformers sets truncation and padding on the shared Rust object in every call
+        self._lock = threading.Lock()
 
     @classmethod
     def from_directory(cls, directory: Path, length: int, vocab: int) -> PromptTokenizer:
@@ -99,7 +119,7 @@ class PromptTokenizer:
         Raises:
             ValueError: a token that the network has no embedding for.
         """
-        ids = [self._bos, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        ids = [self._bos, *self._token_ids(text)]
         if max(ids) >= self.vocab:
             raise ValueError(
                 f"token {max(ids)} is outside the network's vocabulary of {self.vocab}: the "
@@ -109,6 +129,18 @@ class PromptTokenizer:
         padded = np.full(self.length, self._pad, dtype=np.int64)
         padded[: len(kept)] = kept
         return Tokens(padded, np.arange(self.length) < len(kept), len(ids) - len(kept))
+
+    @functools.cached_property
+    def widest_state(self) -> float:
+        """The normalised value whose bin number takes the most tokens."""
+        middles = (np.arange(-1, BINS) + 0.5) * 2 / BINS - 1
+        # twice each, as in a prompt: a number between blanks
+        counts = [len(self._token_ids(f" {n} {n}")) for n in discretize(middles)]
+        return float(middles[int(np.argmax(counts))])
+
+    def _token_ids(self, text: str) -> list[int]:
+        with self._lock:
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Tokens) -> str:
         """The text of the tokens that are not padding, without the BOS."""

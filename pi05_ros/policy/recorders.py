@@ -48,16 +48,17 @@ class DirectRecorder:
 class CudaRecorder:
     """CUDA graphs that share one pool of memory.
 
-    They are replayed one after the other on one stream, so each may use what the others left, but
-    for outputs, which somebody holds.
+    They are captured on one side stream, because the allocator keeps free memory by stream, and
+    replayed one after the other, so each uses what the others left, but for outputs in use.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = torch.cuda.graph_pool_handle()
+        self._side = torch.cuda.Stream(device)
 
     def record(self, run: Callable[[], T]) -> Recorded[T]:
-        side = torch.cuda.Stream(self._device)
+        side = self._side
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):

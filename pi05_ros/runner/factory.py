@@ -19,6 +19,7 @@ from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor, Watchdog
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
+from pi05_ros.observation.image_watch import ImageRules
 from pi05_ros.runner.policy_runner import PolicyRunner
 from pi05_ros.types import ImageArray, JointGroup
 
@@ -42,6 +43,11 @@ def make_runner(
             max_skew_s=parameters.max_skew_s,
             max_joint_age_s=parameters.max_joint_age_s,
             max_instruction_chars=parameters.max_instruction_chars,
+            images=ImageRules(
+                frozen_after_s=faults.frozen_image_s,
+                refuse_one_colour=faults.refuse_one_colour,
+                unusable_after_s=faults.error_after_s,
+            ),
         ),
     )
     stream = CommandStream(

@@ -53,7 +53,7 @@ class Requests:
             return None, None
         if self._executor.state is ExecutorState.FAILED:
             message = f"the inference thread ended: {self._executor.failure}"
-            return Fault(message, device=True), None
+            return Fault(message, device=True, sticky=self._executor.device_lost), None
         hang = self._watchdog.look(self._executor.busy_since_s, time.monotonic())
         if hang:
             self._executor.discard()
@@ -139,6 +139,4 @@ class Requests:
 
     def _observe(self, snapshot: Snapshot) -> Observation:
         """Decode; called on the inference thread."""
-        observation = snapshot.decode(self._decode_image, self._joints.to_policy)
-        self._buffer.note_sizes(observation.images)
-        return observation
+        return self._buffer.observe(snapshot, self._decode_image, self._joints.to_policy)

@@ -18,7 +18,7 @@ from pi05_ros import __version__
 from pi05_ros.policy import processors
 from pi05_ros.policy.checkpoint import save_model
 from pi05_ros.policy.model import Pi0, parameter_dtype
-from pi05_ros.policy.robots import SETTINGS_FILE
+from pi05_ros.policy.robots import NAMED, SETTINGS_FILE
 from pi05_ros.training.config import TrainConfig
 from pi05_ros.training.journal import LOG_FILE, read_log
 from pi05_ros.training.preparation import Preparation, copy_tokenizer
@@ -54,7 +54,11 @@ def save_checkpoint(
         save_model(_stored(network, config.save_precision), partial)
         copy_tokenizer(preparation, partial)
         processors.write_processing(
-            partial, preparation.config, preparation.statistics, tokenizer="."
+            partial,
+            preparation.config,
+            preparation.statistics,
+            tokenizer=".",
+            delta_mask=preparation.robot.delta_mask,
         )
         _write_json(partial / SETTINGS_FILE, _settings(config, preparation, position))
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
@@ -93,9 +97,13 @@ def _stored(network: Pi0, precision: str) -> Pi0:
 def _settings(config: TrainConfig, preparation: Preparation, position: Position) -> dict[str, Any]:
     minutes = position.total_s / 60
     note = config.note or f"{position.total_steps} steps in {minutes:.0f} min, seed {config.seed}"
-    settings: dict[str, Any] = {"robot": config.robot}
-    if config.robot == "aloha":
-        settings |= {"adapt_to_pi": config.adapt_to_pi, "delta_actions": config.delta_actions}
+    settings: dict[str, Any] = {"robot": preparation.robot.name}
+    # What a built-in robot leaves open follows the checkpoint's origin when it is loaded; a
+    # description of one's own holds there as it does in training, unless the training adds to it.
+    for key in ("adapt_to_pi", "delta_actions"):
+        value = getattr(config, key)
+        if config.robot in NAMED or value:
+            settings[key] = value
     return settings | {"dt_s": preparation.robot.dt_s, "trained": True, "note": note}
 
 

@@ -174,7 +174,6 @@ def _prepare(
     }
     _check_alike(datasets, policy_config)
     settings = Settings(
-        robot=config.robot,
         adapt_to_pi=config.adapt_to_pi or None,
         delta_actions=config.delta_actions or None,
         dt_s=1.0 / datasets[0].fps,

@@ -312,7 +312,9 @@ def default_joints(positions: np.ndarray, stamp_s: float) -> JointState:
 
 
 def default_image(camera: str, stamp_s: float) -> Image:
-    return image_message(np.full((48, 64, 3), 127, np.uint8), stamp_s, camera)
+    """Noise: a camera never repeats an image to the byte."""
+    noise = np.random.default_rng(round(stamp_s * 1e9)).integers(100, 150, (48, 64, 3), np.uint8)
+    return image_message(noise, stamp_s, camera)
 
 
 def limits() -> JointGroup:

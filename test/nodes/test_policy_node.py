@@ -151,7 +151,7 @@ def test_pictures_of_another_size_and_encoding_are_used(peer: Peer, process: Nod
     def grey(camera: str, stamp_s: float) -> Image:
         image = default_image(camera, stamp_s)
         image.height, image.width, image.step, image.encoding = 30, 50, 50, "mono8"
-        image.data = bytes(1500)
+        image.data = image.data[:1500]
         return image
 
     peer.make_image = grey

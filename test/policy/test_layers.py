@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pi05_ros.policy.layers import attend
+from pi05_ros.policy.layers import attend, repeat_heads
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -36,3 +36,12 @@ def test_both_paths_agree(kv_heads: int, masked: bool) -> None:
         torch.testing.assert_close(steps.float(), fused, atol=0.06, rtol=0.02)
         error = (steps.float() - fused).square().mean() / fused.square().mean()
         assert error < 1e-4
+
+
+@pytest.mark.parametrize(("length", "copied"), [(33, True), (1, True), (32, False), (34, False)])
+def test_shared_heads_are_copied_where_cudas_kernel_is_doubtful(length: int, copied: bool) -> None:
+    """Fault: rows of stride 0 at lengths of 32 n + 1, which CUDA's kernel may read wrongly."""
+    x = torch.randn(2, 1, length, 8)
+    repeated = repeat_heads(x, 4)
+    assert repeated.is_contiguous() is copied
+    assert torch.equal(repeated, x.expand(2, 4, length, 8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from untrained import create_small_checkpoint, small_statistics  # type: ignore[import-not-found]
 
 from pi05_ros import types
@@ -21,6 +24,7 @@ from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.normalize import Normalizer
 from pi05_ros.policy.policy import Policy, PolicyOutputError
 from pi05_ros.policy.processors import ACTION, STATE, write_processing
+from pi05_ros.policy.prompt import discretize
 from pi05_ros.policy.robots import aloha
 from pi05_ros.policy.small import CAMERAS, small_config
 from pi05_ros.policy.weights import CheckpointError
@@ -213,15 +217,69 @@ def test_a_prompt_without_state(copied: Path, how: str) -> None:
     assert policy._tokenizer.decode(tokens) == "wave\n"
 
 
-def test_a_long_instruction_is_reported(loaded: Policy, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: the state silently cut off; or a warning in every cycle."""
+def test_an_instruction_without_room_for_the_state_is_refused(loaded: Policy) -> None:
+    """Fault: the state cut from the prompt's end, so that three states gave equal actions."""
+    loaded.check_instruction("wave")
+    for refused in (loaded.check_instruction, lambda text: loaded.infer(observe(instruction=text))):
+        with pytest.raises(
+            ValueError, match="needs 143 tokens with the state, the network takes 9"
+        ):
+            refused("é" * 60)
+        with pytest.raises(ValueError, match="shorten the instruction '🙂"):
+            refused("🙂" * 24)
+    assert loaded.truncated_tokens == 0
+
+
+@given(st.text(max_size=60), st.lists(st.floats(-2, 2), min_size=14, max_size=14))
+def test_what_the_check_accepts_keeps_its_state(
+    loaded: Policy, instruction: str, state: list[float]
+) -> None:
+    """Fault: a check that promises room, and a state that still loses its end."""
+    try:
+        loaded.check_instruction(instruction)
+    except ValueError:
+        return
+    tokens = loaded._tokenize(instruction, np.array(state))
+    bins = " ".join(str(value) for value in discretize(state))
+    assert loaded._tokenizer.decode(tokens).endswith(f", State: {bins};\nAction: ")
+
+
+def test_an_instruction_is_checked_while_another_thread_infers(loaded: Policy) -> None:
+    """Fault: one tokenizer in two threads, "Already borrowed"."""
+    done = threading.Event()
+    checks: list[BaseException | None] = []
+
+    def check() -> None:
+        while not done.is_set():
+            try:
+                loaded.check_instruction("lift the cube")
+                checks.append(None)
+            except BaseException as error:
+                checks.append(error)
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    for _ in range(3):
+        loaded.infer(observe())
+    done.set()
+    thread.join()
+    assert checks and set(checks) == {None}
+
+
+def test_a_prompt_without_state_is_cut_with_a_warning(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """openpi's rule, where no state is lost; faults: no word of it, or one in every cycle."""
+    _edit("pi05_ros.json", lambda s: s.update(state_in_prompt=False))(copied)
+    policy = load(copied)
+    policy.check_instruction("é" * 60)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            loaded.infer(observe(instruction="é" * 60))
-    assert loaded.truncated_tokens == 120 + 23 - 96
-    assert len(caplog.records) == 1 and "shorten the instruction" in caplog.text
-    loaded.infer(observe())
-    assert loaded.truncated_tokens == 0
+            policy.infer(observe(instruction="é" * 60))
+    assert policy.truncated_tokens == 120 + 2 - 96
+    assert len(caplog.records) == 1 and "was cut" in caplog.text
+    policy.infer(observe())
+    assert policy.truncated_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -268,8 +326,8 @@ def test_a_chunk_continues_its_prefix(loaded: Policy) -> None:
     before = loaded.infer(observe())
     prefix = ActionPrefix(before.actions[5:] + 0.3, 5)
     error = {}
-    for name, given in (("free", None), ("guided", prefix)):
-        chunk = loaded.infer(observe(), given)
+    for name, wanted in (("free", None), ("guided", prefix)):
+        chunk = loaded.infer(observe(), wanted)
         error[name] = np.abs(chunk.actions[:5] - prefix.actions[:5]).mean()
     assert error["guided"] < 0.5 * error["free"]
     with pytest.raises(ValueError, match=r"\[n, 14\]"):

@@ -107,6 +107,20 @@ def test_lerobots_relative_actions(name: str, tmp_path: Path) -> None:
     assert mask == (*[True] * 6, False, *[True] * 7)
 
 
+@pytest.mark.parametrize("mask", [(True,) * 6 + (False,), (False, True), (True, True), (False,)])
+def test_relative_actions_are_written_as_lerobot_reads_them(
+    mask: tuple[bool, ...], tmp_path: Path
+) -> None:
+    """Fault: a checkpoint trained on relative actions whose files call them absolute."""
+    small = replace(config("pi05"), state_dim=len(mask), action_dim=len(mask))
+    values = {name: np.arange(len(mask)) + (name == "q99") for name in ("q01", "q99")}
+    write_processing(tmp_path, small, {STATE: values, ACTION: values}, delta_mask=mask)
+    assert read_processing(tmp_path, small, len(mask), len(mask)).delta_mask == mask
+    post = json.loads((tmp_path / "policy_postprocessor.json").read_text())
+    absolute = step(post, "absolute_actions_processor")
+    assert absolute["config"] == {"enabled": True}
+
+
 def test_rename_map(tmp_path: Path) -> None:
     """Fault: the data's camera names not known any more."""
 

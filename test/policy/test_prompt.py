@@ -122,3 +122,10 @@ def test_small_tokenizer_spends_one_token_a_number_and_word(
 def test_small_tokenizer_loses_no_text(long_tokenizer: PromptTokenizer, text: str) -> None:
     """Fault: a character outside the vocabulary becomes <unk>, a space is added or eaten."""
     assert long_tokenizer.decode(long_tokenizer.encode(text)) == text
+
+
+def test_the_widest_state_leaves_the_least_room(long_tokenizer: PromptTokenizer) -> None:
+    """Fault: room for an instruction promised by a state with short numbers."""
+    widest = len(long_tokenizer._token_ids(pi05_prompt("", [long_tokenizer.widest_state] * 14)))
+    for value in np.linspace(-1.1, 1.1, 300):
+        assert len(long_tokenizer._token_ids(pi05_prompt("", [value] * 14))) <= widest

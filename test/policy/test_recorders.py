@@ -52,8 +52,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         log.append(f"on {on.name}")
         yield
 
+    made = 0
+
+    def side_stream(_: torch.device) -> Stream:
+        nonlocal made
+        made += 1
+        return Stream("side" if made == 1 else f"side {made}")
+
     for name, stand_in in (
-        ("Stream", lambda _: Stream("side")),
+        ("Stream", side_stream),
         ("current_stream", lambda _: Stream("main")),
         ("stream", stream),
         ("CUDAGraph", Graph),
@@ -82,3 +89,11 @@ def test_a_graph_is_warmed_up_captured_once_and_replayed(asked: list[str]) -> No
     ]  # fmt: skip
     assert recorded.outputs == recorded.replay() == runs == WARM_UPS + 1
     assert asked[-1] == "replay"
+
+
+def test_all_graphs_are_captured_on_one_stream(asked: list[str]) -> None:
+    """Fault: a stream for each graph, between which the pool shares no memory."""
+    recorder = CudaRecorder(torch.device("cuda"))
+    for _ in range(3):
+        recorder.record(lambda: 0)
+    assert asked.count("capture on side, thread_local") == 3

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from squares_world import (  # type: ignore[import-not-found]
     HORIZON,
     NETWORK,
@@ -85,6 +86,62 @@ def test_the_policy_sees_and_means_the_same(
     assert given["token_masks"][0].tolist() == tokens.mask.tolist()
     np.testing.assert_allclose(chunk.actions, sample.actions, atol=1e-5)
     assert np.abs(actions).max() < 2.5
+
+
+UR5E: dict[str, Any] = {
+    "name": "my_ur5e",
+    "state": ["j1", "j2", "j3", "j4", "j5", "j6", "gripper"],
+    "action": ["j1", "j2", "j3", "j4", "j5", "j6", "gripper"],
+    "dt_s": 0.05,
+    "cameras": {"base_rgb": "base_0_rgb", "wrist_rgb": "left_wrist_0_rgb"},
+    "grippers": ["gripper"],
+    "delta_mask": [True] * 6 + [False],
+}
+
+
+@pytest.mark.parametrize("units", [{}, {"delta_actions": True}], ids=["plain", "delta"])
+@pytest.mark.parametrize("own", [False, True], ids=["ur5e", "my_ur5e.yaml"])
+def test_another_robots_actions_are_served_as_they_were_trained(
+    tmp_path: Path, own: bool, units: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: trained relative to the state, served as absolute: "hold still" became 0 rad."""
+    robot = "ur5e"
+    if own:
+        robot = str(tmp_path / "my_ur5e.yaml")
+        Path(robot).write_text(yaml.safe_dump(UR5E))
+    rng = np.random.default_rng(0)
+    names = list(UR5E["state"])
+    cameras = dict.fromkeys(UR5E["cameras"], (24, 40))
+    with DatasetWriter(tmp_path / "data", 20, Features(cameras, names, names)) as writer:
+        for _ in range(2):
+            for _ in range(8):
+                images = {
+                    name: rng.integers(0, 256, (24, 40, 3), dtype=np.uint8) for name in cameras
+                }
+                state = np.append(rng.uniform(0.5, 1.5, 6), rng.uniform(0, 1))
+                writer.add_frame(images, state, state + 0.01, "hold still")
+            writer.end_episode()
+    source = LeRobotDataset(tmp_path / "data")
+    config = make_config(tmp_path, tmp_path / "data", robot=robot, helpers={}, **units)
+    network, preparation = start(config, [source])
+    save_checkpoint(tmp_path / "c", network, preparation, config, Position(), {}, None)
+    policy = Policy.from_pretrained(tmp_path / "c", robot=robot, device="cpu", seed=0)
+
+    sample = source.sample(5, HORIZON)
+    _, actions, tokens = preparation.numbers(sample.state, sample.actions, sample.task)
+    seen: list[Any] = []
+
+    def answer(images: Any, masks: Any, ids: Any, token_masks: Any, **rest: Any) -> torch.Tensor:
+        seen.append(ids[0].tolist())
+        padded = np.zeros((1, HORIZON, 32), np.float32)
+        padded[0, :, :7] = actions
+        return torch.from_numpy(padded)
+
+    monkeypatch.setattr(policy.model, "sample_actions", answer)
+    state = sample.state.astype(np.float64)
+    chunk = policy.infer(Observation(sample.images, state, sample.task, 0.0))
+    assert seen == [tokens.ids.tolist()]
+    np.testing.assert_allclose(chunk.actions, sample.actions, atol=1e-5)
 
 
 def test_statistics_are_of_what_the_network_sees(aloha: Path, tmp_path: Path) -> None:

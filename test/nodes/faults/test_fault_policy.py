@@ -55,9 +55,26 @@ def test_failures_in_a_row_deactivate(peer: Peer, process: NodeProcess) -> None:
     check_limits(peer.trajectories[LEFT])
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"), [("oom", "CUDA out of memory"), ("exit", "the inference thread ended")]
-)
+def test_out_of_memory_is_recovered_in_place(peer: Peer, process: NodeProcess) -> None:
+    """Promise 17. Pins: a policy that is unloaded where emptying the device's cache is enough."""
+    threads = process.threads
+    start_moving(peer)
+    peer.instruct("fault oom 1")
+    peer.wait(
+        lambda: any(c.instruction == "fault oom 1" for c in peer.chunks), "repeated inference"
+    )
+    assert value(peer, "executor", "failed") == 0
+    assert peer.statuses[-1].state == PolicyStatus.ACTIVE
+    peer.instruct("fault oom")
+    peer.wait(lambda: peer.statuses[-1].state == PolicyStatus.INACTIVE, "end of the motion")
+    assert tells(peer, "3 inferences failed in a row") and tells(peer, "CUDA out of memory")
+    assert process.threads > threads  # the policy stays loaded
+    peer.instruct("sweep")
+    assert peer.change_state("activate")
+    starts_at(peer, HOME)
+
+
+@pytest.mark.parametrize(("fault", "words"), [("exit", "the inference thread ended")])
 def test_a_device_that_fails_ends_in_error_processing(
     peer: Peer, process: NodeProcess, fault: str, words: str
 ) -> None:
