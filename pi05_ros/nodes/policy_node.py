@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import gc
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,7 +48,8 @@ from pi05_ros.nodes.assembly import (
     decode_stored_image,
     get_ready_to_decode,
     load_policy,
-    lower_priority,
+    make_executor,
+    usable_instruction,
 )
 from pi05_ros.nodes.control_thread import ControlThread
 from pi05_ros.nodes.diagnostics import Escalation
@@ -61,7 +63,6 @@ from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.nodes.spinning import leave_if_busy, spin_until_interrupted
 from pi05_ros.nodes.status import StatusTimes, policy_status
 from pi05_ros.nodes.urdf_limits import limited
-from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import PolicyRunner
 from pi05_ros.runner.factory import make_runner
 from pi05_ros.types import JointGroup
@@ -107,6 +108,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self._parts_lock = threading.RLock()
         """Held while status is made, and while a transition exchanges what status reads."""
         self._configuring = self._closing = False
+        self._executor: InferenceExecutor | None = None
         self._device_fault = False
         self._entities: list[Callable[[], object]] = []
         self._status_publisher = self.create_publisher(PolicyStatus, "~/status", 10)
@@ -166,6 +168,9 @@ class PolicyNode(LifecycleNodeMixin, Node):
         try:
             self._configure()
         except Exception as error:
+            executor = self._executor
+            if executor is not None and executor.device_lost:
+                self.exit_code = EXIT_DEVICE
             # rclpy swallows what a transition raises
             expected = isinstance(error, (ParameterError, ExecutorError, ValueError))
             self.get_logger().error(f"configure: {error if expected else traceback.format_exc()}")
@@ -239,11 +244,13 @@ class PolicyNode(LifecycleNodeMixin, Node):
                     "this process is killed in motion, the arm runs on. Set a command timeout in "
                     "the controller or the driver, or use joint_trajectory (docs/reliability.md)"
                 )
-        executor = InferenceExecutor(
+        executor = make_executor(
+            parameters,
+            self.scheduling,
             functools.partial(load_policy, parameters, guidance),
-            on_thread_start=functools.partial(lower_priority, parameters.inference_nice),
-            on_result=self.control.notify,
+            self.control.notify,
         )
+        self._executor = executor
         self._entities.append(lambda: self._stop_executor(executor))
         executor.start()
         policy = executor.wait_ready(parameters.load_timeout_s)
@@ -288,7 +295,11 @@ class PolicyNode(LifecycleNodeMixin, Node):
 
     def _stop_executor(self, executor: InferenceExecutor) -> None:
         loads = executor.state is ExecutorState.STARTING
-        hangs = self.runner is not None and self.runner.hung
+        busy_since_s = executor.busy_since_s
+        hangs = (
+            busy_since_s is not None
+            and time.monotonic() - busy_since_s > self.faults.hang_timeout_s
+        )
         timeout_s = EXIT_TIMEOUT_S if self._closing else STOP_TIMEOUT_S
         if not executor.stop(0.0 if loads or hangs else timeout_s):
             self.get_logger().error(
@@ -311,7 +322,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self._autostart.cancel()
         if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
             # a process that was started to run at once has nothing left to do
-            self.exit_code = EXIT_BAD_START
+            self.exit_code = self.exit_code or EXIT_BAD_START
         elif not self._closing:
             self.trigger_activate()
 
@@ -348,9 +359,11 @@ class PolicyNode(LifecycleNodeMixin, Node):
         if runner is None:
             return  # a message that was taken before the subscription was destroyed
         try:
+            limit = self.parameters.max_instruction_chars
+            instruction = usable_instruction(self.policy, text, limit)
             with self.control.lock:
-                instruction = runner.set_instruction(text)
-        except InstructionError as error:
+                runner.set_instruction(instruction)
+        except ValueError as error:
             self.get_logger().warning(f"instruction refused: {error}")
             return
         self._instruction_publisher.publish(String(data=instruction))
@@ -363,6 +376,12 @@ class PolicyNode(LifecycleNodeMixin, Node):
             return
         self.fault, self._device_fault = fault.message, fault.device
         self.get_logger().error(f"motion ends: {fault.message}")
+        if fault.sticky:
+            self.get_logger().error(
+                "the device is lost for this process, which ends; the launch file starts another"
+            )
+            self.exit_code = EXIT_DEVICE
+            return
         self.trigger_deactivate()
 
     def _whole_numbers_as_floats(self, changes: list[Parameter]) -> list[Parameter]:
