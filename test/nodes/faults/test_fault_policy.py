@@ -63,8 +63,8 @@ def test_out_of_memory_is_recovered_in_place(peer: Peer, process: NodeProcess) -
     peer.wait(
         lambda: any(c.instruction == "fault oom 1" for c in peer.chunks), "repeated inference"
     )
-    assert value(peer, "executor", "failed") == 0
-    assert peer.statuses[-1].state == PolicyStatus.ACTIVE
+    status = peer.fresh_status()
+    assert (status.inference_failures, status.state) == (0, PolicyStatus.ACTIVE)
     peer.instruct("fault oom")
     peer.wait(lambda: peer.statuses[-1].state == PolicyStatus.INACTIVE, "end of the motion")
     assert tells(peer, "3 inferences failed in a row") and tells(peer, "CUDA out of memory")
