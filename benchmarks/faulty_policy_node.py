@@ -8,7 +8,7 @@ is an order to the policy, not to the robot:
     fault raise     every inference raises           fault hang 4     the next one takes 4 s
     fault oom       as a GPU that is full            fault oom 1      the next time
     fault lost      as a CUDA context that is dead   fault exit       the thread ends
-    fault wild      targets anywhere, every step     fault far        1 rad beside the waists
+    fault wild      targets anywhere, every step     fault far        the waists at 1 rad
     fault fast      the waists at up to 1.6 rad/s
 
 The parameter `checkpoint` names the policy behind: `wave` sweeps both waists as a function of
@@ -88,7 +88,7 @@ class FaultyPolicy:
             times_s = chunk.stamp_s + chunk.dt_s * np.arange(len(actions))
             actions[:, [0, 7]] = 0.5 * np.sin(np.pi * times_s)[:, None]
         elif fault == "far":
-            actions[:, [0, 7]] = observation.state[[0, 7]] + 1.0
+            actions[:, [0, 7]] = 1.0
         return dataclasses.replace(chunk, actions=actions)
 
     def _fault(self, instruction: str) -> tuple[str, float]:

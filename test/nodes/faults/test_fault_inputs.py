@@ -164,6 +164,7 @@ def test_a_picture_that_changes_in_mid_stream(peer: Peer) -> None:
     camera = peer.wait(
         lambda: (
             level(peer, "camera cam_high") == DiagnosticStatus.WARN
+            and "size changed" in peer.diagnostics["policy: camera cam_high"].message
             and peer.diagnostics["policy: camera cam_high"]
         ),
         "warning of the camera",

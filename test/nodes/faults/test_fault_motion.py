@@ -6,7 +6,18 @@ import time
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_steps import LEFT, level, moved, quiet, start, start_moving, starts_at, tells, value
+from fault_steps import (
+    ELSEWHERE,
+    LEFT,
+    level,
+    moved,
+    quiet,
+    start,
+    start_moving,
+    starts_at,
+    tells,
+    value,
+)
 from harness import (
     CONTROLLERS,
     HOME,
@@ -39,10 +50,10 @@ def test_stop_is_latched_until_resume(peer: Peer, process: NodeProcess) -> None:
     assert peer.change_state("configure") and peer.change_state("activate")
     peer.instruct("sweep")
     assert quiet(peer)
-    peer.positions = HOME + 0.02
+    peer.positions = ELSEWHERE
     time.sleep(0.1)
     peer.trigger("policy/resume")
-    starts_at(peer, HOME + 0.02)
+    starts_at(peer, ELSEWHERE)
 
 
 def test_speed_zero_comes_to_rest_and_resumes(peer: Peer) -> None:
@@ -76,12 +87,12 @@ def test_a_controller_that_is_gone_stops_the_stream(peer: Peer) -> None:
     peer.wait(lambda: tells(peer, "no controller subscribes to left_arm_controller"), "problem")
     peer.wait(lambda: level(peer, "controllers") == DiagnosticStatus.ERROR, "error")
     trajectories = peer.fresh_status().trajectories
-    peer.positions = HOME + 0.03
+    peer.positions = ELSEWHERE
     time.sleep(0.3)
     assert peer.statuses[-1].trajectories == trajectories
     peer.forget()
     peer.start_controllers()
-    starts_at(peer, HOME + 0.03)
+    starts_at(peer, ELSEWHERE)
     peer.wait(lambda: level(peer, "controllers") == DiagnosticStatus.OK, "end of the error")
     (subscriber,) = [
         pair.value
@@ -103,6 +114,7 @@ def test_a_far_first_command_is_ramped_to_or_refused(peer: Peer) -> None:
     assert peer.change_state("deactivate") and peer.change_state("cleanup")
     assert peer.set_parameter("policy", "faults.first_command", "refuse").successful
     try:
+        peer.positions = HOME.copy()
         peer.forget()
         start(peer, "fault far")
         peer.wait(lambda: tells(peer, "first command: joint 'left_waist'"), "refusal")
@@ -110,6 +122,7 @@ def test_a_far_first_command_is_ramped_to_or_refused(peer: Peer) -> None:
         assert not moved(peer)
         peer.instruct("sweep")
         peer.wait(lambda: moved(peer), "trajectory to a near command")
+        assert peer.change_state("deactivate") and peer.change_state("cleanup")
     finally:
         assert peer.set_parameter("policy", "faults.first_command", "ramp").successful
 
@@ -136,5 +149,6 @@ def test_a_dry_run_publishes_no_command(peer: Peer) -> None:
         assert peer.change_state("deactivate")
         time.sleep(0.2)
         assert not any(peer.trajectories[name] for name in CONTROLLERS)
+        assert peer.change_state("cleanup")
     finally:
         assert peer.set_parameter("policy", "dry_run", False).successful

@@ -47,6 +47,7 @@ def test_failures_in_a_row_deactivate(peer: Peer, process: NodeProcess) -> None:
         assert tells(peer, "3 inferences failed in a row") and tells(peer, words)
         assert level(peer, "node") == DiagnosticStatus.ERROR
         assert quiet(peer, 0.2)
+        peer.positions = HOME.copy()
         peer.instruct("sweep")
         assert peer.change_state("activate")
         starts_at(peer, HOME)
@@ -89,6 +90,7 @@ def test_a_device_that_fails_ends_in_error_processing(
     assert quiet(peer, 0.2)
     assert process.threads == threads
     assert "left behind" not in process.log
+    peer.positions = HOME.copy()
     start(peer)
     starts_at(peer, HOME)
 
