@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
+from scipy.stats import t as student_t
 
 from pi05_ros.evaluation.scheduler_bench import Cost, Episode
 from pi05_ros.evaluation.statistics import wilson_interval
@@ -67,7 +68,7 @@ class Figure:
 
 
 def summarise(episodes: Sequence[Episode], measure: Measure) -> Figure:
-    """Mean over the seeds that have it; Wilson's interval for success, the normal one else."""
+    """Mean over the seeds that have it; Wilson's interval for success, Student's t else."""
     values = np.array([getattr(episode, measure.key) for episode in episodes], dtype=np.float64)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -79,7 +80,7 @@ def summarise(episodes: Sequence[Episode], measure: Measure) -> Figure:
         low, high = interval
     else:
         spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        half = 1.96 * spread / math.sqrt(len(values))
+        half = float(student_t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
         low, high = mean - half, mean + half
     factor = measure.factor
     return Figure(mean * factor, low * factor, high * factor)

@@ -1,4 +1,4 @@
-"""How sure figures of repeated trials are."""
+"""Confidence intervals of repeated trials."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
+
+MIN_EPISODES = 5
+"""With fewer, the bootstrap's interval is much too narrow."""
 
 
 def wilson_interval(
@@ -60,7 +63,7 @@ def bootstrap_interval(
         seed: of the draws.
 
     Returns:
-        Low and high end; None for fewer than two episodes.
+        Low and high end; None for fewer than `MIN_EPISODES` episodes.
 
     Raises:
         ValueError: different numbers of values, or the confidence is out of range.
@@ -70,7 +73,7 @@ def bootstrap_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     count = len(numerators)
-    if count < 2:
+    if count < MIN_EPISODES:
         return None
     above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
