@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
-from scipy.stats import t as student_t
 
 from pi05_ros.evaluation.scheduler_bench import Cost, Episode
-from pi05_ros.evaluation.statistics import wilson_interval
+from pi05_ros.evaluation.statistics import t_quantile, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,10 @@ def summarise(episodes: Sequence[Episode], measure: Measure) -> Figure:
         assert interval is not None
         low, high = interval
     else:
-        spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        half = float(student_t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+        half = math.nan
+        if len(values) > 1:
+            spread = float(values.std(ddof=1))
+            half = t_quantile(len(values) - 1) * spread / math.sqrt(len(values))
         low, high = mean - half, mean + half
     factor = measure.factor
     return Figure(mean * factor, low * factor, high * factor)

@@ -1,4 +1,4 @@
-"""Pins: an evaluation with other parameters than the node's, and faults of a file that pass unseen."""
+"""Pins: an evaluation with other parameters than the node's, faults of a file that pass unseen."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ALOHA = CONFIG / "aloha.yaml"
 METHOD = "method: temporal_ensemble"
 
 
-def write(folder: Path, *change: str) -> Path:
+def write(folder: Path, before: str, after: str) -> Path:
     """aloha.yaml with one text replaced by another."""
     text = ALOHA.read_text(encoding="utf-8")
-    assert change[0] in text
+    assert before in text
     file = folder / "robot.yaml"
-    file.write_text(text.replace(*change, 1), encoding="utf-8")  # type: ignore[call-overload]
+    file.write_text(text.replace(before, after, 1), encoding="utf-8")
     return file
 
 
