@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -133,10 +134,11 @@ def visible_gpus() -> list[str]:
     if named is not None:
         return [each.strip() for each in named.split(",") if each.strip()]
     try:
-        torch: Any = importlib.import_module("torch")
+        importlib.import_module("pi05_ros.policy.policy")
     except ImportError:
         return []
-    # without a CUDA context in this process
+    # loaded by the policy; counting makes no CUDA context in this process
+    torch = sys.modules["torch"]
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
@@ -163,7 +165,8 @@ def _by_ray(jobs: Sequence[Job], plan: Plan, address: str) -> Iterator[Done]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RayUnavailable(f"no Ray cluster at {address!r}: {error}") from None
     try:
-        remote = ray.remote(max_retries=1, num_gpus=_gpus_per_task(ray, plan))(_evaluated)
+        gpus = _gpus_per_task(ray, plan)
+        remote = ray.remote(max_retries=1, num_gpus=gpus)(_evaluated)
         waiting = {remote.remote(job, plan): job for job in jobs}
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1)

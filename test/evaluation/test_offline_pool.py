@@ -276,3 +276,11 @@ def test_results_of_other_code_robot_or_checkpoint_are_not_taken(
     assert not resumed(plan) and resumed(plan)
     (tmp_path / "robot.yaml").write_text("name: two\n")
     assert not resumed(plan) and resumed(plan)
+
+
+def test_the_gpus_are_counted_where_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert offline_pool.visible_gpus() == ["0", "1"]
