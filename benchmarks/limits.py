@@ -88,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)
     robot = read_robot_config(PARAMS_FILE)
-    limiter = MotionLimiter(robot.joints, robot.control.dt_s, robot.control.position_margin)
+    limiter = MotionLimiter(robot.joints, robot.dt_s, robot.parameters.position_margin)
     rng = np.random.default_rng(options.seed)
     counts = {kind: np.zeros(4, dtype=np.int64) for kind in KINDS}
     spent_s = 0.0

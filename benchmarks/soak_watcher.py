@@ -33,7 +33,7 @@ class Watcher:
         from pi05_ros.nodes.messages import INSTRUCTION_QOS, TRAJECTORY_QOS
 
         robot = read_robot_config(share_directory() / "config" / "aloha.yaml")
-        self._joints, self._dt_s = robot.joints, robot.control.dt_s
+        self._joints, self._dt_s = robot.joints, robot.dt_s
         self.spoil: Callable[[Any], Any] = lambda message: message
         self.trajectories = self.violations = 0
         self.state = 0

@@ -1,4 +1,4 @@
-"""Who acts in an episode: a policy, and the eyes that it sees the simulator through."""
+"""Agents of episodes: a policy plus the renderer of its cameras."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PolicyAgent:
     """A policy that looks through rendered cameras.
 
     Args:
-        load: seed → the policy; called for every episode.
+        load: the policy; called once. If it has `restart(seed)`, every episode begins with it.
         size_px: width and height of the pictures; None takes 4:3, as the simulated robot publishes,
             as wide as `policy.model.config.image_size`, which π0.5 has, else 112.
 
@@ -50,7 +50,7 @@ class PolicyAgent:
     """
 
     def __init__(
-        self, load: Callable[[int], types.Policy], size_px: tuple[int, int] | None = None
+        self, load: Callable[[], types.Policy], size_px: tuple[int, int] | None = None
     ) -> None:
         self._load = load
         self._size_px = size_px
@@ -60,12 +60,13 @@ class PolicyAgent:
     @property
     def policy(self) -> types.Policy:
         if self._policy is None:
-            self.begin(0)
-        assert self._policy is not None
+            self._policy = self._load()
         return self._policy
 
     def begin(self, seed: int) -> None:
-        self._policy = self._load(seed)
+        restart = getattr(self.policy, "restart", None)
+        if restart is not None:
+            restart(seed)
 
     def draw(self, camera: str, qpos: FloatArray) -> ImageArray:
         if self._renderer is None:
@@ -135,7 +136,7 @@ def make_agent(
     size_px: tuple[int, int] | None = None,
     num_steps: int | None = None,
     device: str = "cpu",
-    threads: int = 1,
+    threads: int | None = 1,
 ) -> Agent:
     """An agent by the name of its checkpoint.
 
@@ -144,20 +145,17 @@ def make_agent(
         size_px: width and height of the pictures; None is the policy's own.
         num_steps: Euler steps of the flow; None is the checkpoint's number.
         device: of the network.
-        threads: CPU threads of the network; another number may round differently.
+        threads: CPU threads of torch, for the whole process; another number may round differently.
+            None leaves them as they are.
 
     Raises:
         CheckpointError: not a usable checkpoint.
     """
     if checkpoint == EXPERT:
         return ExpertAgent()
-    from pi05_ros.policy import Policy
+    from pi05_ros.evaluation.offline_seeded import EpisodePolicy
 
-    def load(seed: int) -> types.Policy:
-        return Policy.from_pretrained(
-            checkpoint, device=device, num_steps=num_steps, seed=seed, threads=threads
-        )
-
-    agent = PolicyAgent(load, size_px)
-    agent.begin(0)
-    return agent
+    policy = EpisodePolicy.from_pretrained(
+        checkpoint, device=device, num_steps=num_steps, seed=0, threads=threads
+    )
+    return PolicyAgent(lambda: policy, size_px)

@@ -1,26 +1,24 @@
 """One episode in the simulator: policy, scheduler, limits and controllers as on a robot.
 
-Everything between the pictures and the servos is what the policy node runs; the clock is the
-simulator's, and pictures are drawn only for the observations that an inference uses.
+The runner is the policy node's, made by the same factory from the same parameters; the clock is
+the simulator's, and pictures are drawn only for the observations that an inference uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.smoothing import TargetFollower
-from pi05_ros.control.trajectory import CommandStream
+from pi05_ros.control.trajectory import TrajectoryPoints
 from pi05_ros.evaluation.agents import Agent
 from pi05_ros.evaluation.robot_config import RobotConfig
+from pi05_ros.evaluation.runners import evaluation_runner, sent_trajectory
 from pi05_ros.evaluation.simulated_time import TimedExecutor
 from pi05_ros.evaluation.trials import Trial
-from pi05_ros.executor import InferenceExecutor
-from pi05_ros.observation.buffer import CameraStream, ObservationBuffer
+from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.sim.arms import HOME_POSITIONS, SimulatedAloha
 from pi05_ros.sim.cameras import CAMERAS
@@ -29,7 +27,7 @@ from pi05_ros.sim.judge import HOME_TOLERANCE_RAD, Judge, arm_slice, touches
 from pi05_ros.sim.scene import JOINT_NAMES, SIDES
 from pi05_ros.sim.starts import random_start, reset_for
 from pi05_ros.sim.tasks import CUBE_VERBS
-from pi05_ros.types import FloatArray, ImageArray
+from pi05_ros.types import ImageArray
 
 JOINT_RATE_HZ = 100.0
 Watch = Callable[[PolicyRunner, Tick, float], bool]
@@ -104,19 +102,21 @@ class ClosedLoop:
     Raises:
         SetupError: the params file's joints are not the simulator's, or the policy has other
             dimensions or cameras.
+        RobotConfigError: the limits are a URDF's, and none was given.
     """
 
     def __init__(self, agent: Agent, robot: RobotConfig, settings: Settings) -> None:
+        robot.check_limits()
         self.sim = SimulatedAloha()
         self._agent = agent
         self._robot = robot
         self._settings = settings
         timestep_s = float(self.sim.model.opt.timestep)
         self._timestep_s = timestep_s
-        self._steps_per_tick = round(robot.control.dt_s / timestep_s)
-        if abs(self._steps_per_tick * timestep_s - robot.control.dt_s) > 1e-9:
+        self._steps_per_tick = round(robot.dt_s / timestep_s)
+        if abs(self._steps_per_tick * timestep_s - robot.dt_s) > 1e-9:
             raise SetupError(
-                f"a control tick of {robot.control.dt_s:g} s is no multiple of the simulator's "
+                f"a control tick of {robot.dt_s:g} s is no multiple of the simulator's "
                 f"{timestep_s:g} s: choose another control_rate_hz"
             )
         if sorted(robot.joints.names) != sorted(JOINT_NAMES):
@@ -134,6 +134,11 @@ class ClosedLoop:
         unknown = [camera for camera in policy.cameras if camera not in CAMERAS]
         if unknown or not policy.cameras:
             raise SetupError(f"the policy's cameras must be of {CAMERAS}, not {policy.cameras}")
+        if not set(policy.cameras) & set(self._robot.cameras):
+            raise SetupError(
+                f"cameras.names must have one of the policy's cameras {list(policy.cameras)}, "
+                f"not only {list(self._robot.cameras)}"
+            )
 
     def play(
         self,
@@ -143,11 +148,16 @@ class ClosedLoop:
     ) -> Outcome:
         """One episode, until its task or that of the instruction is done, or time is over.
 
+        After a fault the arms come to rest and stay there, as with the node.
+
         Args:
             trial: what is asked for, and from where.
             watch: called after each control tick; it may change the instruction, or end the
                 episode by returning False.
             draw_delay_s: each chunk's delay, instead of the settings' one.
+
+        Raises:
+            SetupError: the node would refuse the instruction.
         """
         sim, settings = self.sim, self._settings
         start = reset_to_start(sim, trial)
@@ -156,7 +166,10 @@ class ClosedLoop:
         runner = self._runner(executor, black=trial.condition == "black")
         arms = _Arms(sim, self._robot, self._order)
         judge, told, mistakes = Judge(trial.task, sim), Judge(trial.told, sim), _Mistakes(sim)
-        runner.set_instruction(trial.instruction)
+        try:
+            runner.set_instruction(trial.instruction)
+        except InstructionError as refusal:
+            raise SetupError(f"{trial.instruction!r}: {refusal}") from None
         runner.activate()
         trace = [sim.qpos()]
         next_frame_s = 0.0
@@ -175,15 +188,11 @@ class ClosedLoop:
                 executor.now_s = now_s
                 tick = runner.tick(now_s)
                 error = tick.failures[-1] if tick.failures else error
-                if tick.trajectory is not None:
-                    points = tick.trajectory
-                    arms.follow(
-                        points.stamp_s,
-                        points.times_from_start_s,
-                        points.positions,
-                        points.velocities,
-                        now_s,
-                    )
+                if tick.fault is not None:
+                    error = tick.fault.message
+                points = sent_trajectory(runner, tick, now_s)
+                if points is not None:
+                    arms.follow(points, now_s)
             arms.step(now_s)
             if (step + 1) % self._steps_per_tick:
                 continue
@@ -220,43 +229,17 @@ class ClosedLoop:
         )
 
     def _runner(self, executor: TimedExecutor, black: bool) -> PolicyRunner:
-        control, joints = self._robot.control, self._robot.joints
-        buffer = ObservationBuffer(
-            [CameraStream(camera) for camera in self._agent.policy.cameras],
-            joints.names,
-            control.gates,
-        )
-        parameters = self._robot.scheduler
+        scheduling = self._robot.scheduler
         if self._settings.replan_ticks:
-            interval_s = self._settings.replan_ticks * control.dt_s
-            parameters = replace(parameters, replan="free", replan_interval_s=interval_s)
-        follower = None
-        if parameters.smoothing_hz > 0:
-            follower = TargetFollower(parameters.smoothing_hz, exempt=joints.gripper)
-        stream = CommandStream(
-            joints,
-            MotionLimiter(joints, control.dt_s, position_margin=control.position_margin),
-            control.dt_s,
-            lookahead_steps=max(1, round(control.lookahead_s / control.dt_s)),
-            lead_s=control.lead_s,
-        )
+            interval_s = self._settings.replan_ticks * self._robot.dt_s
+            scheduling = replace(scheduling, replan="free", replan_interval_s=interval_s)
 
         def decode(message: Any) -> ImageArray:
             picture = self._agent.draw(*message)
             return np.zeros_like(picture) if black else picture
 
-        # the runner uses state, submit, results and discard, which both executors have
-        standing_in = cast("InferenceExecutor", executor)
-        return PolicyRunner(
-            buffer,
-            standing_in,
-            parameters.make(joints),
-            stream,
-            joints,
-            decode,
-            follower=follower,
-            speed_scale=parameters.speed_scale,
-        )
+        cameras = self._agent.policy.cameras
+        return evaluation_runner(self._robot, scheduling, cameras, executor, decode)
 
 
 class _Arms:
@@ -268,28 +251,21 @@ class _Arms:
         self._sim = sim
         self._targets = sim.positions()
         self._controllers = []
-        for columns in robot.controllers.values():
+        for columns in robot.columns.values():
             names = [robot.joints.names[column] for column in columns]
             places = [order[column] for column in columns]
             controller = JointTrajectoryController(names)
             controller.hold(self._targets[places])
             self._controllers.append((controller, columns, places))
 
-    def follow(
-        self,
-        stamp_s: float,
-        times_s: FloatArray,
-        positions: FloatArray,
-        velocities: FloatArray,
-        now_s: float,
-    ) -> None:
+    def follow(self, points: TrajectoryPoints, now_s: float) -> None:
         for controller, columns, _ in self._controllers:
             trajectory = Trajectory(
                 controller.joint_names,
-                stamp_s,
-                times_s,
-                positions[:, columns],
-                velocities[:, columns],
+                points.stamp_s,
+                points.times_from_start_s,
+                points.positions[:, columns],
+                points.velocities[:, columns],
             )
             try:
                 controller.accept(trajectory, now_s)

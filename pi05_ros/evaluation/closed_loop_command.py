@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the pictures, pixels (default: 4:3, as wide as the policy's)",
     )
     parser.add_argument("--params-file", help="the robot's params file (default: aloha.yaml)")
+    parser.add_argument("--urdf", help="the robot's URDF, where limits.source is urdf")
     parser.add_argument(
         "--output", type=Path, default=Path("sim_eval_out"), help="folder of the results"
     )
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
 
         faults += (CheckpointError,)
     try:
-        robot = read_robot_config(options.params_file)
+        robot = read_robot_config(options.params_file, options.urdf)
         if options.scheduler:
             robot = replace(robot, scheduler=replace(robot.scheduler, method=options.scheduler))
         settings = Settings(options.delay_ms / 1e3, options.replan, options.limit_s)
@@ -168,6 +169,8 @@ def _evaluate(
     )
     agent = make()
     description = agent.policy.description
+    # one process plays with the agent that is there; several load their own
+    play = (lambda: agent) if options.workers == 1 else make
     agent.close()
     tasks = chosen_tasks(options.tasks, options.colors, options.arms)
     if options.per_task:
@@ -191,7 +194,7 @@ def _evaluate(
             )
 
         summary = evaluate_agent(
-            make,
+            play,
             counted,
             options.seed,
             robot=robot,

@@ -209,7 +209,7 @@ def evaluate_agent(
     for outcome in play_trials(make, trials, robot, settings, workers):
         outcomes.append(outcome)
         on_outcome(outcome, len(trials))
-    return Summary(tuple(outcomes), len(robot.joints), robot.control.dt_s)
+    return Summary(tuple(outcomes), len(robot.joints), robot.dt_s)
 
 
 def evaluate(
@@ -240,7 +240,7 @@ def evaluate(
         size_px: width and height of the pictures; None is the policy's own.
     """
     return evaluate_agent(
-        lambda: PolicyAgent(lambda _: policy, size_px),
+        lambda: PolicyAgent(lambda: policy, size_px),
         [(task, episodes) for task in tasks],
         seed,
         robot=robot or read_robot_config(),
@@ -253,10 +253,11 @@ def evaluate(
 def training_figures(checkpoint: Path) -> Mapping[str, float]:
     """A short evaluation of a checkpoint folder: `evaluation.function` of a training's YAML file.
 
-    12 episodes of each verb with 160 ms of delay, at places of their own, in this process.
+    12 episodes of each verb with 160 ms of delay, at places of their own, in this process, with
+    the training's number of CPU threads, which is the whole process's.
     """
     return evaluate_agent(
-        lambda: make_agent(str(checkpoint)),
+        lambda: make_agent(str(checkpoint), threads=None),
         spread(chosen_tasks(VERBS), 12),
         TRAINING_SEED,
         robot=read_robot_config(),

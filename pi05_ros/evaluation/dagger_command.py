@@ -1,7 +1,8 @@
-"""`pi05 dagger`: states that a policy gets itself into, labelled by the experts, to train on.
+"""`pi05 dagger`: rolls out a policy and labels the visited states with the scripted expert.
 
 Demonstrations show what to do where an expert goes; a policy's errors lead elsewhere (DAgger, Ross
-et al. 2011). The data have the format of `pi05 record --states` and are trained on beside it.
+et al. 2011). The data have the format of `pi05 record --states` and are trained on beside it. They
+follow from the checkpoint, the recipe and the seed alone, not from the number of workers.
 """
 
 from __future__ import annotations
@@ -59,9 +60,17 @@ class PolicyActor:
     """A policy as `recording.simulated.Actor`. Belongs to the process that made it."""
 
     def __init__(self, checkpoint: str, seed: int) -> None:
-        from pi05_ros.policy import Policy
+        from pi05_ros.evaluation.offline_seeded import EpisodePolicy
 
-        self._policy = Policy.from_pretrained(checkpoint, seed=seed, threads=1)
+        self._seed = seed
+        policy = EpisodePolicy.from_pretrained(checkpoint, seed=seed, threads=1)
+        assert isinstance(policy, EpisodePolicy)
+        self._policy = policy
+
+    def begin(self, episode: int) -> None:
+        """The episode's noise follows from the seed and its number."""
+        (seed,) = np.random.SeedSequence([self._seed, episode]).generate_state(1)
+        self._policy.restart(int(seed))
 
     def __call__(
         self, images: Mapping[str, ImageArray], state: FloatArray, instruction: str

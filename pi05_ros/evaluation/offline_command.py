@@ -16,6 +16,7 @@ from rich.console import Console
 from pi05_ros.control.scheduler import SCHEDULERS
 
 if TYPE_CHECKING:
+    from pi05_ros.evaluation.offline_episodes import Choice
     from pi05_ros.evaluation.offline_jobs import Job, Plan
     from pi05_ros.evaluation.offline_pool import Done
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one or more, side by side (default: the params file's)",
     )
     parser.add_argument("--params-file", help="the policy node's (default: aloha.yaml)")
+    parser.add_argument("--urdf", help="the robot's URDF, where limits.source is urdf")
     parser.add_argument("--namespace", default="", help="of the recorded topics")
     parser.add_argument("--instruction", help="in place of the recorded ones")
     parser.add_argument(
@@ -63,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--other-instruction", nargs="+", default=[], help="default: those of the other recordings"
+    )
+    parser.add_argument(
+        "--episodes",
+        metavar="WHICH",
+        help="of a dataset: all, held-out, or numbers as 0,4-7 (default: those that the "
+        "checkpoint's training held out, or all where it does not say)",
     )
     parser.add_argument("--limit", type=int, help="evaluate the first N recordings alone")
     parser.add_argument("--seed", type=int, default=0, help="of the policy's noise")
@@ -107,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and report; 0 if there is something to report, 1 otherwise."""
     console = Console()
     from pi05_ros.evaluation.offline_bag import BagError
+    from pi05_ros.evaluation.offline_episodes import choose_episodes
     from pi05_ros.evaluation.offline_jobs import find_jobs
     from pi05_ros.evaluation.offline_pool import RayUnavailable
     from pi05_ros.evaluation.offline_topics import read_evaluated_robot
@@ -119,10 +128,14 @@ def run(options: argparse.Namespace) -> int:
             return 0
         # before the work that it is to show
         importlib.import_module("pi05_ros.evaluation.offline_report")
-        jobs = find_jobs(options.recordings)[: options.limit]
-        plan = _plan(options, jobs)
+        plan = _plan(options)
+        choice = choose_episodes(find_jobs(options.recordings), plan, options.episodes)
+        for line in choice.lines:
+            console.print(line, markup=False, highlight=False)
+        jobs = choice.jobs[: options.limit]
+        plan = _for_jobs(plan, jobs, options)
         done = _run(jobs, plan, options, console)
-        return _report(done, plan, options, console)
+        return _report(done, choice, plan, options, console)
     except ModuleNotFoundError as error:
         text = f"{error}: pip install 'pi05_ros[eval,train]'"
         console.print(text, style="bold red", markup=False, highlight=False)
@@ -131,12 +144,12 @@ def run(options: argparse.Namespace) -> int:
         console.print(str(error), style="bold red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where it stopped", style="bold red")
+        console.print("Interrupted. Re-run the command to continue.", style="bold red")
         return 1
 
 
-def _plan(options: argparse.Namespace, jobs: Sequence[Job]) -> Plan:
-    from pi05_ros.evaluation.offline_jobs import Plan, instructions_of
+def _plan(options: argparse.Namespace) -> Plan:
+    from pi05_ros.evaluation.offline_jobs import Plan
     from pi05_ros.evaluation.offline_settings import OfflineSettings
     from pi05_ros.evaluation.robot_config import default_params_file
 
@@ -162,6 +175,19 @@ def _plan(options: argparse.Namespace, jobs: Sequence[Job]) -> Plan:
         device=options.device,
         num_steps=options.num_steps,
         threads=options.threads,
+        urdf=options.urdf,
+    )
+    robot = plan.robot()
+    robot.config.check_limits()
+    return replace(plan, policies=_named(options.checkpoint or [robot.checkpoint]))
+
+
+def _for_jobs(plan: Plan, jobs: Sequence[Job], options: argparse.Namespace) -> Plan:
+    """The plan with what depends on the recordings: files to write, other instructions."""
+    from pi05_ros.evaluation.offline_jobs import instructions_of
+
+    plan = replace(
+        plan,
         rerun=_files(options.rerun, jobs, ".rrd"),
         foxglove=_files(options.foxglove, jobs, ".mcap"),
     )
@@ -169,11 +195,9 @@ def _plan(options: argparse.Namespace, jobs: Sequence[Job]) -> Plan:
         from pi05_ros.evaluation.offline_rerun import rerun_library
 
         rerun_library()
-    sources = options.checkpoint or [plan.robot().checkpoint]
-    plan = replace(plan, policies=_named(sources))
-    if settings.control_every and not settings.others:
+    if plan.settings.control_every and not plan.settings.others:
         others = instructions_of(jobs, plan)
-        plan = replace(plan, settings=replace(settings, others=others))
+        plan = replace(plan, settings=replace(plan.settings, others=others))
     return plan
 
 
@@ -241,7 +265,13 @@ def _run(
         )
 
 
-def _report(done: Sequence[Done], plan: Plan, options: argparse.Namespace, console: Console) -> int:
+def _report(
+    done: Sequence[Done],
+    choice: Choice,
+    plan: Plan,
+    options: argparse.Namespace,
+    console: Console,
+) -> int:
     from pi05_ros.evaluation.offline_report import render
     from pi05_ros.evaluation.offline_summary import summarize
     from pi05_ros.evaluation.offline_verdict import overview, verdicts
@@ -253,7 +283,12 @@ def _report(done: Sequence[Done], plan: Plan, options: argparse.Namespace, conso
     if not results:
         return 1
     joints = plan.robot().config.joints
-    summary = summarize(results, failed, joints, _settings(plan))
+    evaluated = {result["name"] for result in results}
+    trained_on = {
+        policy: [name for name in names if name in evaluated]
+        for policy, names in choice.trained_on.items()
+    }
+    summary = summarize(results, failed, joints, _settings(plan, options), trained_on)
     (options.output / "metrics.json").write_text(
         json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -276,11 +311,12 @@ def _report(done: Sequence[Done], plan: Plan, options: argparse.Namespace, conso
     return 0
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     settings = plan.settings
     shown: dict[str, Any] = {
         "policies": [source for _, source in plan.policies],
         "params_file": plan.params_file,
+        "episodes": options.episodes or "held-out where the checkpoint says so",
         "every_s": settings.every_s,
         "delay_s": settings.delay_s,
         "schedulers": list(settings.schedulers) or [plan.robot().config.scheduler.method],

@@ -66,6 +66,9 @@ class DatasetRecording:
     def first_instruction(self) -> str | None:
         return self._instruction or self._data.task(self._frames[0])
 
+    def commanded(self) -> list[tuple[int, ...]]:
+        return [tuple(range(len(self._robot.config.joints)))]
+
     def events(self) -> Iterator[Event]:
         columns = tuple(range(len(self._robot.config.joints)))
         said = ""

@@ -30,7 +30,7 @@ from pi05_ros.evaluation.offline_settings import OfflineSettings
 from pi05_ros.evaluation.offline_streams import StreamStatistics
 from pi05_ros.evaluation.offline_topics import EvaluatedRobot
 from pi05_ros.evaluation.offline_track import LAG_S, PolicyTrack
-from pi05_ros.evaluation.offline_truth import Truth
+from pi05_ros.evaluation.offline_truth import MAX_GAP_S, Truth
 from pi05_ros.observation.buffer import (
     CameraStream,
     NotReady,
@@ -71,6 +71,7 @@ class OfflineEvaluation:
 
     Raises:
         BagError: a policy that does not fit the robot.
+        RobotConfigError: the limits are a URDF's, and none was given.
     """
 
     def __init__(
@@ -93,17 +94,18 @@ class OfflineEvaluation:
         self._buffer = ObservationBuffer(
             [CameraStream(c.name, c.required) for c in robot.cameras if c.name in self._cameras],
             config.joints.names,
-            config.control.gates,
+            config.gates,
         )
         self._decoded: dict[int, tuple[Any, ImageArray]] = {}
         self._tracks = [
-            PolicyTrack(name, policy, config, settings, self._buffer, self._decode, self._notes)
+            PolicyTrack(name, policy, config, settings, self._cameras, self._decode, self._notes)
             for name, policy in policies.items()
         ]
-        self._truth = Truth(len(config.joints))
+        self._truth = Truth(len(config.joints), recording.commanded())
+        self._arm_columns = np.flatnonzero(~config.joints.gripper).tolist()
         self._streams: dict[str, StreamStatistics] = {}
         self._episodes: list[Episode] = []
-        self._tick_ns = round(config.control.dt_s * 1e9)
+        self._tick_ns = round(config.dt_s * 1e9)
         self._every_ns = round(settings.every_s * 1e9)
         self._next_tick_ns: int | None = None
         self._next_infer_ns = 0
@@ -177,7 +179,7 @@ class OfflineEvaluation:
             if event.camera in self._cameras:
                 self._put_picture(event)
         elif isinstance(event, Joints):
-            self._buffer.put_joints(stamp_s, event.positions)
+            self._put_joints(stamp_s, event.positions)
             self._truth.put_joints(stamp_s, event.positions)
         else:
             self._truth.put_command(event)
@@ -187,6 +189,14 @@ class OfflineEvaluation:
             self._buffer.put_image(event.camera, event.stamp_s, event.payload)
         except ValueError as error:
             self._notes.add(str(error), (event.time_ns - self._origin_ns) * 1e-9)
+            return
+        for track in self._tracks:
+            track.put_image(event.camera, event.stamp_s, event.payload)
+
+    def _put_joints(self, stamp_s: float, positions: FloatArray) -> None:
+        self._buffer.put_joints(stamp_s, positions)
+        for track in self._tracks:
+            track.put_joints(stamp_s, positions)
 
     def _instruct(self, event: Instruction) -> None:
         before = self._buffer.instruction
@@ -202,9 +212,9 @@ class OfflineEvaluation:
             self._settle(final=True)
             self._episodes[-1].end(self._now_s)
         for track in self._tracks:
-            track.new_instruction()
+            track.instruct(text)
         config = self._robot.config
-        self._episodes.append(Episode(text, self._now_s, config.joints, config.control.dt_s))
+        self._episodes.append(Episode(text, self._now_s, config.joints, config.dt_s))
 
     def _tick(self) -> None:
         infer = False
@@ -268,9 +278,12 @@ class OfflineEvaluation:
         while self._sampled and self._sampled[0] + lag_s <= self._now_s:
             time_s = self._sampled.pop(0)
             real, known = self._truth.at(np.array([time_s]), self._now_s)
-            if known[0] and self._episodes:
-                self._episodes[-1].recorded.add(real[0])
-                self._episodes[-1].positions.add(real[0])
+            if not known[0] or not self._episodes:
+                continue
+            self._episodes[-1].positions.add(real[0])
+            dt_s = self._robot.config.dt_s
+            if self._truth.is_dense(time_s, self._arm_columns, dt_s):
+                self._episodes[-1].recorded.add(time_s, real[0])
         oldest_s = min([track.oldest_s for track in self._tracks], default=np.inf)
         self._truth.trim(min(oldest_s, self._now_s - 1.0))
 
@@ -300,6 +313,7 @@ class OfflineEvaluation:
                     f"{stream['topic']} stopped {stream['silent_s']:.1f} s before the end",
                     end_s - stream["silent_s"] - self._origin_s,
                 )
+        self._note_late_commands()
         names = self._robot.config.joints.names
         return {
             "name": self._recording.name,
@@ -322,6 +336,22 @@ class OfflineEvaluation:
             "policies": {track.name: self._track(track) for track in self._tracks},
             "wall_s": round(wall_s, 3) if self._settings.timings else None,
         }
+
+    def _note_late_commands(self) -> None:
+        """The report says where commands, which are the reference, are missing."""
+        names = self._robot.config.joints.names
+        for columns in self._truth.awaited:
+            joints = ", ".join(names[column] for column in columns)
+            self._notes.add(f"no usable command of {joints}: nothing was compared")
+        instructed_s = self._episodes[0].start_s if self._episodes else -np.inf
+        for columns, begun_s in self._truth.begun_s.items():
+            late_s = begun_s - instructed_s
+            if np.isfinite(late_s) and late_s > MAX_GAP_S:
+                joints = ", ".join(names[column] for column in columns)
+                self._notes.add(
+                    f"the commands of {joints} begin {late_s:.1f} s after the first instruction: "
+                    "what comes before was not compared"
+                )
 
     def _track(self, track: PolicyTrack) -> dict[str, Any]:
         timings = self._settings.timings

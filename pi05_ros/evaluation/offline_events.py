@@ -100,6 +100,9 @@ class Recording(Protocol):
     def first_instruction(self) -> str | None:
         """What is asked for first, without reading more than that takes."""
 
+    def commanded(self) -> list[tuple[int, ...]]:
+        """Columns of each controller whose commands were recorded, early or late."""
+
 
 class BagRecording:
     """A rosbag2 through the topics of a params file.
@@ -144,6 +147,9 @@ class BagRecording:
             if raw.kind == STRING:
                 return str(self._types.deserialize_cdr(raw.data, STRING).data)
         return None
+
+    def commanded(self) -> list[tuple[int, ...]]:
+        return [controller.columns for controller in self._recorded_controllers().values()]
 
     def events(self) -> Iterator[Event]:
         cameras, controllers = self._choose()
@@ -194,17 +200,24 @@ class BagRecording:
             known = dict.fromkeys(self._robot.instruction_topics, STRING)
             if not any(has.get(topic) == kind for topic, kind in known.items()):
                 self._missing("instruction", known, True, "; or give --instruction")
-        controllers = {}
+        controllers = self._recorded_controllers()
         for controller in self._robot.controllers:
-            wanted = COMMAND_TYPES.get(controller.output)
-            if wanted is not None and has.get(controller.topic) == wanted:
-                controllers[controller.topic] = controller
-            else:
+            if controller.topic not in controllers:
                 self.notes.add(
                     f"{controller.topic}: no recorded positions of {controller.name}, "
                     "its joints are compared with their measured positions"
                 )
         return cameras, controllers
+
+    def _recorded_controllers(self) -> dict[str, Controller]:
+        """Topic → controller, of those whose commands the bag has."""
+        has = self._bag.topics
+        return {
+            controller.topic: controller
+            for controller in self._robot.controllers
+            if controller.output in COMMAND_TYPES
+            and has.get(controller.topic) == COMMAND_TYPES[controller.output]
+        }
 
     def _missing(
         self, what: str, topics: Mapping[str, str], required: bool, remedy: str = ""

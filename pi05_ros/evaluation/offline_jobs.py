@@ -10,11 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pi05_ros import __version__
 from pi05_ros.evaluation.offline_bag import SUFFIXES, Bag, BagError, is_bag
 from pi05_ros.evaluation.offline_dataset import DatasetRecording, is_dataset
 from pi05_ros.evaluation.offline_evaluation import OfflineEvaluation, Sink
 from pi05_ros.evaluation.offline_events import BagRecording, Recording
+from pi05_ros.evaluation.offline_identity import (
+    code_identity,
+    content,
+    file_stamps,
+    policy_identity,
+)
 from pi05_ros.evaluation.offline_notes import Notes
 from pi05_ros.evaluation.offline_settings import OfflineSettings
 from pi05_ros.evaluation.offline_topics import EvaluatedRobot, read_evaluated_robot
@@ -58,23 +63,29 @@ class Plan:
     rerun: tuple[tuple[str, str], ...] = ()
     """Recording → file to write."""
     foxglove: tuple[tuple[str, str], ...] = ()
+    urdf: str | None = None
 
     def robot(self) -> EvaluatedRobot:
-        return read_evaluated_robot(self.params_file, self.namespace)
+        return read_evaluated_robot(self.params_file, self.namespace, urdf=self.urdf)
 
-    def key(self, job: Job) -> str:
-        """Changes with whatever a recording's result depends on."""
+    def identity(self) -> str:
+        """Changes with whatever all results depend on: settings, files, checkpoints, code."""
         kept = {
             k: v for k, v in asdict(self).items() if k not in ("rerun", "foxglove", "params_file")
         }
         state = {
             "plan": kept,
-            "params": _content(self.params_file),
-            "policies": [_stamps(Path(source)) for _, source in self.policies],
-            "recording": [str(job.path.absolute()), job.episode, _stamps(job.path)],
-            "version": __version__,
+            "files": [content(f) for f in (self.params_file, self.urdf, self.robot().robot)],
+            "policies": [policy_identity(source) for _, source in self.policies],
+            "code": code_identity(),
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def result_key(job: Job, identity: str) -> str:
+    """Changes with whatever a recording's result depends on; `identity` is the plan's."""
+    state = [identity, str(job.path.absolute()), job.episode, file_stamps(job.path)]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def find_jobs(paths: Sequence[Path]) -> list[Job]:
@@ -186,13 +197,14 @@ def _policy(source: str, plan: Plan, robot: EvaluatedRobot) -> Policy:
     if key not in _loaded:
         from pi05_ros.evaluation.offline_policy import load_policy
 
+        parameters = robot.config.parameters
         _loaded[key] = load_policy(
             source,
             robot.robot,
             device=plan.device,
-            dtype=robot.dtype,
-            num_steps=plan.num_steps or robot.num_steps,
-            guidance=dict(robot.guidance),
+            dtype=None if parameters.dtype == "auto" else parameters.dtype,
+            num_steps=plan.num_steps or parameters.num_steps,
+            guidance=vars(robot.config.guidance),
             seed=plan.settings.seed,
             threads=plan.threads,
         )
@@ -216,16 +228,3 @@ def instructions_of(jobs: Sequence[Job], plan: Plan) -> tuple[str, ...]:
         if text:
             found.add(text.strip())
     return tuple(sorted(found))
-
-
-def _content(path: str | None) -> str:
-    return "" if path is None else Path(path).read_text(encoding="utf-8")
-
-
-def _stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of a folder's files."""
-    if not path.exists():
-        return []
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    stats = [(str(file.relative_to(path)), file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ BoolArray = NDArray[np.bool_]
 WINDOW_S = 5.0
 """Smoothness is measured over so much at a time, so that recordings of any length compare."""
 MIN_WINDOW_S = 1.0
+GRIPPER_TOLERANCE_S = 0.25
+"""Between a recorded and a predicted opening or closing that are the same one."""
 
 
 class ErrorSums:
@@ -54,16 +57,35 @@ class ErrorSums:
         }
 
 
-class GripperTally:
-    """Whether a chunk opens or closes a gripper as the recording does, and when.
+@dataclass
+class _Change:
+    """A recorded opening or closing of one gripper."""
 
-    A gripper changes when it crosses the middle of its limits between the observation and the
-    chunk's end. A change is found if the chunk has one in the same direction.
+    time_s: float
+    column: int
+    opens: bool
+    chunks: int = 0
+    """In whose time it is."""
+    found: int = 0
+
+
+class GripperTally:
+    """Whether chunks open or close a gripper as the recording does, and when.
+
+    A gripper changes when it crosses the middle of its limits after the observation. A chunk finds
+    the change if its first one has the same direction and is at most `GRIPPER_TOLERANCE_S` away;
+    one farther away is missed and another one invented. Overlapping chunks have the same change in
+    their time, so changes are counted beside: one is found if at least half of its chunks find it.
+    Nothing is judged that lies within the tolerance of what is not known.
+
+    Args:
+        joints: of the robot.
     """
 
     def __init__(self, joints: JointGroup) -> None:
         self.found = self.missed = self.invented = 0
         self.offsets_s = Decimated(1000)
+        self.changes: list[_Change] = []
         self._columns = np.flatnonzero(joints.gripper)
         self._middle = (joints.lower + joints.upper) / 2
 
@@ -73,31 +95,61 @@ class GripperTally:
         truth: FloatArray,
         known: BoolArray,
         now: FloatArray,
+        stamp_s: float,
         dt_s: float,
     ) -> None:
         """Take a chunk [horizon, n_joints] from an observation at `now` [n_joints]."""
-        if not known.all():
-            return
+        steps = len(known) if known.all() else int(np.argmin(known))
+        tolerance = GRIPPER_TOLERANCE_S / dt_s + 1e-9
+        # a change nearer than this to what is not known may have its counterpart there
+        judged = steps - 1 - tolerance
         for column in self._columns:
             middle = self._middle[column]
-            side = now[column] > middle
-            mine = np.flatnonzero((predicted[:, column] > middle) != side)
-            real = np.flatnonzero((truth[:, column] > middle) != side)
-            if len(mine) and len(real):
+            side = bool(now[column] > middle)
+            mine = _first((predicted[:, column] > middle) != side)
+            real = _first((truth[:steps, column] > middle) != side)
+            if real is None:
+                self.invented += mine is not None and mine <= judged
+                continue
+            close = mine is not None and abs(mine - real) <= tolerance
+            if not close and real > len(predicted) - 1 - tolerance:
+                continue
+            change = self._change(stamp_s + real * dt_s, int(column), not side, dt_s)
+            change.chunks += 1
+            if mine is not None and close:
                 self.found += 1
-                self.offsets_s.add(float((mine[0] - real[0]) * dt_s))
-            elif len(real):
-                self.missed += 1
-            elif len(mine):
-                self.invented += 1
+                change.found += 1
+                self.offsets_s.add(float((mine - real) * dt_s))
+                continue
+            self.missed += 1
+            self.invented += mine is not None and mine <= judged
+
+    def _change(self, time_s: float, column: int, opens: bool, dt_s: float) -> _Change:
+        """The change at a time.
+
+        Chunks from other stamps date it up to a step differently, or, where the measured gripper
+        follows late, at their first step.
+        """
+        for change in reversed(self.changes):
+            same = change.column == column and change.opens == opens
+            if same and abs(change.time_s - time_s) <= GRIPPER_TOLERANCE_S + dt_s:
+                return change
+        self.changes.append(_Change(time_s, column, opens))
+        return self.changes[-1]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "found": self.found,
             "missed": self.missed,
             "invented": self.invented,
+            "changes": len(self.changes),
+            "changes_found": sum(2 * change.found >= change.chunks for change in self.changes),
             "offsets_s": rounded(self.offsets_s.items, 6),
         }
+
+
+def _first(changed: BoolArray) -> int | None:
+    return int(np.argmax(changed)) if changed.any() else None
 
 
 class MotionWindows:
@@ -112,11 +164,15 @@ class MotionWindows:
         self._dt_s = dt_s
         self._columns = columns
         self._samples: list[FloatArray] = []
+        self._last_s = -math.inf
         self.windows: list[tuple[float, float, float, float]] = []
         """Duration in s, RMS jerk, LDLJ and SPARC of each; nan where nothing moves."""
 
-    def add(self, positions: FloatArray) -> None:
-        """The next sample [n_joints]."""
+    def add(self, time_s: float, positions: FloatArray) -> None:
+        """The next sample [n_joints]; one that is not the next tick's begins another window."""
+        if time_s - self._last_s > 1.5 * self._dt_s:
+            self.end()
+        self._last_s = time_s
         self._samples.append(positions[self._columns])
         if len(self._samples) * self._dt_s >= WINDOW_S:
             self.end()

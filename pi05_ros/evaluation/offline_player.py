@@ -6,21 +6,18 @@ observation's stamp to its usable chunk. The robot does not follow: it does what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.smoothing import TargetFollower
-from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.evaluation.offline_notes import one_line
-from pi05_ros.evaluation.offline_series import Decimated
+from pi05_ros.evaluation.offline_series import Samples
 from pi05_ros.evaluation.robot_config import RobotConfig
-from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
-from pi05_ros.observation.buffer import NotReady, ObservationBuffer
-from pi05_ros.runner import PolicyRunner
+from pi05_ros.evaluation.runners import evaluation_runner, sent_trajectory
+from pi05_ros.evaluation.simulated_time import SimulatedExecutor
+from pi05_ros.executor import ExecutorState, InferenceResult
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, ImageArray, Observation
 
 Infer = Callable[[Observation, ActionPrefix | None], ActionChunk]
@@ -32,7 +29,7 @@ class _Result:
     result: InferenceResult
 
 
-class RecordedExecutor:
+class RecordedExecutor(SimulatedExecutor):
     """Stands in for `InferenceExecutor` in a `PolicyRunner`, on a recording's clock.
 
     Args:
@@ -41,18 +38,16 @@ class RecordedExecutor:
     """
 
     def __init__(self, infer: Infer, delay_s: float) -> None:
-        self.now_s = 0.0
+        super().__init__()
         self.open = False
         """Whether this is a moment that is inferred on."""
         self._infer = infer
         self._delay_s = delay_s
-        self._busy_until_s = -np.inf
         self._waiting: list[_Result] = []
 
     @property
     def state(self) -> ExecutorState:
-        free = self.open and self.now_s >= self._busy_until_s - 1e-9
-        return ExecutorState.READY if free else ExecutorState.BUSY
+        return super().state if self.open else ExecutorState.BUSY
 
     def submit(self, source: Callable[[], Observation], prefix: ActionPrefix | None = None) -> None:
         chunk, error, stamp_s = None, None, None
@@ -63,7 +58,7 @@ class RecordedExecutor:
         except Exception as exception:  # as the executor takes whatever a policy raises
             error = one_line(exception)
         due_s = (self.now_s if stamp_s is None else stamp_s) + self._delay_s
-        self._busy_until_s = due_s
+        self._begin(due_s)
         self._waiting.append(
             _Result(due_s, InferenceResult(chunk, error, stamp_s, 0.0, 0.0, 0.0, 0.0))
         )
@@ -78,13 +73,13 @@ class RecordedExecutor:
 
 
 class Player:
-    """One scheduler in front of the limits, fed with a policy's chunks.
+    """The node's runner with one scheduler, fed with a recording and a policy's chunks.
 
     Args:
         method: of the scheduler; its other parameters are the params file's, but for the speed: a
             recording goes on at its own.
-        robot: joints, limits, control rate.
-        buffer: shared with whoever fills it.
+        robot: the params file.
+        cameras: those that some policy looks through.
         infer: see `RecordedExecutor`.
         delay_s: see `RecordedExecutor`.
         decode_image: of the recording.
@@ -94,7 +89,7 @@ class Player:
         self,
         method: str,
         robot: RobotConfig,
-        buffer: ObservationBuffer,
+        cameras: Collection[str],
         infer: Infer,
         delay_s: float,
         decode_image: Callable[[Any], ImageArray],
@@ -102,42 +97,25 @@ class Player:
         self.method = method
         self.ticks = 0
         self.moving_ticks = 0
-        self.seams = Decimated()
+        self.seams = Samples()
         """Largest change of any arm joint's target where a chunk arrives, rad."""
-        self.failures: list[str] = []
-        self._lead_s = robot.control.lead_s
+        self.messages: list[str] = []
+        """What the node would have said, one line each; the caller takes them."""
+        self._lead_s = robot.parameters.lead_s
         self._arm = ~robot.joints.gripper
         self._executor = RecordedExecutor(infer, delay_s)
-        scheduling = replace(robot.scheduler, method=method)
-        follower = None
-        if scheduling.smoothing_hz > 0:
-            follower = TargetFollower(scheduling.smoothing_hz, exempt=robot.joints.gripper)
-        control, joints = robot.control, robot.joints
-        stream = CommandStream(
-            joints,
-            MotionLimiter(joints, control.dt_s, position_margin=control.position_margin),
-            control.dt_s,
-            lookahead_steps=max(1, round(control.lookahead_s / control.dt_s)),
-            lead_s=control.lead_s,
-        )
-        self.runner = PolicyRunner(
-            buffer,
-            # the runner uses state, submit, results and discard, which both executors have
-            cast("InferenceExecutor", self._executor),
-            scheduling.make(joints),
-            stream,
-            joints,
-            decode_image,
-            follower=follower,
-        )
+        scheduling = replace(robot.scheduler, method=method, speed_scale=1.0)
+        self.runner = evaluation_runner(robot, scheduling, cameras, self._executor, decode_image)
         self.runner.activate()
 
-    def discard(self) -> None:
-        """Another instruction came: what is in flight for the old one is thrown away."""
-        self._executor.discard()
+    def instruct(self, text: str) -> None:
+        """Take an instruction that the evaluation's buffer has accepted."""
+        self.runner.set_instruction(text)
 
     def tick(self, now_s: float, infer: bool) -> FloatArray | None:
         """One control tick; the commanded positions [n_joints], None before the first chunk.
+
+        After a fault nothing is commanded, as with the node, until the recording's end.
 
         Args:
             now_s: on the recording's clock.
@@ -147,12 +125,14 @@ class Player:
         at_s = np.array([now_s + self._lead_s])
         before = self._targets(at_s)
         moved = self.runner.stream.active
-        try:
-            tick = self.runner.tick(now_s)
-        except NotReady:
-            return None
+        tick = self.runner.tick(now_s)
+        sent_trajectory(self.runner, tick, now_s)
         self.ticks += 1
-        self.failures += tick.failures
+        self.messages += [*tick.failures, *tick.notices]
+        if self.runner.refusal:
+            self.messages.append(self.runner.refusal)
+        if tick.fault is not None:
+            self.messages.append(f"{tick.fault.message}: the node deactivates, the motion ends")
         after = self._targets(at_s)
         if tick.chunks and moved and before is not None and after is not None and self._arm.any():
             self.seams.add(float(np.abs(after - before)[0, self._arm].max()))
@@ -175,4 +155,5 @@ class Player:
             },
             "chunks": {key: int(value) for key, value in vars(statistics).items()},
             "seams_rad": [round(value, 6) for value in self.seams.items],
+            "seam_max_rad": None if not self.seams.count else round(self.seams.largest, 6),
         }

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.evaluation.offline_jobs import Job, Plan, evaluate
+from pi05_ros.evaluation.offline_jobs import Job, Plan, evaluate, result_key
 from pi05_ros.evaluation.offline_notes import one_line
 
 KILLED = "its process was killed, by the lack of memory perhaps: try fewer --workers"
@@ -62,10 +63,11 @@ def run_jobs(
         RayUnavailable: see there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    identity = plan.identity()
     done: dict[str, Done] = {}
     missing: list[Job] = []
     for job in jobs:
-        kept = None if fresh else _read(folder, job, plan)
+        kept = None if fresh else _read(folder, job, plan, identity)
         if kept is None:
             missing.append(job)
         else:
@@ -79,7 +81,7 @@ def run_jobs(
         outcomes = (_evaluated(job, plan) for job in missing)
     for outcome in outcomes:
         if outcome.result is not None:
-            _write(folder, outcome.job, plan, outcome.result)
+            _write(folder, outcome.job, identity, outcome.result)
             outcome = Done(outcome.job, _as_read(outcome.result))
         done[outcome.job.name] = outcome
         on_done(outcome)
@@ -115,7 +117,9 @@ def _by_processes(jobs: Sequence[Job], plan: Plan, workers: int) -> Iterator[Don
 
 def _pooled(jobs: Sequence[Job], plan: Plan, workers: int) -> Iterator[Done]:
     # torch's and OpenCV's threads do not outlive a fork
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
+    context = multiprocessing.get_context("spawn")
+    gpus = visible_gpus() if plan.device in ("auto", "cuda") else []
+    pool = ProcessPoolExecutor(workers, context, _start, (gpus, context.Value("i", 0)))
     try:
         futures: list[Future[Done]] = [pool.submit(_evaluated, job, plan) for job in jobs]
         for future in as_completed(futures):
@@ -124,7 +128,27 @@ def _pooled(jobs: Sequence[Job], plan: Plan, workers: int) -> Iterator[Done]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start() -> None:
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [each.strip() for each in named.split(",") if each.strip()]
+    try:
+        importlib.import_module("pi05_ros.policy.policy")
+    except ImportError:
+        return []
+    # loaded by the policy; counting makes no CUDA context in this process
+    torch = sys.modules["torch"]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _start(gpus: Sequence[str], started: Any) -> None:
+    """Set up a worker: one core, and one of the GPUs, in turn."""
+    with started.get_lock():
+        index = started.value
+        started.value += 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     # each process has one core for itself
     os.environ["OMP_NUM_THREADS"] = "1"
     # Ctrl-C reaches the whole process group; the parent ends its workers itself
@@ -141,7 +165,8 @@ def _by_ray(jobs: Sequence[Job], plan: Plan, address: str) -> Iterator[Done]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RayUnavailable(f"no Ray cluster at {address!r}: {error}") from None
     try:
-        remote = ray.remote(max_retries=1)(_evaluated)
+        gpus = _gpus_per_task(ray, plan)
+        remote = ray.remote(max_retries=1, num_gpus=gpus)(_evaluated)
         waiting = {remote.remote(job, plan): job for job in jobs}
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1)
@@ -154,7 +179,20 @@ def _by_ray(jobs: Sequence[Job], plan: Plan, address: str) -> Iterator[Done]:
         ray.shutdown()
 
 
-def _read(folder: Path, job: Job, plan: Plan) -> dict[str, Any] | None:
+def _gpus_per_task(ray: Any, plan: Plan) -> int:
+    """Ray hides the GPUs from a task that asks for none, and "auto" would then mean the CPU."""
+    if plan.device == "cpu":
+        return 0
+    if ray.cluster_resources().get("GPU", 0) >= 1:
+        return 1
+    if plan.device == "auto":
+        return 0
+    raise RayUnavailable(
+        f"--device {plan.device}: the Ray cluster has no GPU; add one or give --device cpu"
+    )
+
+
+def _read(folder: Path, job: Job, plan: Plan, identity: str) -> dict[str, Any] | None:
     """The result of an earlier run, if it still holds."""
     wanted = [path for name, path in (*plan.rerun, *plan.foxglove) if name == job.name]
     if not all(Path(path).exists() for path in wanted):
@@ -162,16 +200,16 @@ def _read(folder: Path, job: Job, plan: Plan) -> dict[str, Any] | None:
     try:
         document = json.loads((folder / f"{job.file_name}.json").read_text(encoding="utf-8"))
         result: dict[str, Any] = document["result"]
-        return result if document["key"] == plan.key(job) else None
+        return result if document["key"] == result_key(job, identity) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(folder: Path, job: Job, plan: Plan, result: dict[str, Any]) -> None:
+def _write(folder: Path, job: Job, identity: str, result: dict[str, Any]) -> None:
     """A run that is killed in the midst of it leaves no half of a file."""
     path = folder / f"{job.file_name}.json"
     partial = path.with_suffix(".partial")
-    document = {"key": plan.key(job), "result": result}
+    document = {"key": result_key(job, identity), "result": result}
     partial.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     partial.replace(path)
 

@@ -96,7 +96,8 @@ def _errors(summary: Mapping[str, Any]) -> list[str]:
                 "Chunks against what was done; means over the arms' joints. % of range: of the "
                 "joint's q99 − q01 in the recordings. Change: of the error, against standing still "
                 "or, for the controls, against the policy, with the interval over episodes. "
-                "F1: openings and closings of grippers found; late: their delay.",
+                "F1: openings and closings of grippers, by chunk, within 0.25 s; late: their mean "
+                "delay.",
                 ("", "chunks", "MAE rad", "95 %", "RMSE rad", "% of range", "change", "gripper F1",
                  "late ms", "plan moves rad"),
                 rows,
@@ -176,6 +177,8 @@ def _motion(summary: Mapping[str, Any]) -> list[str]:
             f"What the schedulers make of the chunks, {delay_ms:.0f} ms after each observation, "
             "behind the limits of the params file. Seam: change of the target where a chunk "
             "arrives, of the joint that changes most. LDLJ and SPARC: nearer to 0 is smoother. "
+            "As recorded: the commands, where they come at the control rate; measured positions "
+            "carry the encoders' steps, and sparse set-points corners. "
             "Clamped: share of joints × ticks in which a limit gave less than was asked for.",
             ("", "MAE rad", "seam p50", "p95", "max rad", "RMS jerk rad/s³", "LDLJ", "SPARC",
              "position", "velocity", "acceleration", "chunks unused"),

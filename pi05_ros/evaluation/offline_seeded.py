@@ -1,4 +1,4 @@
-"""π0.5 with noise that depends on nothing but the observation's time."""
+"""π0.5 with noise that depends on nothing but the observation's time, or the episode."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ class SeededPolicy(Policy):
     def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
         self._generator.manual_seed(_seed(self.noise_seed, observation.stamp_s))
         return super().infer(observation, prefix)
+
+
+class EpisodePolicy(Policy):
+    """π0.5 or π0 whose noise follows from the seed that an episode begins with."""
+
+    def restart(self, seed: int) -> None:
+        """Begin an episode; as good as loading the checkpoint with this seed."""
+        self._generator.manual_seed(seed)
 
 
 def _seed(noise_seed: int, stamp_s: float) -> int:

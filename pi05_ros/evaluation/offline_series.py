@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,18 @@ class Decimated:
     @property
     def items(self) -> list[Any]:
         return list(self._items)
+
+
+class Samples(Decimated):
+    """A decimated stream of numbers whose largest one is never left out."""
+
+    def __init__(self, limit: int = 2000) -> None:
+        super().__init__(limit)
+        self.largest = -math.inf
+
+    def add(self, item: float) -> None:
+        self.largest = max(self.largest, item)
+        super().add(item)
 
 
 def percentiles(values: Sequence[float], shares: Sequence[float] = (50, 95, 99)) -> list[float]:

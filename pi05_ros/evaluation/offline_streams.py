@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.evaluation.offline_series import Decimated, percentiles, rounded
+from pi05_ros.evaluation.offline_series import Decimated, Samples, percentiles, rounded
 
 GAP_PERIODS = 3.0
 """A pause of more than so many usual periods is a gap."""
@@ -21,7 +21,7 @@ class StreamStatistics:
         self.topic = topic
         self.count = 0
         self._first_s = self.last_s = 0.0
-        self._steps_s = Decimated()
+        self._steps_s = Samples()
         self._ages_s = Decimated()
         self._typical_s = 0.0
         self._gaps: list[tuple[float, float]] = []
@@ -52,12 +52,15 @@ class StreamStatistics:
     def to_dict(self, start_s: float, end_s: float) -> dict[str, Any]:
         """Figures; times count from `start_s`, silence up to `end_s`."""
         span_s = self.last_s - self._first_s
-        steps_s = self._steps_s.items
+        steps_s = self._steps_s
+        periods_s = percentiles(steps_s.items, (50, 99))
+        if steps_s.count:
+            periods_s.append(steps_s.largest)
         return {
             "topic": self.topic,
             "messages": self.count,
             "rate_hz": round((self.count - 1) / span_s, 3) if span_s > 0 else 0.0,
-            "period_ms": rounded([1e3 * v for v in percentiles(steps_s, (50, 99, 100))], 3),
+            "period_ms": rounded([1e3 * v for v in periods_s], 3),
             "age_ms": rounded([1e3 * v for v in percentiles(self._ages_s.items)], 3),
             "gaps": self._gap_count,
             "longest_gaps": [

@@ -32,6 +32,7 @@ def summarize(
     failed: Mapping[str, str],
     joints: JointGroup,
     settings: Mapping[str, Any],
+    trained_on: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Put the recordings' results together.
 
@@ -40,6 +41,7 @@ def summarize(
         failed: recording → why it has no result.
         joints: of the robot.
         settings: shown as they are.
+        trained_on: policy → the recordings that it was trained on.
     """
     ranges = _ranges(results, joints)
     names = list(dict.fromkeys(name for result in results for name in result["policies"]))
@@ -61,6 +63,7 @@ def summarize(
         ),
         "recordings": [_recording(result) for result in results],
         "failed": dict(failed),
+        "trained_on": {name: list(own) for name, own in (trained_on or {}).items() if own},
         "dropped": _dropped(results),
     }
 
@@ -152,14 +155,17 @@ def _change(
 
 
 def _gripper(tallies: Sequence[Result]) -> dict[str, Any]:
-    found, missed, invented = (
-        sum(each[key] for each in tallies) for key in ("found", "missed", "invented")
+    counted = ("found", "missed", "invented", "changes", "changes_found")
+    found, missed, invented, changes, changes_found = (
+        sum(each[key] for each in tallies) for key in counted
     )
     offsets = [value for each in tallies for value in each["offsets_s"]]
     return {
         "found": found,
         "missed": missed,
         "invented": invented,
+        "changes": changes,
+        "changes_found": changes_found,
         "f1": _number(gripper_f1(found, missed, invented)),
         "offset_s": _number(float(np.mean(offsets))) if offsets else None,
         "offset_abs_s": _number(float(np.mean(np.abs(offsets)))) if offsets else None,
@@ -201,6 +207,8 @@ def _schedulers(
         compared = sum(each["ticks"] for each in executed)
         absolute = np.array([each["by_joint"] for each in executed]).sum(axis=0)
         seams = [value for player in players for value in player["seams_rad"]]
+        maxima = [player["seam_max_rad"] for player in players]
+        largest = [max(known)] if (known := [m for m in maxima if m is not None]) else []
         clamps = {
             kind: _number(
                 sum(sum(player["clamps"][kind]) for player in players) / (ticks * len(arm))
@@ -214,7 +222,7 @@ def _schedulers(
                 chunks[key] = chunks.get(key, 0) + value
         table[method] = {
             "executed_mae_rad": _number(absolute[arm].mean() / compared) if compared else None,
-            "seam_rad": rounded(percentiles(seams, (50, 95, 100)), 6),
+            "seam_rad": rounded([*percentiles(seams, (50, 95)), *largest], 6),
             **_motion([window for each in executed for window in each["windows"]]),
             "clamped": clamps,
             "ticks": ticks,

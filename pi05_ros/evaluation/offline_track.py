@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pi05_ros.evaluation.offline_figures import Episode, Traces, TrackFigures
+from pi05_ros.evaluation.offline_fit import for_policy
 from pi05_ros.evaluation.offline_notes import Notes, one_line
 from pi05_ros.evaluation.offline_player import Player
 from pi05_ros.evaluation.offline_series import Decimated
@@ -20,7 +21,6 @@ from pi05_ros.evaluation.offline_truth import Truth
 from pi05_ros.evaluation.offline_worst import WorstMoments
 from pi05_ros.evaluation.robot_config import RobotConfig
 from pi05_ros.executor import check_chunk
-from pi05_ros.observation.buffer import ObservationBuffer
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, ImageArray, Observation, Policy
 
 POLICY, HOLD, LINEAR, RANDOM = "policy", "hold", "linear", "random"
@@ -49,7 +49,7 @@ class PolicyTrack:
         policy: is asked in the caller's thread.
         robot: joints and control settings.
         settings: of the evaluation.
-        buffer: what the schedulers' runners read.
+        cameras: those that some policy looks through.
         decode: of the recording's pictures.
         notes: take failures.
     """
@@ -60,7 +60,7 @@ class PolicyTrack:
         policy: Policy,
         robot: RobotConfig,
         settings: OfflineSettings,
-        buffer: ObservationBuffer,
+        cameras: Collection[str],
         decode: Callable[[Any], ImageArray],
         notes: Notes,
     ) -> None:
@@ -79,7 +79,7 @@ class PolicyTrack:
         self._memo: dict[tuple[float, str], ActionChunk | Exception] = {}
         self._lagged: deque[tuple[float, Episode, dict[str, FloatArray]]] = deque()
         self.players = [
-            Player(method, robot, buffer, self._infer, settings.delay_s, decode)
+            Player(method, robot, cameras, self._infer, settings.delay_s, decode)
             for method in settings.schedulers or (robot.scheduler.method,)
         ]
 
@@ -125,18 +125,26 @@ class PolicyTrack:
         now = self._joints.to_joints(observation.state)
         mine = self._joints.to_joints(chunk.actions)
         predictions = {POLICY: mine, **self._baselines(now, observation.stamp_s, truth)}
-        if other:
-            predictions[PLAIN] = mine
-            predictions.update(self._controls(observation, other))
+        controls = self._controls(observation, other) if other else {}
+        if controls:
+            predictions.update({PLAIN: mine, **controls})
         self._pending.append(
             _Pending(observation.stamp_s, episode, now, predictions, observation.images)
         )
         self.traces.add_chunk(observation.stamp_s, chunk.dt_s, mine)
         return mine
 
-    def new_instruction(self) -> None:
+    def put_image(self, camera: str, stamp_s: float, payload: Any) -> None:
         for player in self.players:
-            player.discard()
+            player.runner.buffer.put_image(camera, stamp_s, payload)
+
+    def put_joints(self, stamp_s: float, positions: FloatArray) -> None:
+        for player in self.players:
+            player.runner.buffer.put_joints(stamp_s, positions)
+
+    def instruct(self, text: str) -> None:
+        for player in self.players:
+            player.instruct(text)
 
     def tick(self, now_s: float, episode: Episode, infer: bool) -> dict[str, FloatArray]:
         """One control tick of all schedulers; scheduler → commanded positions [n_joints]."""
@@ -145,9 +153,9 @@ class PolicyTrack:
             position = player.tick(now_s, infer)
             if position is not None:
                 commanded[player.method] = position
-            for failure in player.failures:
-                self._notes.add(f"{self.name}, {player.method}: {failure}")
-            player.failures.clear()
+            for message in player.messages:
+                self._notes.add(f"{self.name}, {player.method}: {message}")
+            player.messages.clear()
         self._lagged.append((now_s, episode, commanded))
         return commanded
 
@@ -172,7 +180,7 @@ class PolicyTrack:
         if self.name not in episode.tracks:
             names = tuple(player.method for player in self.players)
             episode.tracks[self.name] = TrackFigures(
-                self.policy.horizon, self._joints, self._robot.control.dt_s, names
+                self.policy.horizon, self._joints, self._robot.dt_s, names
             )
         return episode.tracks[self.name]
 
@@ -192,6 +200,7 @@ class PolicyTrack:
         return found
 
     def _asked(self, observation: Observation, prefix: ActionPrefix | None) -> ActionChunk:
+        observation = for_policy(observation, self.policy)
         chunk = self.policy.infer(observation, prefix)
         check_chunk(chunk, self.policy, observation)
         return chunk
@@ -211,7 +220,11 @@ class PolicyTrack:
         }
 
     def _controls(self, observation: Observation, other: str) -> dict[str, FloatArray]:
-        """The chunks for another instruction and for black pictures."""
+        """The chunks for another instruction and for black pictures; all of them, or none.
+
+        An observation counts for every condition or for none, so that the errors are compared on
+        the same ones.
+        """
         dark = {name: np.zeros_like(picture) for name, picture in observation.images.items()}
         asked = {SHUFFLED: replace(observation, instruction=other)}
         asked[BLACK] = replace(observation, images=dark)
@@ -225,7 +238,7 @@ class PolicyTrack:
                 chunk = self._asked(altered, None)
             except Exception as error:
                 self._notes.add(f"{self.name}, {condition}: {one_line(error)}")
-                continue
+                return {}
             found[condition] = self._joints.to_joints(chunk.actions)
         return found
 
@@ -248,7 +261,9 @@ class PolicyTrack:
         for condition, predicted in pending.predictions.items():
             by_joint = figures.error(condition).add(predicted, real, known)
             means[condition] = float(by_joint[self._arm if self._arm.any() else ...].mean())
-            figures.gripper(condition).add(predicted, real, known, pending.now, self.policy.dt_s)
+            figures.gripper(condition).add(
+                predicted, real, known, pending.now, pending.stamp_s, self.policy.dt_s
+            )
             if condition.startswith((SHUFFLED, BLACK)):
                 moved = np.abs(predicted - pending.predictions[PLAIN])[:, self._arm]
                 total = figures.shifts.setdefault(condition, [0.0, 0])
@@ -276,6 +291,6 @@ class PolicyTrack:
             self.traces.motion.add((time_s, real[0], commanded))
         for name, position in commanded.items():
             executed = self.figures(episode).executed[name]
-            executed.windows.add(position)
+            executed.windows.add(time_s, position)
             executed.absolute += np.abs(position - real[0])
             executed.ticks += 1

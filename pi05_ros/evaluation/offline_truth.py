@@ -1,11 +1,12 @@
-"""What the robot did: recorded commands where there are any, else measured positions.
+"""The reference trajectory: recorded commands where there are any, else measured positions.
 
-Only the last moments are kept; whoever asks must ask in time.
+A sliding window: query a time before `trim` removes it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ BoolArray = NDArray[np.bool_]
 
 MAX_GAP_S = 0.3
 """Between two samples further apart nothing is known."""
+DENSE_STEPS = 1.5
+"""Commands this many control ticks apart follow each other at the control rate."""
 _SPACING_S = 0.1
 """Points of one trajectory are connected however far apart, by samples this far apart."""
 _TOLERANCE_S = 1e-6
@@ -82,6 +85,16 @@ class Timeline:
         mixed = (1 - share) * values[before] + share * values[after]
         return mixed, exact | (inside & (gap_s <= MAX_GAP_S + _TOLERANCE_S))
 
+    def spacing_s(self, time_s: float) -> float:
+        """Between the two samples around a time; infinite outside of them."""
+        after = bisect_left(self.times_s, time_s - _TOLERANCE_S)
+        if after >= len(self.times_s):
+            return np.inf
+        if after == 0:
+            exact = self.times_s[0] <= time_s + _TOLERANCE_S
+            return self.times_s[1] - self.times_s[0] if exact and len(self) > 1 else np.inf
+        return self.times_s[after] - self.times_s[after - 1]
+
     def trim(self, before_s: float) -> None:
         """Forget all but one sample before a time."""
         count = max(0, bisect_left(self.times_s, before_s) - 1)
@@ -89,28 +102,46 @@ class Timeline:
 
 
 class Truth:
-    """The course of all joints.
+    """The reference trajectory of all joints.
 
-    A joint follows its controller's commands if some were recorded before the first question, and
-    its measured positions otherwise.
+    Where the recording has a controller's commands, its joints follow them and nothing else: what
+    comes before the first command is not known. Joints without commands follow their measured
+    positions.
+
+    Args:
+        n_joints: of the robot.
+        commanded: columns of each controller whose commands were recorded.
     """
 
-    def __init__(self, n_joints: int) -> None:
+    def __init__(self, n_joints: int, commanded: Sequence[tuple[int, ...]] = ()) -> None:
         self.measured = Timeline()
         self._n_joints = n_joints
+        self._awaited = list(commanded)
         self._commanded: dict[tuple[int, ...], Timeline] = {}
-        self._owner: dict[tuple[int, ...], Timeline] | None = None
+        self._begun_s: dict[tuple[int, ...], float] = {}
 
     @property
     def commanded_columns(self) -> list[int]:
         """Joints that are compared with commands."""
-        return sorted(column for columns in self._owner or self._commanded for column in columns)
+        return sorted({column for columns in self._commanded for column in columns})
+
+    @property
+    def awaited(self) -> list[tuple[int, ...]]:
+        """Columns of the controllers of which no usable command has come."""
+        return list(self._awaited)
+
+    @property
+    def begun_s(self) -> dict[tuple[int, ...], float]:
+        """Columns → start of their first command."""
+        return dict(self._begun_s)
 
     def put_joints(self, stamp_s: float, positions: FloatArray) -> None:
         self.measured.append(stamp_s, positions)
 
     def put_command(self, command: Command) -> None:
         line = self._commanded.setdefault(command.columns, Timeline())
+        self._begun_s.setdefault(command.columns, float(command.times_s[0]))
+        self._awaited = [own for own in self._awaited if not set(own) & set(command.columns)]
         if len(command.times_s) == 1:
             line.append(float(command.times_s[0]), command.positions[0])
         else:
@@ -123,14 +154,12 @@ class Truth:
             times_s: not earlier than what `trim` has left.
             until_s: what is planned for later has not happened.
         """
-        if self._owner is None:
-            self._owner = dict(self._commanded)
         positions, known = self.measured.at(times_s)
         if positions.shape[1] != self._n_joints:
             positions, known = np.zeros((len(times_s), self._n_joints)), known & False
         covered: set[int] = set()
-        all_known = np.ones(len(times_s), dtype=bool)
-        for columns, line in self._owner.items():
+        all_known = np.full(len(times_s), not self._awaited)
+        for columns, line in self._commanded.items():
             values, mine = line.at(times_s)
             positions[:, list(columns)] = values
             all_known &= mine
@@ -138,6 +167,20 @@ class Truth:
         if len(covered) < self._n_joints:
             all_known &= known
         return positions, all_known & (times_s <= until_s + _TOLERANCE_S)
+
+    def is_dense(self, time_s: float, columns: Iterable[int], dt_s: float) -> bool:
+        """Whether commands for all these joints come at steps of about `dt_s` around a time.
+
+        Only then do differences of the interpolated trajectory describe the motion: measured
+        positions carry the encoder's steps, and sparse set-points the corners between them.
+        """
+        dense = {
+            column
+            for own, line in self._commanded.items()
+            if line.spacing_s(time_s) <= DENSE_STEPS * dt_s
+            for column in own
+        }
+        return dense.issuperset(columns)
 
     def velocity(self, stamp_s: float, span_s: float = 0.1) -> FloatArray | None:
         """[n_joints] mean measured speed over the time before a stamp; None if it is not known."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pi05_ros.evaluation.statistics import MIN_EPISODES
+
 GOOD, UNSURE, BAD = "good", "unsure", "bad"
 LATE = 0.75
 """Share of a chunk that a policy may be worse than standing still in and have foresight."""
@@ -40,7 +42,14 @@ def overview(summary: Mapping[str, Any]) -> str:
         text += f", {missing} more moments had none that could be used"
     if totals["failed"]:
         text += f"; {_count(totals['failed'], 'recording')} could not be used"
-    return text + "."
+    text += "."
+    trained = summary.get("trained_on", {})
+    for name, names in trained.items():
+        text += (
+            f" {name} was trained on {len(names)} of these recordings: its figures say nothing "
+            "about situations that it has not seen."
+        )
+    return text
 
 
 def _verdict(name: str, figures: Mapping[str, Any], summary: Mapping[str, Any]) -> Verdict:
@@ -66,7 +75,7 @@ def _verdict(name: str, figures: Mapping[str, Any], summary: Mapping[str, Any]) 
         )
     if figures["failures"]:
         details.append(f"{_count(figures['failures'], 'inference')} failed.")
-    if summary["totals"]["episodes"] < 5:
+    if summary["totals"]["episodes"] < MIN_EPISODES:
         details.append(
             f"This is from {_count(summary['totals']['episodes'], 'episode')}: more recordings "
             "are needed to say what it does in others."
@@ -82,8 +91,8 @@ def _grade(figures: Mapping[str, Any]) -> tuple[str, str]:
     if change is None or change["share"] is None:
         return UNSURE, "Nothing moved in the recordings, so there is nothing to be better at."
     share, interval = change["share"], change["share_95"]
-    sure = interval is None or (None not in interval and interval[0] * interval[1] > 0)
-    doubt = "" if sure else " (not beyond chance)"
+    sure = interval is not None and None not in interval and interval[0] * interval[1] > 0
+    doubt = "" if sure else " (not beyond chance)" if interval else " (too few episodes to be sure)"
     if share < 0:
         claim = f"{-100 * share:.0f} % closer to what was done than standing still{doubt}"
         if mine["mae_rad"] >= linear["mae_rad"]:
@@ -115,8 +124,9 @@ def _grippers(gripper: Mapping[str, Any]) -> list[str]:
     if not real and not gripper["invented"]:
         return []
     text = (
-        f"Grippers: one opens or closes in the time of {_count(real, 'chunk')}; the policy finds "
-        f"{gripper['found']} of them and invents {gripper['invented']}"
+        f"Grippers open or close {_count(gripper['changes'], 'time')}; the policy finds "
+        f"{gripper['changes_found']} of them. By chunk, a change counts once for every chunk "
+        f"in whose time it is: {gripper['found']} of {real} found, {gripper['invented']} invented"
     )
     if gripper["offset_s"] is not None:
         when = "late" if gripper["offset_s"] > 0 else "early"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,8 @@ STALL_RAD_S = 0.02
 MOVED_RAD = 0.05
 """Away from a twin that was not told, the arms have reacted."""
 CHANGE_S = 0.6
+REACTION_LIMIT_S = 1.5
+"""Arms that have not reacted by then count as this late, so that no slow reaction is left out."""
 REACTION_EVERY = 5
 """Reactions take two more episodes each: they are measured on every fifth seed."""
 _ARM = np.array(["gripper" not in name for name in JOINT_NAMES])
@@ -75,7 +78,7 @@ class ReachBench:
         """A touch from the seed's places, with the seed's arm, cube and wording."""
         loop = self._loop(method)
         trial = self._trial(seed)
-        recording = _Recording(loop, self._robot.control.dt_s)
+        recording = _Recording(loop, self._robot.dt_s)
         rng = np.random.default_rng([seed, 1])
         outcome = loop.play(trial, recording.watch, partial(delay.draw, rng))
         dt_s = recording.dt_s
@@ -83,9 +86,9 @@ class ReachBench:
         started = int(np.argmax(np.linalg.norm(executed - executed[0], axis=1) > 1e-3))
         moving = executed[started:]
         speeds = np.linalg.norm(np.diff(moving, axis=0), axis=1) / dt_s
-        reaction_s = np.nan
+        reaction = math.nan
         if seed % REACTION_EVERY == 0:
-            reaction_s = self._reaction_s(method, delay, trial)
+            reaction = self._reaction_s(method, delay, trial)
         return Episode(
             method,
             delay.name,
@@ -100,7 +103,7 @@ class ReachBench:
             measures.log_dimensionless_jerk(moving, dt_s),
             measures.spectral_arc_length(moving, dt_s),
             float(np.mean(recording.ages_s)),
-            reaction_s,
+            reaction,
         )
 
     def close(self) -> None:
@@ -120,7 +123,10 @@ class ReachBench:
         return Trial(task, seed, seed, task, text)
 
     def _reaction_s(self, method: str, delay: Delay, trial: Trial) -> float:
-        """Until the arms are elsewhere than those of a twin that is not told of another cube."""
+        """Until the arms are elsewhere than those of a twin that is not told of another cube.
+
+        NaN where the touch was done before the change.
+        """
         change_s = CHANGE_S + delay.high_s
         cubes = [cube for cube in CUBES if cube != trial.task.color]
         other = Task("touch", trial.task.side, cubes[trial.seed % len(cubes)])
@@ -141,15 +147,25 @@ class ReachBench:
                 if told and now_s >= change_s:
                     runner.set_instruction(text)
                 course.append(loop.sim.positions()[_ARM])
-                return now_s < change_s + 1.5
+                return now_s < change_s + REACTION_LIMIT_S
 
             loop.play(trial, watch, partial(delay.draw, np.random.default_rng([trial.seed, 1])))
             courses.append(np.stack(course))
-        ticks = min(len(course) for course in courses)
-        apart = np.linalg.norm(courses[0][:ticks] - courses[1][:ticks], axis=1) > MOVED_RAD
-        if not apart.any():
-            return np.nan
-        return float(np.argmax(apart) * self._robot.control.dt_s - change_s)
+        return reaction_s(courses[0], courses[1], change_s, self._robot.dt_s)
+
+
+def reaction_s(course: FloatArray, changed: FloatArray, change_s: float, dt_s: float) -> float:
+    """When two motions [n, n_joints] and [m, n_joints] are `MOVED_RAD` apart, after `change_s`.
+
+    `REACTION_LIMIT_S` at most, also where they never are; NaN if one ended before the change.
+    """
+    ticks = min(len(course), len(changed))
+    if ticks * dt_s <= change_s:
+        return math.nan
+    apart = np.linalg.norm(course[:ticks] - changed[:ticks], axis=1) > MOVED_RAD
+    if not apart.any():
+        return REACTION_LIMIT_S
+    return min(float(np.argmax(apart) * dt_s - change_s), REACTION_LIMIT_S)
 
 
 def run_all(checkpoint: str, seeds: range, workers: int) -> Iterator[Episode]:

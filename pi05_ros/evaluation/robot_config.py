@@ -1,109 +1,108 @@
-"""The node's params file, read without ROS: joints, controllers and control settings."""
+"""The policy node's params file, read without ROS into the dataclasses of `pi05_ros.config`.
+
+Types, ranges and choices are checked as the node checks them, and unknown names are refused as
+there.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import math
 import os
 import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from pi05_ros.control.ensemble import Guard
-from pi05_ros.control.replan import Replan
-from pi05_ros.control.scheduler import ChunkScheduler, make_scheduler
+from pi05_ros.config import (
+    CameraParameters,
+    ControllerParameters,
+    FaultParameters,
+    GuidanceParameters,
+    JointParameters,
+    LimitsParameters,
+    PolicyParameters,
+    SchedulerParameters,
+    SimParameters,
+    controller_columns,
+    fields_of,
+    joint_group,
+)
+from pi05_ros.control.urdf_limits import UrdfError, read_urdf_limits, tightened
 from pi05_ros.observation.buffer import Gates
-from pi05_ros.types import JointGroup, JointSpec
+from pi05_ros.types import JointGroup
 
-T = TypeVar("T", bound=object)
+T = TypeVar("T")
 
 MAX_ERROR_CHARS = 500
+MAX_ENTRIES = 10_000
+"""Of one file; YAML's aliases make few lines into more entries than there is memory for."""
+MAX_DEPTH = 20
+_OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides")
+"""Parameters that every ROS node has; the last one is a prefix."""
+_KINDS = {
+    "str": ("text", str),
+    "bool": ("true or false", bool),
+    "int": ("a whole number", int),
+    "float": ("a number with a decimal point", float),
+    "list[str]": ("a list of names", list),
+}
 
 
 class RobotConfigError(ValueError):
-    """A params file that cannot be used; one line names the key and the remedy."""
+    """A params file that cannot be used; one line names the parameter and the remedy."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " …")
 
 
 @dataclass(frozen=True)
-class SchedulerConfig:
-    """Parameters `scheduler.*` of the policy node, with its defaults."""
+class RobotConfig:
+    """A robot as its params file describes it."""
 
-    method: str = "temporal_ensemble"
-    ensemble_m: float = 0.01
-    ensemble_order: str = "oldest_first"
-    ensemble_max_chunks: int = 16
-    guard_disagreement: float = 0.2
-    guard_crossover_s: float = 0.2
-    guard_confirmations: int = 2
-    blend_old_share: float = 0.3
-    newest_only: tuple[str, ...] = ()
-    replan: str = "free"
-    replan_steps: int = 10
-    replan_remaining_s: float = 0.3
-    replan_interval_s: float = 0.0
-    speed_scale: float = 1.0
-    smoothing_hz: float = 0.0
-
-    def make(self, joints: JointGroup) -> ChunkScheduler:
-        """The scheduler that these parameters describe.
-
-        Raises:
-            ValueError: a value is out of range.
-        """
-        return make_scheduler(
-            self.method,
-            gripper=[joint.gripper or joint.name in self.newest_only for joint in joints.joints],
-            m=self.ensemble_m,
-            newest_first=self.ensemble_order == "newest_first",
-            max_chunks=self.ensemble_max_chunks,
-            guard=Guard(self.guard_disagreement, self.guard_crossover_s, self.guard_confirmations),
-            blend_old_share=self.blend_old_share,
-            replan=Replan(
-                self.replan, self.replan_steps, self.replan_remaining_s, self.replan_interval_s
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class ControlConfig:
-    """Parameters of the policy node that decide how targets become motion, with its defaults."""
-
-    control_rate_hz: float = 50.0
-    lookahead_s: float = 0.2
-    lead_s: float = 0.03
-    position_margin: float = 0.02
-    max_image_age_s: float = 0.2
-    max_skew_s: float = 0.05
-    max_joint_age_s: float = 0.1
+    parameters: PolicyParameters
+    scheduler: SchedulerParameters
+    faults: FaultParameters
+    limits: LimitsParameters
+    guidance: GuidanceParameters
+    cameras: dict[str, CameraParameters]
+    joints: JointGroup
+    """With the URDF's limits, where one was read."""
+    controllers: dict[str, ControllerParameters]
+    columns: dict[str, list[int]]
+    """Controller → columns of its joints in `joints`."""
+    camera_rate_hz: float = 30.0
+    """Of the simulated cameras."""
+    urdf: str = ""
+    """The file whose limits are in `joints`."""
 
     @property
     def dt_s(self) -> float:
         """Of a control tick."""
-        return 1.0 / self.control_rate_hz
+        return 1.0 / self.parameters.control_rate_hz
 
     @property
     def gates(self) -> Gates:
-        return Gates(self.max_image_age_s, self.max_skew_s, self.max_joint_age_s)
+        """As the node's runner has them."""
+        return Gates(
+            max_image_age_s=self.parameters.max_image_age_s,
+            max_skew_s=self.parameters.max_skew_s,
+            max_joint_age_s=self.parameters.max_joint_age_s,
+            max_instruction_chars=self.parameters.max_instruction_chars,
+        )
 
-
-@dataclass(frozen=True)
-class RobotConfig:
-    """A robot as its params file describes it."""
-
-    joints: JointGroup
-    controllers: dict[str, list[int]]
-    """Controller → columns of its joints in `joints`."""
-    control: ControlConfig
-    scheduler: SchedulerConfig
-    camera_rate_hz: float = 30.0
-    """Of the simulated cameras."""
+    def check_limits(self) -> None:
+        """Raise RobotConfigError where the limits are a URDF's and no file gives it."""
+        if self.limits.source == "urdf" and not self.urdf:
+            raise RobotConfigError(
+                "limits.source is urdf: give the robot's URDF with --urdf FILE (xacro expanded), "
+                "or set limits.source to params"
+            )
 
 
 def default_params_file() -> Path:
@@ -121,14 +120,18 @@ def default_params_file() -> Path:
     raise RobotConfigError("config/aloha.yaml is not installed; give --params-file")
 
 
-def read_robot_config(path: str | Path | None = None) -> RobotConfig:
+def read_robot_config(
+    path: str | Path | None = None, urdf: str | Path | None = None
+) -> RobotConfig:
     """Read a params file.
 
     Args:
         path: the file; None is `default_params_file`.
+        urdf: the file that the node would get on `limits.topic`; for limits.source urdf alone.
 
     Raises:
-        RobotConfigError: not there, not YAML, or a key is missing or of the wrong type.
+        RobotConfigError: not there, not YAML, a parameter that is missing, unknown, of the wrong
+            type or out of range, or a URDF that does not fit.
     """
     file = default_params_file() if path is None else Path(path)
     try:
@@ -141,116 +144,166 @@ def read_robot_config(path: str | Path | None = None) -> RobotConfig:
             f"{file} is not valid YAML: {' '.join(str(error).split())}"
         ) from None
     try:
-        return _parse(document)
+        config = _parse(document)
     except (ValueError, TypeError, OverflowError) as error:
-        raise RobotConfigError(f"{file}: {error}") from None
+        raise RobotConfigError(f"{file}: {' '.join(str(error).split())}") from None
+    return config if urdf is None else _with_urdf(config, Path(urdf), file)
+
+
+def _with_urdf(config: RobotConfig, urdf: Path, file: Path) -> RobotConfig:
+    if config.limits.source != "urdf":
+        raise RobotConfigError(
+            f"{file}: limits.source is {config.limits.source}, so the node reads no URDF; leave "
+            "--urdf out or set limits.source to urdf"
+        )
+    try:
+        text = urdf.read_text(encoding="utf-8")
+        joints = tightened(config.joints, read_urdf_limits(text, config.joints.names))
+    except OSError as error:
+        raise RobotConfigError(f"{urdf} cannot be read: {error.strerror}") from None
+    except (UrdfError, UnicodeDecodeError) as error:
+        raise RobotConfigError(f"{urdf}: {error}") from None
+    return dataclasses.replace(config, joints=joints, urdf=str(urdf))
 
 
 def _parse(document: object) -> RobotConfig:
-    nodes = [
-        _mapping(node, "ros__parameters")
+    blocks = [
+        _Block(node["ros__parameters"])
         for node in (document.values() if isinstance(document, Mapping) else ())
         if isinstance(node, Mapping) and "ros__parameters" in node
     ]
-    policy = next((node for node in nodes if "joints" in node), None)
+    policy = next((block for block in blocks if block.has("joints.")), None)
     if policy is None:
         raise ValueError("no node has ros__parameters with joints")
-    simulator = next((node for node in nodes if "camera_rate_hz" in node), {})
-    joints = _joints(_mapping(policy, "joints"))
-    camera_rate_hz = _number(simulator, "camera_rate_hz", 30.0)
-    if camera_rate_hz <= 0:
-        raise ValueError(f"camera_rate_hz must be above 0, got {camera_rate_hz}")
-    controllers = _controllers(_mapping(policy, "controllers"), joints)
-    control = _read(ControlConfig(), policy)
-    if control.control_rate_hz <= 0:
-        raise ValueError(f"control_rate_hz must be above 0, got {control.control_rate_hz}")
-    block = _mapping(policy, "scheduler") if "scheduler" in policy else {}
-    scheduler = _read(SchedulerConfig(), block, "scheduler.")
-    try:
-        scheduler.make(joints)
-    except ValueError as error:
-        raise ValueError(f"scheduler: {error}") from None
-    return RobotConfig(joints, controllers, control, scheduler, camera_rate_hz)
+    simulator = next((block for block in blocks if block.has("camera_rate_hz")), _Block({}))
+    parameters = policy.read(PolicyParameters)
+    scheduler = policy.read(SchedulerParameters, "scheduler.")
+    faults = policy.read(FaultParameters, "faults.")
+    limits = policy.read(LimitsParameters, "limits.")
+    guidance = policy.read(GuidanceParameters, "guidance.")
+    cameras = policy.read_named("cameras", CameraParameters)
+    joints = joint_group(policy.read_named("joints", JointParameters))
+    controllers = policy.read_named("controllers", ControllerParameters)
+    columns = controller_columns(controllers, joints)
+    scheduler.make(joints)
+    policy.check_all_known()
+    rate = next(entry for entry in fields_of(SimParameters) if entry.name == "camera_rate_hz")
+    return RobotConfig(
+        parameters,
+        scheduler,
+        faults,
+        limits,
+        guidance,
+        cameras,
+        joints,
+        controllers,
+        columns,
+        simulator.value(rate, ""),
+    )
 
 
-def _joints(block: Mapping[str, Any]) -> JointGroup:
-    specs = []
-    for name in _names(block, "joints"):
-        joint = _mapping(block, name, "joints.")
-        try:
-            zero = _number(joint, "policy_zero", 0.0)
-            specs.append(
-                JointSpec(
-                    name=name,
-                    lower=_number(joint, "lower"),
-                    upper=_number(joint, "upper"),
-                    max_velocity=_number(joint, "max_velocity"),
-                    max_acceleration=_number(joint, "max_acceleration"),
-                    policy_scale=_number(joint, "policy_one", 1.0) - zero,
-                    policy_offset=zero,
-                    gripper=bool(joint.get("gripper", False)),
-                )
-            )
-        except ValueError as error:
-            raise ValueError(f"joints.{name}: {error}") from None
-    return JointGroup(specs)
+class _Block:
+    """One node's parameters by their full names: nested blocks and dotted names are the same."""
 
+    def __init__(self, parameters: object) -> None:
+        self._values: dict[str, object] = {}
+        self._known: set[str] = set()
+        self._entries = 0
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"ros__parameters must be a block, got {_shown(parameters)}")
+        self._flatten(parameters, "", 0)
 
-def _controllers(block: Mapping[str, Any], joints: JointGroup) -> dict[str, list[int]]:
-    columns: dict[str, list[int]] = {}
-    for name in _names(block, "controllers"):
-        commanded = _mapping(block, name, "controllers.").get("joints")
-        if not isinstance(commanded, list) or not set(commanded) <= set(joints.names):
+    def _flatten(self, block: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"parameters are nested more than {MAX_DEPTH} deep")
+        for key, value in block.items():
+            self._entries += 1
+            if self._entries > MAX_ENTRIES:
+                raise ValueError(f"more than {MAX_ENTRIES} parameters")
+            if not isinstance(key, str):
+                raise ValueError(f"parameter names must be text, got {_shown(key)}")
+            name = prefix + key
+            if isinstance(value, Mapping):
+                self._flatten(value, f"{name}.", depth + 1)
+            elif name in self._values:
+                raise ValueError(f"parameter {_shown(name)} is given twice")
+            else:
+                self._values[name] = value
+
+    def has(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self._values)
+
+    def read(self, declaration: type[T], prefix: str = "") -> T:
+        """The parameters below a prefix, over the defaults."""
+        values = {entry.name: self.value(entry, prefix) for entry in fields_of(declaration)}
+        return declaration(**values)
+
+    def read_named(self, group: str, declaration: type[T]) -> dict[str, T]:
+        """`<group>.names`, and a block of parameters for each of them."""
+        key = f"{group}.names"
+        self._known.add(key)
+        names = self._values.get(key)
+        if not isinstance(names, list) or not names or not all(_is_name(name) for name in names):
+            raise ValueError(f"parameter '{key}' must be a list of names, got {_shown(names)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"parameter '{key}' repeats a name: {_shown(names)}")
+        return {name: self.read(declaration, f"{group}.{name}.") for name in names}
+
+    def value(self, entry: dataclasses.Field[Any], prefix: str) -> Any:
+        """One parameter, checked; its default where the file has none."""
+        name = prefix + entry.name
+        self._known.add(name)
+        if name not in self._values:
+            if entry.default_factory is not dataclasses.MISSING:
+                return entry.default_factory()
+            return entry.default
+        value = self._values[name]
+        what, kind = _KINDS[str(entry.type)]
+        if type(value) is not kind or not _are_names(value):
+            raise ValueError(f"parameter {_shown(name)} must be {what}, got {_shown(value)}")
+        meta = entry.metadata
+        if meta["choices"] and value not in meta["choices"]:
             raise ValueError(
-                f"controllers.{name}.joints must be a list of joints.names, got {_shown(commanded)}"
+                f"parameter {_shown(name)} is {_shown(value)}; it may be "
+                f"{', '.join(meta['choices'])}"
             )
-        columns[name] = [joints.names.index(joint) for joint in commanded]
-    if sorted(chain.from_iterable(columns.values())) != list(range(len(joints))):
-        raise ValueError("every joint must belong to exactly one of controllers.*.joints")
-    return columns
+        if not _is_within(value, meta["lower"], meta["upper"]):
+            upper = "" if meta["upper"] is None else f" to {meta['upper']:g}"
+            lower = "finite" if meta["lower"] is None else f"from {meta['lower']:g}{upper}"
+            raise ValueError(f"parameter {_shown(name)} must be {lower}, got {_shown(value)}")
+        return value
+
+    def check_all_known(self) -> None:
+        """Raise ValueError for a name that nothing reads, as the node does."""
+        for name in self._values:
+            if name in self._known or name.startswith(_OF_ROS):
+                continue
+            near = difflib.get_close_matches(name[:200], sorted(self._known), 1)
+            hint = f"did you mean {near[0]!r}?" if near else "docs/parameters.md lists them"
+            raise ValueError(f"parameter {_shown(name)} is unknown; {hint}")
 
 
-def _read(defaults: T, block: Mapping[str, Any], prefix: str = "") -> T:
-    """The values of a block over the defaults, of the same types."""
-    values: dict[str, Any] = {}
-    for name, default in vars(defaults).items():
-        value = block.get(name, default)
-        valid, kind = type(value) is type(default), f"of type {type(default).__name__}"
-        if isinstance(default, float):
-            valid, kind = type(value) in (int, float), "a number"
-        elif isinstance(default, tuple):
-            valid, kind = isinstance(value, (list, tuple)), "a list of names"
-            value = tuple(str(each) for each in value if each) if valid else value
-        if not valid:
-            raise ValueError(f"{prefix}{name} must be {kind}, got {_shown(value)}")
-        values[name] = float(value) if isinstance(default, float) else value
-    return type(defaults)(**values)
-
-
-def _names(block: Mapping[str, Any], where: str) -> list[str]:
-    names = block.get("names")
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"{where}.names must be a list, got {_shown(names)}")
-    return [str(name) for name in names]
-
-
-def _mapping(parent: Mapping[str, Any], key: str, prefix: str = "") -> Mapping[str, Any]:
-    value = parent.get(key)
-    if not isinstance(value, Mapping):
-        kind = "nothing" if value is None else f"a {type(value).__name__}"
-        raise ValueError(f"{prefix}{key} must be a block of parameters, got {kind}")
-    return value
-
-
-def _number(block: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = block.get(key, default)
+def _is_within(value: object, lower: float | None, upper: float | None) -> bool:
+    """Whether a value is no number, or a finite one within its range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{key} must be a number, got {_shown(value)}")
-    return float(value)
+        return True
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return (lower is None or value >= lower) and (upper is None or value <= upper)
+
+
+def _are_names(value: object) -> bool:
+    """Whether a value is no list, or one of texts."""
+    return not isinstance(value, list) or all(isinstance(each, str) for each in value)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _shown(value: object) -> str:
     """A value for an error: YAML's aliases make few lines into a text of gigabytes."""
     short = reprlib.Repr()
     short.maxlevel = 2
+    short.maxstring = short.maxother = 80
     return short.repr(value)

@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from pi05_ros.evaluation.scheduler_bench import Cost, Episode
-from pi05_ros.evaluation.statistics import wilson_interval
+from pi05_ros.evaluation.statistics import t_quantile, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Figure:
 
 
 def summarise(episodes: Sequence[Episode], measure: Measure) -> Figure:
-    """Mean over the seeds that have it; Wilson's interval for success, the normal one else."""
+    """Mean over the seeds that have it; Wilson's interval for success, Student's t else."""
     values = np.array([getattr(episode, measure.key) for episode in episodes], dtype=np.float64)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -78,8 +78,10 @@ def summarise(episodes: Sequence[Episode], measure: Measure) -> Figure:
         assert interval is not None
         low, high = interval
     else:
-        spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        half = 1.96 * spread / math.sqrt(len(values))
+        half = math.nan
+        if len(values) > 1:
+            spread = float(values.std(ddof=1))
+            half = t_quantile(len(values) - 1) * spread / math.sqrt(len(values))
         low, high = mean - half, mean + half
     factor = measure.factor
     return Figure(mean * factor, low * factor, high * factor)

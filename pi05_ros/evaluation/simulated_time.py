@@ -11,7 +11,43 @@ from pi05_ros.executor import ExecutorState, InferenceResult, check_chunk
 from pi05_ros.types import ActionPrefix, Observation, Policy
 
 
-class TimedExecutor:
+class SimulatedExecutor:
+    """What executors on a simulated clock have in common with `InferenceExecutor`.
+
+    `busy_since_s` is by time.monotonic, which the watchdog compares it with; it is given for a
+    request that has taken longer than `hang_timeout_s` by the simulated clock, and None before.
+    """
+
+    failure: str | None = None
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        """Simulated time; the owner of the clock sets it before each tick."""
+        self.hang_timeout_s = math.inf
+        self._begun_s = self._busy_until_s = -math.inf
+        self._hung_since_s: float | None = None
+
+    @property
+    def state(self) -> ExecutorState:
+        return ExecutorState.READY if self._is_due() else ExecutorState.BUSY
+
+    @property
+    def busy_since_s(self) -> float | None:
+        busy_s = self.now_s - self._begun_s
+        if self._is_due() or busy_s <= self.hang_timeout_s:
+            return None
+        if self._hung_since_s is None:
+            self._hung_since_s = time.monotonic() - busy_s
+        return self._hung_since_s
+
+    def _begin(self, until_s: float) -> None:
+        self._begun_s, self._busy_until_s, self._hung_since_s = self.now_s, until_s, None
+
+    def _is_due(self) -> bool:
+        return self.now_s >= self._busy_until_s - 1e-9
+
+
+class TimedExecutor(SimulatedExecutor):
     """Stands in for `InferenceExecutor` in a `PolicyRunner`; the same life on another clock.
 
     A request is served at once, and its result is handed out when the clock has reached the
@@ -24,22 +60,16 @@ class TimedExecutor:
     """
 
     def __init__(self, policy: Policy, delay_s: float | Callable[[], float]) -> None:
+        super().__init__()
         if not callable(delay_s):
             if not (math.isfinite(delay_s) and delay_s >= 0):
                 raise ValueError(f"the delay must be a finite time from 0 s on, got {delay_s}")
             delay_s = partial(float, delay_s)
-        self.now_s = 0.0
-        """Simulated time; whoever owns the clock sets it before each tick."""
         self.completed = 0
         self.failed = 0
         self._policy = policy
         self._draw_delay_s = delay_s
-        self._busy_until_s = -math.inf
         self._result: InferenceResult | None = None
-
-    @property
-    def state(self) -> ExecutorState:
-        return ExecutorState.READY if self._is_due() else ExecutorState.BUSY
 
     def submit(self, source: Callable[[], Observation], prefix: ActionPrefix | None = None) -> None:
         """Infer on what `source` returns; replaces a result that was not collected."""
@@ -55,7 +85,7 @@ class TimedExecutor:
             chunk, error = None, " ".join(f"{type(exception).__name__}: {exception}".split())
             self.failed += 1
         finished_s = time.monotonic()
-        self._busy_until_s = observation.stamp_s + self._draw_delay_s()
+        self._begin(observation.stamp_s + self._draw_delay_s())
         self._result = InferenceResult(
             chunk,
             error,
@@ -76,6 +106,3 @@ class TimedExecutor:
     def discard(self) -> None:
         """Throw the result away; the executor stays busy for as long as it would have been."""
         self._result = None
-
-    def _is_due(self) -> bool:
-        return self.now_s >= self._busy_until_s - 1e-9

@@ -360,7 +360,10 @@ class ControlThread:
             left_s = began_s + step * self._period_s - time.monotonic()
             time.sleep(max(0.0, min(left_s, duration_s - elapsed_s)))
         for output in outputs:
-            self.trajectories += output.send_command(runner.stream, braking.rest_s)
+            # velocities end at 0, not at what rounding leaves
+            self.trajectories += output.send_rest() or output.send_command(
+                runner.stream, braking.rest_s
+            )
 
     def _report(self, tick: Tick) -> None:
         logger = self._node.get_logger()

@@ -17,9 +17,25 @@ _AHEAD = 3
 """Episodes per worker that may wait for an earlier one: bounds the memory."""
 
 MakeActor = Callable[[], Actor]
+"""If the actor has `begin(episode)`, it is called before each episode; what is random in the actor
+must follow from it, because a worker plays whichever episode is next."""
 _recipe: Recipe | None = None
 _make_actor: MakeActor | None = None
-_recorder: SimulatedRecorder | None = None
+_player: _Player | None = None
+
+
+class _Player:
+    """A recorder with its actor; belongs to the thread that made it."""
+
+    def __init__(self, recipe: Recipe, make_actor: MakeActor | None) -> None:
+        self._actor = make_actor() if make_actor else None
+        self.recorder = SimulatedRecorder(recipe, self._actor)
+
+    def play(self, number: int) -> list[Frame]:
+        begin = getattr(self._actor, "begin", None)
+        if begin is not None:
+            begin(number)
+        return self.recorder.episode(number)
 
 
 def episodes(
@@ -40,12 +56,12 @@ def episodes(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if workers == 1:
-        recorder = SimulatedRecorder(recipe, make_actor() if make_actor else None)
+        player = _Player(recipe, make_actor)
         try:
             for number in range(count):
-                yield recorder.episode(number)
+                yield player.play(number)
         finally:
-            recorder.close()
+            player.recorder.close()
         return
     # OpenGL and its threads do not outlive a fork
     pool = ProcessPoolExecutor(
@@ -77,9 +93,9 @@ def _start(recipe: Recipe, make_actor: MakeActor | None) -> None:
 
 
 def _play(number: int) -> list[Frame]:
-    global _recorder
+    global _player
     assert _recipe is not None
-    if _recorder is None:
+    if _player is None:
         # here and not in `_start`, so that its errors reach the parent
-        _recorder = SimulatedRecorder(_recipe, _make_actor() if _make_actor else None)
-    return _recorder.episode(number)
+        _player = _Player(_recipe, _make_actor)
+    return _player.play(number)

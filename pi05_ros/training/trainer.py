@@ -289,9 +289,15 @@ class Trainer:
 
     def _run_evaluation(self, journal: Journal) -> None:
         self.position.evaluated_s = self.position.total_s
-        if self._evaluate is not None:
+        if self._evaluate is None:
+            return
+        # a policy may be loaded with threads of its own, which are the whole process's
+        threads = torch.get_num_threads()
+        try:
             figures = dict(self._evaluate(self.output / CHECKPOINT))
-            journal.write("evaluation", self.position.total_steps, figures)
+        finally:
+            torch.set_num_threads(threads)
+        journal.write("evaluation", self.position.total_steps, figures)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.config.precision == "bfloat16"

@@ -205,6 +205,18 @@ def moody() -> FormulaPolicy:
     return policy
 
 
+def gpu() -> FormulaPolicy:
+    """Describes itself by the GPUs that its process may use; slow enough for two to share."""
+    import os
+    import time
+
+    def predict(observation: Observation, times_s: FloatArray) -> FloatArray:
+        time.sleep(0.3)
+        return motion(times_s)
+
+    return FormulaPolicy(os.environ.get("CUDA_VISIBLE_DEVICES", "all"), predict)
+
+
 def deadly() -> FormulaPolicy:
     """Kills its process where the instruction says so."""
     import os

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pi05_ros.evaluation.agents import ExpertAgent, make_agent
 from pi05_ros.evaluation.closed_loop import ClosedLoop, Settings
 from pi05_ros.evaluation.robot_config import read_robot_config
 from pi05_ros.evaluation.trials import plan_trials
+from pi05_ros.policy.small import SHIPPED
 from pi05_ros.sim.arms import HOME_POSITIONS, SimulatedAloha
 from pi05_ros.sim.experts import Expert, grippers_to_metres, grippers_to_unit
 from pi05_ros.sim.tasks import Task
@@ -35,6 +37,57 @@ def test_the_networks_noise_follows_from_the_trial_alone() -> None:
         agent.close()
     assert before.inferences > 2 and before.failures == 0
     assert before.scenes[-1] != before.scenes[0] and other.scenes[-1] != before.scenes[-1]
+
+
+def test_a_checkpoint_is_loaded_once_for_all_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: 6.7 GB were read from the disk for every episode of π0.5."""
+    from pi05_ros.evaluation import closed_loop_command
+    from pi05_ros.policy import policy as policy_module
+
+    loads: list[object] = []
+    load_model = policy_module.load_model
+
+    def count(*arguments: object) -> object:
+        loads.append(arguments)
+        return load_model(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(policy_module, "load_model", count)
+    parser = argparse.ArgumentParser()
+    closed_loop_command.add_arguments(parser)
+    arguments = ["--tasks", "touch", "--per-task", "3", "--limit-s", "0.5", "--num-steps", "1"]
+    arguments += ["--size", "32", "24", "--no-pictures", "--output", str(tmp_path)]
+    assert closed_loop_command.run(parser.parse_args(arguments)) == 0
+    assert len(loads) == 1
+
+
+def test_an_evaluation_in_a_training_leaves_its_threads_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault: the rest of a training on a CPU ran on one core."""
+    import torch
+
+    from pi05_ros.evaluation import closed_loop_summary
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(
+            closed_loop_summary, "evaluate_agent", lambda make, *_, **__: (make(), Summary)[1]
+        )
+        closed_loop_summary.training_figures(SHIPPED)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+class Summary:
+    """In place of an evaluation's figures."""
+
+    @staticmethod
+    def figures() -> dict[str, float]:
+        return {}
 
 
 def test_the_expert_plans_from_the_state_that_was_drawn() -> None:

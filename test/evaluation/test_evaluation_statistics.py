@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.evaluation.statistics import wilson_interval
+from pi05_ros.evaluation.statistics import t_quantile, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_impossible_counts_are_refused() -> None:
         wilson_interval(5, 4)
     with pytest.raises(ValueError, match="confidence"):
         wilson_interval(1, 4, 95)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (11, 2.201), (30, 2.042), (10**6, 1.960)],
+)
+def test_students_t_is_that_of_the_tables(freedom: int, expected: float) -> None:
+    """1.96 for a dozen values makes the interval a tenth too narrow."""
+    assert t_quantile(freedom) == pytest.approx(expected, abs=0.004)
+
+
+def test_one_value_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="at least 2 values"):
+        t_quantile(0)

@@ -20,7 +20,7 @@ from offline_world import PARAMS, write_bag, write_params  # type: ignore[import
 from rosbags.highlevel import AnyReader
 
 from pi05_ros.evaluation import offline_command
-from pi05_ros.evaluation.offline_verdict import BAD, GOOD, UNSURE, verdicts
+from pi05_ros.evaluation.offline_verdict import UNSURE, verdicts
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 EVIL = "<script>alert(1)</script> & wave"
@@ -142,8 +142,10 @@ def test_metrics_are_json_with_the_figures_of_the_report(reported: Path) -> None
     assert set(oracle["joints"]) == {"shoulder", "elbow", "gripper"}
     assert oracle["joints"]["gripper"]["unit"] == "m"
     grades = {each.policy: each.grade for each in verdicts(metrics)}
-    assert grades["offline_world:wild"] == BAD
-    assert grades["offline_world:oracle"] in (GOOD, UNSURE)
+    # two episodes are too few to be sure of anything
+    assert grades == {"offline_world:wild": UNSURE, "offline_world:oracle": UNSURE}
+    headlines = {each.policy: each.headline for each in verdicts(metrics)}
+    assert "further from what was done" in headlines["offline_world:wild"]
 
 
 def test_foxglove_gets_the_recorded_topics_and_the_predicted_motion(reported: Path) -> None:

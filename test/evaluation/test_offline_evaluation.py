@@ -20,6 +20,7 @@ from offline_world import (  # type: ignore[import-not-found]
     notes,
     oracle,
     picture,
+    rewrite,
     run,
     still,
     wild,
@@ -132,7 +133,7 @@ def test_the_simulators_own_recording_by_hand(tmp_path: Path) -> None:
 def test_policies_and_baselines_rank_as_they_must(tmp_path: Path) -> None:
     """A good policy is nearer than standing still, which is nearer than chance."""
     bags = [
-        write_bag(tmp_path / f"bag{k}", seconds=3.5 + k / 4, servo_lag_s=0.02) for k in range(3)
+        write_bag(tmp_path / f"bag{k}", seconds=3.5 + k / 4, servo_lag_s=0.02) for k in range(5)
     ]
     plan = make_plan(tmp_path, control_every=2, others=("wave", "bow"))
     results = [run(bag, plan, oracle=oracle(), still=still(), wild=wild()) for bag in bags]
@@ -189,6 +190,90 @@ def test_a_new_instruction_is_a_new_episode_and_ends_what_is_compared(tmp_path: 
     first, second = (e["tracks"]["oracle"]["errors"]["policy"] for e in result["episodes"])
     assert first["chunks"] == 10 and sum(first["steps"]) < 10 * HORIZON
     assert np.array(second["by_joint"])[0] / sum(second["steps"]) == pytest.approx(0.21, rel=0.05)
+
+
+def test_commands_that_begin_late_are_compared_with_and_nothing_else(tmp_path: Path) -> None:
+    """Fault: scored against the measured joints, and reported as against commands."""
+    bag = write_bag(tmp_path / "bag", 4.0, servo_lag_s=0.2)
+    late = rewrite(
+        bag,
+        tmp_path / "late",
+        lambda topic, k, message: None if "trajectory" in topic and k < 50 else message,
+    )
+    result = run(late, make_plan(tmp_path, control_every=0), oracle=oracle())
+    assert result["commanded_joints"] == ["shoulder", "elbow", "gripper"]
+    track = result["episodes"][0]["tracks"]["oracle"]
+    errors = track["errors"]["policy"]
+    # against the positions measured 0.2 s later it would be far more than the oracle's own 0.01
+    assert errors["by_joint"][0] / sum(errors["steps"]) == pytest.approx(0.01, rel=0.05)
+    assert 0 < errors["chunks"] < 20
+    (text,) = [text for text in notes(result) if "begin" in text]
+    assert text == (
+        "the commands of shoulder, elbow, gripper begin 1.0 s after the first instruction: what "
+        "comes before was not compared"
+    )
+
+
+def test_controllers_that_never_send_a_usable_command_are_said(tmp_path: Path) -> None:
+    def damage(topic: str, k: int, message: Any) -> Any:
+        if "trajectory" in topic:
+            message.joint_names = ["somebody"] * len(message.joint_names)
+        return message
+
+    bag = rewrite(write_bag(tmp_path / "bag", 1.0), tmp_path / "damaged", damage)
+    result = run(bag, make_plan(tmp_path, control_every=0), oracle=oracle())
+    assert "no usable command of shoulder, elbow, gripper: nothing was compared" in notes(result)
+    assert result["commanded_joints"] == [] and not result["episodes"][0]["tracks"]
+
+
+def test_a_gap_in_the_commands_is_no_jerk(tmp_path: Path) -> None:
+    """Fault: 1.4 rad/s³ became thousands where 0.6 s are missing."""
+    bag = write_bag(tmp_path / "bag", 5.0)
+    gap = rewrite(
+        bag,
+        tmp_path / "gap",
+        lambda topic, k, message: None if "trajectory" in topic and 100 <= k < 130 else message,
+    )
+    plan = make_plan(tmp_path, control_every=0)
+    joints = plan.robot().config.joints
+    whole, cut = (
+        summarize([run(path, plan, oracle=oracle())], {}, joints, {}) for path in (bag, gap)
+    )
+    assert cut["recorded_motion"]["rms_jerk"] < 1.3 * whole["recorded_motion"]["rms_jerk"]
+    methods = [each["policies"]["oracle"]["schedulers"]["latest"] for each in (whole, cut)]
+    assert methods[1]["rms_jerk"] < 1.3 * methods[0]["rms_jerk"]
+
+
+def test_measured_positions_are_no_reference_for_smoothness(tmp_path: Path) -> None:
+    """Fault: the encoder's steps and the stamps' jitter were shown as the recorded jerk."""
+    bag = rewrite(
+        write_bag(tmp_path / "bag", 3.0),
+        tmp_path / "measured",
+        lambda topic, k, message: None if "trajectory" in topic else message,
+    )
+    plan = make_plan(tmp_path, control_every=0)
+    result = run(bag, plan, oracle=oracle())
+    summary = summarize([result], {}, plan.robot().config.joints, {})
+    assert summary["recorded_motion"] == {"rms_jerk": None, "ldlj": None, "sparc": None}
+    assert summary["policies"]["oracle"]["schedulers"]["latest"]["rms_jerk"] > 0
+
+
+def test_a_condition_that_fails_counts_for_no_condition(tmp_path: Path) -> None:
+    """Fault: the plain chunk stayed without its partner, and both means were of other chunks."""
+    policy = oracle()
+    infer = policy.infer
+
+    def fussy(observation: Any, prefix: Any = None) -> Any:
+        blind = not next(iter(observation.images.values())).any()
+        if blind and observation.stamp_s > START_S + 2:
+            raise RuntimeError("too dark")
+        return infer(observation, prefix)
+
+    policy.infer = fussy  # type: ignore[method-assign]
+    result = run(write_bag(tmp_path / "bag", 4.0), make_plan(tmp_path, control_every=1), it=policy)
+    errors = result["episodes"][0]["tracks"]["it"]["errors"]
+    counts = {name: errors[name]["chunks"] for name in ("plain", "shuffled", "black")}
+    assert len(set(counts.values())) == 1 and 0 < counts["plain"] < errors["policy"]["chunks"]
 
 
 def test_a_camera_that_stops_is_said_and_the_rest_is_used(tmp_path: Path) -> None:

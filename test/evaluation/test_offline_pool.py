@@ -166,10 +166,21 @@ def test_ray_that_is_not_installed_is_named(
         run_jobs([job], plan, tmp_path / "out", ray_address="local")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "asked"), [({}, "0 GPU"), ({"GPU": 2.0}, "1 GPU"), ({"GPU": 0.5}, "0 GPU")]
+)
 def test_a_ray_cluster_is_given_all_recordings_and_one_that_fails_ends_nothing(
-    folder: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpus: dict[str, float],
+    asked: str,
+    folder: Path,
+    plan: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stand-in for Ray, which is an optional extra; its tasks end in the reverse order."""
+    """A stand-in for Ray, which is an optional extra; its tasks end in the reverse order.
+
+    A task that asks for no GPU gets none, and `--device auto` is then the CPU without a word.
+    """
 
     class RayError(Exception):
         pass
@@ -177,6 +188,8 @@ def test_a_ray_cluster_is_given_all_recordings_and_one_that_fails_ends_nothing(
     calls: list[str] = []
 
     def remote(**options: int) -> Any:
+        calls.append(f"{options['num_gpus']} GPU")
+
         def wrap(function: Any) -> Any:
             return SimpleNamespace(remote=lambda *given: (function, *given))
 
@@ -194,11 +207,80 @@ def test_a_ray_cluster_is_given_all_recordings_and_one_that_fails_ends_nothing(
         remote=remote,
         wait=lambda tasks, num_returns: (tasks[-1:], tasks[:-1]),
         get=get,
+        cluster_resources=lambda: {"CPU": 4.0, **gpus},
         exceptions=SimpleNamespace(RayError=RayError),
     )
     monkeypatch.setitem(sys.modules, "ray", stand_in)
     jobs = [job for job in find_jobs([folder]) if "good" in job.name]
     done = run_jobs(jobs, plan, tmp_path / "out", ray_address="local")
-    assert calls == ["init local", "shutdown"]
+    assert calls == ["init local", asked, "shutdown"]
     assert [each.job.name for each in done] == [job.name for job in jobs]
     assert [each.error for each in done] == ["", "Ray: the node died", ""]
+
+
+def test_a_ray_cluster_without_the_gpu_that_is_asked_for_is_named(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = SimpleNamespace(
+        init=lambda **options: None,
+        shutdown=lambda: None,
+        cluster_resources=lambda: {"CPU": 4.0},
+        exceptions=SimpleNamespace(RayError=OSError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    job = Job("bag", write_bag(tmp_path / "bag", 0.2))
+    with pytest.raises(RayUnavailable, match="--device cuda: the Ray cluster has no GPU"):
+        run_jobs([job], replace(plan, device="cuda"), tmp_path / "out", ray_address="local")
+
+
+def test_workers_share_the_gpus_instead_of_all_taking_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert offline_pool.visible_gpus() == ["3", "5"]
+    for k in range(4):
+        write_bag(tmp_path / "bags" / str(k), 0.4)
+    plan = make_plan(tmp_path, "gpu", control_every=0)
+    done = run_jobs(find_jobs([tmp_path / "bags"]), plan, tmp_path / "out", workers=2)
+    assert all(each.result for each in done)
+    used = {each.result["policies"]["gpu"]["description"] for each in done if each.result}
+    assert used == {"3, a formula", "5, a formula"}
+    # no GPU at all is not the first one
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert offline_pool.visible_gpus() == []
+
+
+def test_results_of_other_code_robot_or_checkpoint_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a policy is edited and run again, and the report has the old numbers."""
+    job = Job("bag", write_bag(tmp_path / "bag", 0.4))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "my_policy.py").write_text("import offline_world\n\nmake = offline_world.oracle\n")
+    monkeypatch.syspath_prepend(str(own))
+    plan = make_plan(tmp_path, control_every=0)
+    plan = replace(plan, policies=(("mine", "my_policy:make"),))
+
+    def resumed(plan: Plan) -> bool:
+        return run_jobs([job], plan, tmp_path / "out")[0].resumed
+
+    assert not resumed(plan) and resumed(plan)
+    (own / "helper.py").write_text("GAIN = 2\n")
+    assert not resumed(plan) and resumed(plan)
+    monkeypatch.setattr("pi05_ros.evaluation.offline_jobs.code_identity", lambda: "another")
+    assert not resumed(plan) and resumed(plan)
+    params = Path(str(plan.params_file))
+    params.write_text(params.read_text() + '    robot: "robot.yaml"\n')
+    (tmp_path / "robot.yaml").write_text("name: one\n")
+    assert not resumed(plan) and resumed(plan)
+    (tmp_path / "robot.yaml").write_text("name: two\n")
+    assert not resumed(plan) and resumed(plan)
+
+
+def test_the_gpus_are_counted_where_none_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert offline_pool.visible_gpus() == ["0", "1"]

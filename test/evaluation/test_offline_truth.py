@@ -56,15 +56,40 @@ def test_joints_without_commands_are_compared_with_their_measured_positions() ->
     assert known.all() and truth.commanded_columns == [0, 1]
 
 
-def test_commands_that_come_after_the_first_question_change_nothing() -> None:
-    """Else the first chunks of a recording would be compared with another thing than the last."""
-    truth = Truth(2)
-    truth.put_joints(1.0, np.array([1.0, 1.0]))
-    truth.put_joints(1.1, np.array([1.0, 1.0]))
-    truth.at(np.array([1.05]), until_s=9.0)
-    truth.put_command(command(1.05, [0.0], [[7, 7]]))
-    values, _ = truth.at(np.array([1.05]), until_s=9.0)
-    np.testing.assert_allclose(values, [[1, 1]])
+def test_commands_that_begin_late_are_the_reference_from_then_on_and_nothing_is_before() -> None:
+    """Else a whole recording is compared with measured positions, and said to be with commands."""
+    truth = Truth(2, [BOTH])
+    for k in range(20):
+        truth.put_joints(1 + 0.1 * k, np.array([1.0, 1.0]))
+    _, known = truth.at(np.array([1.05]), until_s=9.0)
+    assert not known.any() and truth.commanded_columns == [] and truth.awaited == [BOTH]
+    for k in range(10):
+        truth.put_command(command(2 + 0.1 * k, [0.0], [[7, 7]]))
+    values, known = truth.at(np.array([1.5, 2.05]), until_s=9.0)
+    assert known.tolist() == [False, True]
+    np.testing.assert_allclose(values[1], [7, 7])
+    assert truth.commanded_columns == [0, 1] and truth.begun_s == {BOTH: 2.0}
+
+
+def test_a_controllers_other_joints_are_measured_where_its_commands_leave_them_out() -> None:
+    truth = Truth(3, [(0, 1, 2)])
+    for k in range(11):
+        truth.put_joints(1 + 0.1 * k, np.array([100.0, 100.0, k]))
+        truth.put_command(command(1 + 0.1 * k, [0.0], [[k, -k]]))
+    values, known = truth.at(np.array([1.55]), until_s=9.0)
+    np.testing.assert_allclose(values, [[5.5, -5.5, 5.5]])
+    assert known.all() and truth.awaited == []
+
+
+def test_only_commands_at_the_control_rate_describe_the_motion_between_them() -> None:
+    dense, sparse, measured = Truth(2), Truth(2), Truth(2)
+    for k in range(50):
+        dense.put_command(command(1 + 0.02 * k, [0.0], [[k, k]]))
+        if k % 5 == 0:
+            sparse.put_command(command(1 + 0.02 * k, [0.0], [[k, k]]))
+        measured.put_joints(1 + 0.02 * k, np.array([k, k], dtype=float))
+    assert [t.is_dense(1.5, BOTH, 0.02) for t in (dense, sparse, measured)] == [True, False, False]
+    assert not dense.is_dense(2.5, BOTH, 0.02)
 
 
 def test_nothing_is_known_over_a_gap() -> None:

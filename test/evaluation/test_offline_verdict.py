@@ -56,7 +56,8 @@ def summary(
         (-0.5, [-0.7, -0.2], 1.0, GOOD, "50 % closer to what was done than standing still."),
         (-0.5, [-0.7, 0.2], 1.0, UNSURE, "(not beyond chance)"),
         (-0.5, [-0.7, -0.2], 0.04, UNSURE, "no closer than going on at the same speed"),
-        (-0.5, None, 1.0, GOOD, "50 % closer"),
+        (-0.5, None, 1.0, UNSURE, "(too few episodes to be sure)"),
+        (0.4, None, 1.0, UNSURE, "(too few episodes to be sure)"),
         (0.4, [0.1, 0.7], 1.0, BAD, "40 % further from what was done than standing still: not"),
         (0.4, [-0.1, 0.7], 1.0, UNSURE, "(not beyond chance)"),
         (None, None, 1.0, UNSURE, "Nothing moved"),
@@ -92,6 +93,12 @@ def test_a_policy_that_neither_listens_nor_looks_is_called_so() -> None:
     (found,) = verdicts(summary(-0.5, [-0.7, -0.2], controls=deaf))
     assert "It does not listen." in " ".join(found.details)
     assert "It does not look." in " ".join(found.details)
+
+
+def test_training_episodes_are_said_to_be() -> None:
+    """Else figures on the data of the training look like those of new situations."""
+    found = {**summary(-0.5, None), "trained_on": {"it": ["data#0", "data#3"]}}
+    assert "it was trained on 2 of these recordings" in overview(found)
 
 
 def test_nothing_to_compare_and_what_was_left_out_are_said() -> None:

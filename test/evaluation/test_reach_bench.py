@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pi05_ros.evaluation import reach_bench, scheduler_bench, scheduler_bench_command
-from pi05_ros.evaluation.reach_bench import ReachBench
+from pi05_ros.evaluation.reach_bench import REACTION_LIMIT_S, ReachBench, reaction_s
 from pi05_ros.evaluation.scheduler_bench import DELAYS
 
 
@@ -34,6 +35,16 @@ def test_the_expert_reaches_and_reacts(bench: ReachBench) -> None:
     # one inference at least, and not the next second's
     assert 0.1 < episode.reaction_s < 0.8
     assert math.isnan(bench.episode("latest", DELAYS[2], 1).reaction_s)
+
+
+def test_arms_that_never_react_count_as_late_as_can_be() -> None:
+    """Fault: they were left out, and the slowest methods looked quick."""
+    straight = np.zeros((200, 2))
+    late, never = straight.copy(), straight.copy()
+    late[60:] = 1.0
+    assert reaction_s(straight, late, 1.0, 0.02) == pytest.approx(0.2)
+    assert reaction_s(straight, never, 1.0, 0.02) == REACTION_LIMIT_S
+    assert math.isnan(reaction_s(straight[:40], never, 1.0, 0.02))
 
 
 def test_an_episode_repeats(bench: ReachBench) -> None:

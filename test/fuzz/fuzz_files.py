@@ -163,7 +163,7 @@ def params() -> Target:
             check_error(error)
             return
         assert (read.joints.lower < read.joints.upper).all()
-        assert read.control.dt_s > 0
+        assert read.dt_s > 0
 
     return run
 

@@ -152,16 +152,22 @@ def test_a_stage_of_minutes_ends(
 
 
 def test_the_callers_evaluation(dataset: Path, tmp_path: Path) -> None:
-    """It gets a checkpoint that loads, while training and at the end; the card has its figures."""
+    """It gets a checkpoint that loads, while training and at the end; the card has its figures.
+
+    Its policy's number of threads is the process's, and must not stay that of the training.
+    """
     seen: list[str] = []
+    threads = torch.get_num_threads()
 
     def evaluate(folder: Path) -> Mapping[str, float]:
-        seen.append(Policy.from_pretrained(folder, robot="generic", device="cpu").description)
+        policy = Policy.from_pretrained(folder, robot="generic", device="cpu", threads=threads + 1)
+        seen.append(policy.description)
         return {"touch_success": 0.25 + len(seen)}
 
     config = make_config(tmp_path, dataset, evaluation={"every_minutes": 1e-9})
     train(config, evaluate=evaluate)
     assert len(seen) == 4 and "trained" in seen[0]
+    assert torch.get_num_threads() == threads
     card = (tmp_path / "checkpoint" / "README.md").read_text()
     assert "## Closed loop" in card and "4.25" in card
     entries = [e for e in read_log(tmp_path / LOG_FILE) if e["kind"] == "evaluation"]
