@@ -208,7 +208,7 @@ class PolicyRunner:
             self._stands = True
 
     def live_chunks(self, now_s: float) -> int:
-        """How many chunks have a say at `now_s` or later."""
+        """How many chunks have an action for `now_s` or later."""
         return self.scheduler.live_chunks(self.pace.plan_s(now_s))
 
     def horizon_left_s(self, now_s: float) -> float:
@@ -349,7 +349,7 @@ class PolicyRunner:
         self.stream.start(positions, now_s)
         self._publish_by_s = -math.inf
         if self.follower is not None:
-            self.follower.start(positions)
+            self.follower.start(self.stream.commanded(now_s).position)
         return True
 
     def _lead_in(self, positions: FloatArray, now_s: float) -> bool:
