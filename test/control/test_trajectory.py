@@ -52,6 +52,10 @@ def standing(times_s: FloatArray) -> FloatArray:
     return np.tile(HOME, (len(times_s), 1))
 
 
+def resting_at(target: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    return lambda times_s: np.tile(target, (len(times_s), 1))
+
+
 def moving(times_s: FloatArray) -> FloatArray:
     waves = np.sin(3.0 * times_s[:, None] + [0.0, 1.0, 2.0])
     return HOME + waves * [0.5, 0.2, 0.01]
@@ -217,7 +221,7 @@ def test_in_time_is_until_a_trajectory_leaves_the_one_before() -> None:
     for k in range(1, 20):
         now_s = k * DT_S
         away = HOME + 0.3 * (-1) ** k
-        points = commands.tick(now_s, lambda t, away=away: np.tile(away, (len(t), 1)))
+        points = commands.tick(now_s, resting_at(away))
         assert commands.in_time(now_s)
         left_s = next(t for t in np.arange(now_s, 9.0, 1e-3) if not commands.in_time(t))
         assert now_s + 0.03 <= left_s + commands.transport_s <= now_s + 0.03 + DT_S + 2e-3
