@@ -239,7 +239,10 @@ class ClosedLoop:
             return np.zeros_like(picture) if black else picture
 
         cameras = self._agent.policy.cameras
-        return evaluation_runner(self._robot, scheduling, cameras, executor, decode)
+        # rendered images repeat to the byte at rest, and the ablation's are black on purpose
+        faults = replace(self._robot.faults, frozen_image_s=0.0, refuse_one_colour=False)
+        robot = replace(self._robot, faults=faults)
+        return evaluation_runner(robot, scheduling, cameras, executor, decode)
 
 
 class _Arms:

@@ -105,7 +105,9 @@ class Player:
         self._arm = ~robot.joints.gripper
         self._executor = RecordedExecutor(infer, delay_s)
         scheduling = replace(robot.scheduler, method=method, speed_scale=1.0)
-        self.runner = evaluation_runner(robot, scheduling, cameras, self._executor, decode_image)
+        # the recorded robot moves by itself and does not follow
+        watching = replace(robot, parameters=replace(robot.parameters, dry_run=True))
+        self.runner = evaluation_runner(watching, scheduling, cameras, self._executor, decode_image)
         self.runner.activate()
 
     def instruct(self, text: str) -> None:

@@ -11,12 +11,10 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from fault_steps import LEFT, level, moved, quiet, start, start_moving, starts_at, tells, value
 from harness import (
-    CONTROLLERS,
     HOME,
     NodeProcess,
     Peer,
     arrays,
-    at_rest,
     check_limits,
     default_image,
     default_joints,
