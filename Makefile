@@ -15,7 +15,7 @@ TORCH_INDEX ?=
 INSTRUCTION ?=
 DEMO_ARGS ?=
 # The versions that each Python gets, so that a new release at the registry changes no result.
-SERIES := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+SERIES := $(shell $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 LOCKED := $(wildcard requirements/constraints-$(SERIES).txt)
 # without setuptools' general advice on editable installs
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet \
