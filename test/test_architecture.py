@@ -53,7 +53,8 @@ ROOMS = {
     ),
     "training": room("types policy recording", "numpy torch safetensors accelerate yaml rich"),
     "nodes": room(
-        f"{LIBRARY} sim recording evaluation", "numpy ros ament_index_python cv2 rich yaml"
+        f"{LIBRARY} sim recording evaluation",
+        "numpy ros launch launch_ros ament_index_python cv2 rich yaml",
     ),
     "cli": room(f"{LIBRARY} sim recording evaluation training nodes", "rich"),
 }
