@@ -37,6 +37,7 @@ def room(rooms: str = "", packages: str = "") -> Room:
 LIBRARY = "types control observation policy executor runner"
 ROOMS = {
     "types": room(packages="numpy"),
+    "topic_checks": room(),
     "control": room("types", "numpy"),
     "observation": room("types", "numpy cv2 rosbags"),
     "policy": room(
@@ -53,7 +54,7 @@ ROOMS = {
     ),
     "training": room("types policy recording", "numpy torch safetensors accelerate yaml rich"),
     "nodes": room(
-        f"{LIBRARY} sim recording evaluation",
+        f"{LIBRARY} topic_checks sim recording evaluation",
         "numpy ros launch launch_ros ament_index_python cv2 rich yaml",
     ),
     "cli": room(f"{LIBRARY} sim recording evaluation training nodes", "rich"),
@@ -68,6 +69,7 @@ HEAVY = {"torch", "transformers", "mujoco", "rclpy", "cv2", "rosbags", "matplotl
 # none; a robot's computer has neither the simulator nor the evaluation's plots.
 LOADS = {
     "types": set(),
+    "topic_checks": set(),
     "control": set(),
     "observation": set(),
     "executor": set(),

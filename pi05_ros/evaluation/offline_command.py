@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pi05_ros.control.scheduler import SCHEDULERS
+from pi05_ros.evaluation.offline_policy import names_function
 
 if TYPE_CHECKING:
     from pi05_ros.evaluation.offline_jobs import Job, Plan
@@ -169,12 +170,22 @@ def _plan(options: argparse.Namespace, jobs: Sequence[Job]) -> Plan:
         from pi05_ros.evaluation.offline_rerun import rerun_library
 
         rerun_library()
-    sources = options.checkpoint or [plan.robot().checkpoint]
+    sources = options.checkpoint or [_checkpoint_of(plan.robot().checkpoint, params_file)]
     plan = replace(plan, policies=_named(sources))
     if settings.control_every and not settings.others:
         others = instructions_of(jobs, plan)
         plan = replace(plan, settings=replace(settings, others=others))
     return plan
+
+
+def _checkpoint_of(source: str, params_file: str) -> str:
+    """The params file's checkpoint, which may come from elsewhere and must not name code to run."""
+    if names_function(source):
+        raise ValueError(
+            f"{params_file}: checkpoint {source!r} names code; a params file names a folder, a "
+            f"Hugging Face id or small. To run it: --checkpoint {source}"
+        )
+    return source
 
 
 def _files(path: Path | None, jobs: Sequence[Job], suffix: str) -> tuple[tuple[str, str], ...]:

@@ -8,12 +8,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from pi05_ros.topic_checks import topic_fault
 
 if TYPE_CHECKING:
     from rclpy.node import Node
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class HasTopic(Protocol):
+    """A block of parameters with a topic of its own."""
+
+    def topic_of(self, name: str) -> str: ...
 
 
 class ParameterError(ValueError):
@@ -99,10 +108,17 @@ def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
     names_parameter = f"{group}.names"
     if not node.has_parameter(names_parameter):
         from rcl_interfaces.msg import ParameterDescriptor
+        from rclpy.exceptions import InvalidParameterTypeException
 
-        node.declare_parameter(
-            names_parameter, [""], ParameterDescriptor(description=f"the names of the {group}")
-        )
+        try:
+            node.declare_parameter(
+                names_parameter, [""], ParameterDescriptor(description=f"the names of the {group}")
+            )
+        except InvalidParameterTypeException as error:
+            raise ParameterError(
+                f"parameter {names_parameter!r} must be a list of names; put numbers in quotes: "
+                f"{error}"
+            ) from error
     names = [name for name in node.get_parameter(names_parameter).value if name]
     if not names:
         raise ParameterError(
@@ -111,7 +127,13 @@ def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
         )
     if len(set(names)) != len(names):
         raise ParameterError(f"parameter {names_parameter!r} repeats a name: {names}")
-    return {name: declare(node, declaration, f"{group}.{name}.") for name in names}
+    blocks = {name: declare(node, declaration, f"{group}.{name}.") for name in names}
+    topics = {name: block.topic_of(name) for name, block in blocks.items()
+              if isinstance(block, HasTopic)}  # fmt: skip
+    fault = topic_fault(group, topics, node.get_namespace())
+    if fault:
+        raise ParameterError(fault)
+    return blocks
 
 
 def unknown_overrides(node: Node) -> list[str]:

@@ -22,6 +22,7 @@ from pi05_ros.nodes.declare import (
 from pi05_ros.nodes.fault_parameters import FaultParameters
 from pi05_ros.nodes.limits_parameters import LimitsParameters
 from pi05_ros.nodes.scheduler_parameters import SchedulerParameters
+from pi05_ros.topic_checks import camera_topic, controller_topic
 from pi05_ros.types import JointGroup, JointSpec
 
 __all__ = [
@@ -152,6 +153,10 @@ class CameraParameters:
     )
     required: bool = parameter(True, "without its pictures no inference; else it is masked")
 
+    def topic_of(self, name: str) -> str:
+        """The topic that is subscribed to for the camera `name`."""
+        return camera_topic(name, self.topic, self.transport)
+
 
 @dataclass(frozen=True)
 class JointParameters:
@@ -181,6 +186,10 @@ class ControllerParameters:
         "", "empty is <controller>/joint_trajectory, /commands or /commands/joint_group"
     )
     group: str = parameter("arm", "interbotix: the name of the joint group")
+
+    def topic_of(self, name: str) -> str:
+        """The topic that the commands of the controller `name` go out on."""
+        return controller_topic(name, self.topic, self.output)
 
 
 @dataclass(frozen=True)
