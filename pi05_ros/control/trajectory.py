@@ -108,8 +108,8 @@ class CommandStream:
         self._active = False
         self._origin_s = math.nan
         # What is commanded, by row: grid index self._first, self._first + 1, ...
-        self._positions = np.empty((0, len(joints)))
-        self._velocities = np.empty((0, len(joints)))
+        self._positions: FloatArray = np.empty((0, len(joints)))
+        self._velocities: FloatArray = np.empty((0, len(joints)))
         self._first: int | None = None
         self._planned_from = 0
         self._planned_clamps: Clamps | None = None
@@ -273,7 +273,8 @@ class CommandStream:
             first = max(self._first, min(present, index))
         begin = max(0, min(stamped, index) - first)
         kept = self._rows(np.arange(first, index + 1))
-        way, speeds = [self._positions[kept]], [self._velocities[kept]]
+        way: list[FloatArray] = [self._positions[kept]]
+        speeds: list[FloatArray] = [self._velocities[kept]]
         if positions is not None and velocities is not None:
             way.append(positions)
             speeds.append(velocities)
