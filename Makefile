@@ -2,6 +2,7 @@
 # make test   lint, types and tests: what CI runs
 # make bench-gpu      a chunk of the full-size network on this machine's GPU: table and parity gates
 # make small-policy   trains the small policy that the package ships
+# make lock           newest versions into requirements/, for PYTHON
 # All work in a fresh clone with nothing set up; they keep everything in .venv.
 
 PYTHON ?= python3
@@ -13,14 +14,18 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 INSTRUCTION ?=
 DEMO_ARGS ?=
+# The versions that each Python gets, so that a new release at the registry changes no result.
+SERIES := $(shell $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+LOCKED := $(wildcard requirements/constraints-$(SERIES).txt)
 # without setuptools' general advice on editable installs
-INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet --editable
+INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet \
+	$(if $(LOCKED),--constraint $(LOCKED) --build-constraint $(LOCKED)) --editable
 # busy-waiting OpenMP threads stall each other and the simulator on two cores
 export OMP_WAIT_POLICY ?= passive
 
 PACKAGED := setup.py pyproject.toml CMakeLists.txt package.xml $(wildcard msg/* config/* launch/* scripts/* cmake/*)
 
-.PHONY: demo test lint install clean system small-policy bench-gpu
+.PHONY: demo test lint install lock clean system small-policy bench-gpu
 .DEFAULT_GOAL := install
 
 demo: $(VENV)/demo.stamp
@@ -39,21 +44,30 @@ install: $(VENV)/demo.stamp
 system:
 	@sh scripts/system_packages.sh
 
-# The pip that Python 3.10 ships takes many minutes to choose versions.
+# The pip that Python 3.10 ships takes many minutes to choose versions. torch is installed without
+# constraints: what it needs differs by index.
 $(VENV)/torch.stamp: scripts/check_python.py
 	$(PYTHON) scripts/check_python.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade pip
+	$(if $(LOCKED),,@echo "no requirements/constraints-$(SERIES).txt: pip chooses the versions")
+	$(PIP) install --quiet --upgrade $(if $(LOCKED),--constraint $(LOCKED)) pip
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
-$(VENV)/demo.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
+$(VENV)/demo.stamp: $(VENV)/torch.stamp $(PACKAGED) $(LOCKED) | system
 	$(INSTALL) '.[sim,eval]'
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/torch.stamp $(PACKAGED) | system
+$(VENV)/dev.stamp: $(VENV)/torch.stamp $(PACKAGED) $(LOCKED) | system
 	$(INSTALL) '.[sim,eval,train,dev]'
 	@touch $@ $(VENV)/demo.stamp
+
+# One file for each Python: make lock PYTHON=python3.12
+lock:
+	$(PYTHON) scripts/check_python.py
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/pip --disable-pip-version-check install --quiet --upgrade pip packaging tomli
+	build/lock/bin/python scripts/lock.py "$(TORCH)"
 
 # Needs torch's CUDA build, which PyPI has. fp8 wants a GPU of compute capability 8.9.
 bench-gpu: $(VENV)/demo.stamp

@@ -18,6 +18,7 @@ from pi05_ros.evaluation.demo_record import DemoRecord
 from pi05_ros.nodes.demo_client import DemoClient
 from pi05_ros.nodes.demo_processes import DemoProcesses
 from pi05_ros.nodes.environment import prepare
+from pi05_ros.nodes.ros_domain import use_own_domain
 
 STARTUP_S = 90.0
 INSTRUCTIONS = ("touch the red cube with the left arm", "touch the blue cube with the right arm")
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--param", action="append", default=[], help="name:=value of the policy")
     options = parser.parse_args()
+    use_own_domain()
     prepare()
     with tempfile.TemporaryDirectory() as folder:
         processes = DemoProcesses(Path(folder), "small", overrides=options.param)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pi05_ros.nodes.environment import prepare, share_directory
+from pi05_ros.nodes.ros_domain import use_own_domain
 
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 WIDTH, HEIGHT = 640, 480
@@ -83,11 +84,7 @@ def subscribe(seconds: float) -> None:
 
 def measure(profile: str, rate_hz: float, seconds: float) -> dict[str, float]:
     """Run both processes with a FastDDS profile, '' for none."""
-    env = {
-        **os.environ,
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-    }
+    env = {**os.environ}
     env.pop("FASTDDS_DEFAULT_PROFILES_FILE", None)
     if profile:
         env["FASTDDS_DEFAULT_PROFILES_FILE"] = profile
@@ -117,6 +114,7 @@ def main() -> None:
         else:
             subscribe(options.seconds)
         return
+    use_own_domain()
     prepare()
     table = Table(title=f"3 x {WIDTH}x{HEIGHT} rgb8 at {options.rate:g} Hz, best effort")
     for column in ("transport", "received / sent", "lost", "p50 ms", "p95 ms", "subscriber CPU"):

@@ -27,6 +27,7 @@ from pi05_ros.evaluation.trials import Trial, chosen_tasks, plan_trials, spread
 from pi05_ros.nodes.demo_client import DemoClient
 from pi05_ros.nodes.demo_processes import DemoProcesses
 from pi05_ros.nodes.environment import prepare
+from pi05_ros.nodes.ros_domain import use_own_domain
 from pi05_ros.sim.arms import SimulatedAloha
 from pi05_ros.sim.judge import Judge
 from pi05_ros.sim.tasks import VERBS
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=4)
     options = parser.parse_args()
+    use_own_domain()
     prepare()
     console = Console()
     trials = plan_trials(spread(chosen_tasks(options.tasks), options.per_task), options.seed)

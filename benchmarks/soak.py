@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import csv
 import dataclasses
-import os
 import random
 import threading
 import time
@@ -35,6 +34,7 @@ from soak_report import Outcome, report
 from soak_watcher import Watcher
 
 from pi05_ros.nodes.environment import prepare
+from pi05_ros.nodes.ros_domain import use_own_domain
 
 WARM_UP_SHARE = 0.1
 """Of the time, before memory is looked at, if the first round of faults is over by then."""
@@ -112,8 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("soak_out"))
     options = parser.parse_args(args)
     options.output.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    use_own_domain()
     prepare()
     processes = Processes(options.output, options.checkpoint)
     try:

@@ -1,6 +1,9 @@
 """The policy node, and the simulated ALOHA unless `sim:=false`.
 
 ros2 launch pi05_ros aloha.launch.py --show-args
+
+The arguments are checked before anything starts. The launch ends with either process, with exit
+code 1 where that is a fault; after a device error the policy node starts again.
 """
 
 import os
@@ -8,10 +11,12 @@ import os
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
+
+from pi05_ros.nodes.launch_actions import RESPAWN_DELAY_S, Ending, refuse
+from pi05_ros.nodes.launch_checks import BOOLEANS, aloha_faults
 
 SHARE = get_package_share_directory("pi05_ros")
 
@@ -25,9 +30,14 @@ ARGUMENTS = {
     "namespace": ("", "namespace of both nodes"),
     "use_sim_time": ("false", "follow /clock; the simulated robot then publishes it"),
     "dry_run": ("false", "do everything but publish trajectories"),
-    "instruction": ("", "instruction from the start; empty waits for the topic"),
+    "instruction": (
+        "",
+        "instruction from the start; empty waits for the topic: ros2 topic pub --times 5 "
+        '--rate 2 /instruction std_msgs/msg/String "{data: …}"',
+    ),
     "autostart": ("true", "configure and activate the policy node"),
 }
+FLAGS = ("sim", "use_sim_time", "dry_run", "autostart")
 
 
 def flag(name):
@@ -41,28 +51,34 @@ def text(name):
 
 
 def nodes(context):
-    """Both nodes; an empty argument leaves the params file's value."""
+    """Both nodes, once the arguments are right; an empty one leaves the params file's value."""
+    value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    refuse(aloha_faults(value))
     overrides = {
         "use_sim_time": flag("use_sim_time"),
         "dry_run": flag("dry_run"),
         "autostart": flag("autostart"),
     }
     for name in ("checkpoint", "instruction"):
-        if LaunchConfiguration(name).perform(context):
+        if value[name]:
             overrides[name] = text(name)
     params_file = LaunchConfiguration("params_file")
     namespace = LaunchConfiguration("namespace")
-    return [
-        LifecycleNode(
-            package="pi05_ros",
-            executable="policy_node",
-            name="policy",
-            namespace=namespace,
-            parameters=[params_file, overrides],
-            output="both",
-            emulate_tty=True,
-        ),
-        Node(
+    policy = LifecycleNode(
+        package="pi05_ros",
+        executable="policy_node",
+        name="policy",
+        namespace=namespace,
+        parameters=[params_file, overrides],
+        respawn=True,
+        respawn_delay=RESPAWN_DELAY_S,
+        output="both",
+        emulate_tty=True,
+    )
+    ending = Ending()
+    actions = [*ending.watch_policy(policy, value["autostart"].lower() == "true"), policy]
+    if value["sim"].lower() == "true":
+        sim = Node(
             package="pi05_ros",
             executable="aloha_sim_node",
             name="aloha_sim",
@@ -71,15 +87,20 @@ def nodes(context):
             parameters=[params_file, {"publish_clock": flag("use_sim_time")}],
             output="both",
             emulate_tty=True,
-            condition=IfCondition(LaunchConfiguration("sim")),
-        ),
-    ]
+        )
+        actions += [ending.watch(sim, "the simulated robot has ended"), sim]
+    return actions
 
 
 def generate_launch_description():
     """Arguments, the FastDDS profile unless the user has one, and the nodes."""
     actions = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
+        DeclareLaunchArgument(
+            name,
+            default_value=default,
+            description=description,
+            choices=BOOLEANS if name in FLAGS else None,
+        )
         for name, (default, description) in ARGUMENTS.items()
     ]
     if not os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE"):

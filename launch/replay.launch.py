@@ -3,7 +3,9 @@
 ros2 launch pi05_ros replay.launch.py bag:=BAG [rate:=0.5] [instruction:="…"]
 
 Only what the node reads is played, so recorded commands reach no controller; `dry_run` keeps the
-node's own from them.
+node's own from them. Each camera is played, and read by the node, as it was recorded: raw or
+compressed. The launch ends with the bag, with exit code 0; arguments and bag are checked before
+anything starts.
 """
 
 import os
@@ -16,15 +18,14 @@ from launch.actions import (
     OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
-    Shutdown,
 )
-from launch.event_handlers import OnProcessExit
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.parameter_descriptions import ParameterValue
 
-from pi05_ros.evaluation.offline_topics import read_evaluated_robot
+from pi05_ros.nodes.launch_actions import Ending, refuse
+from pi05_ros.nodes.launch_checks import BOOLEANS, LaunchFaults, plan_replay
 
 SHARE = get_package_share_directory("pi05_ros")
 
@@ -41,6 +42,7 @@ ARGUMENTS = {
     "dry_run": ("true", "publish chunks but no trajectories"),
     "instruction": ("", "instruction from the start; empty takes the recorded ones"),
 }
+FLAGS = ("loop", "dry_run")
 
 
 def text(name):
@@ -51,19 +53,19 @@ def text(name):
 def actions(context):
     """The node, and the player as soon as the node is active."""
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    robot = read_evaluated_robot(value["params_file"], value["namespace"])
-    topics = [next(iter(camera.topics)) for camera in robot.cameras] + [robot.joint_topic]
+    try:
+        replay = plan_replay(value)
+    except LaunchFaults as faults:
+        refuse(faults.lines)
     overrides = {
         "use_sim_time": True,
         "autostart": True,
         "dry_run": ParameterValue(LaunchConfiguration("dry_run"), value_type=bool),
+        **replay.transports,
     }
-    if value["checkpoint"]:
-        overrides["checkpoint"] = text("checkpoint")
-    if value["instruction"]:
-        overrides["instruction"] = text("instruction")
-    else:
-        topics.append(robot.instruction_topics[0])
+    for name in ("checkpoint", "instruction"):
+        if value[name]:
+            overrides[name] = text(name)
     node = LifecycleNode(
         package="pi05_ros",
         executable="policy_node",
@@ -76,25 +78,32 @@ def actions(context):
     command = ["ros2", "bag", "play", value["bag"], "--clock", "100", "--rate", value["rate"]]
     if value["loop"].lower() == "true":
         command.append("--loop")
-    play = ExecuteProcess(cmd=[*command, "--topics", *topics], output="both")
+    play = ExecuteProcess(cmd=[*command, "--topics", *replay.topics], output="both")
+    ending = Ending(respawns=0)
     return [
+        *ending.watch_policy(node, autostart=True),
+        ending.watch(play, "the bag has ended"),
+        RegisterEventHandler(
+            OnStateTransition(
+                target_lifecycle_node=node,
+                goal_state="active",
+                entities=[play],
+                handle_once=True,
+            )
+        ),
         node,
-        RegisterEventHandler(
-            OnStateTransition(target_lifecycle_node=node, goal_state="active", entities=[play])
-        ),
-        RegisterEventHandler(
-            OnProcessExit(target_action=play, on_exit=[Shutdown(reason="the bag has ended")])
-        ),
-        RegisterEventHandler(
-            OnProcessExit(target_action=node, on_exit=[Shutdown(reason="the node has ended")])
-        ),
     ]
 
 
 def generate_launch_description():
     """Arguments, the FastDDS profile unless the user has one, node and player."""
     declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
+        DeclareLaunchArgument(
+            name,
+            default_value=default,
+            description=description,
+            choices=BOOLEANS if name in FLAGS else None,
+        )
         for name, (default, description) in ARGUMENTS.items()
     ]
     if not os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE"):

@@ -17,6 +17,7 @@ from pi05_ros.control.approach import FIRST_COMMANDS
 from pi05_ros.control.ensemble import Guard
 from pi05_ros.control.replan import REPLAN_MODES, Replan
 from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, make_scheduler
+from pi05_ros.topic_checks import camera_topic, controller_topic
 from pi05_ros.types import JointGroup, JointSpec
 
 ENSEMBLE_ORDERS = ("oldest_first", "newest_first")
@@ -336,6 +337,10 @@ class CameraParameters:
     )
     required: bool = parameter(True, "without its pictures no inference; else it is masked")
 
+    def topic_of(self, name: str) -> str:
+        """The topic that is subscribed to for the camera `name`."""
+        return camera_topic(name, self.topic, self.transport)
+
 
 @dataclass(frozen=True)
 class JointParameters:
@@ -378,6 +383,10 @@ class ControllerParameters:
         "the node that must subscribe before anything moves; empty accepts any but recorders and "
         "viewers",
     )
+
+    def topic_of(self, name: str) -> str:
+        """The topic that the commands of the controller `name` go out on."""
+        return controller_topic(name, self.topic, self.output)
 
 
 @dataclass(frozen=True)

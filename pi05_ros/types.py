@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[np.floating[Any]]
+"""Of float64; numpy's stubs before 2.3 call the result of arithmetic floating alone."""
 ImageArray = NDArray[np.uint8]
 
 
@@ -97,6 +98,10 @@ class Policy(Protocol):
         """Predict a chunk, one that continues `prefix` if it is given (policy units)."""
 
 
+LARGEST_JOINT_VALUE = 1e6
+"""Of a joint's limits and units; far beyond any robot, and no square or range of it overflows."""
+
+
 @dataclass(frozen=True)
 class JointSpec:
     """One commanded joint in the controller's units: rad, or m for a prismatic gripper.
@@ -127,6 +132,11 @@ class JointSpec:
         )
         if not all(np.isfinite(values)):
             raise ValueError(f"joint {self.name!r}: every limit and unit must be finite: {values}")
+        if max(map(abs, values)) > LARGEST_JOINT_VALUE:
+            raise ValueError(
+                f"joint {self.name!r}: no limit or unit may be beyond {LARGEST_JOINT_VALUE:g} "
+                f"(rad, m, per second): {values}"
+            )
         if self.lower >= self.upper:
             raise ValueError(f"joint {self.name!r}: lower {self.lower} is not below {self.upper}")
         if self.max_velocity <= 0 or self.max_acceleration <= 0:

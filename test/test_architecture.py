@@ -37,8 +37,9 @@ def room(rooms: str = "", packages: str = "") -> Room:
 LIBRARY = "types config control observation policy executor runner"
 ROOMS = {
     "types": room(packages="numpy"),
+    "topic_checks": room(),
     "control": room("types", "numpy"),
-    "config": room("types control"),
+    "config": room("types control topic_checks"),
     "observation": room("types", "numpy cv2 rosbags"),
     "policy": room(
         "types",
@@ -54,7 +55,8 @@ ROOMS = {
     ),
     "training": room("types policy recording", "numpy torch safetensors accelerate yaml rich"),
     "nodes": room(
-        f"{LIBRARY} sim recording evaluation", "numpy ros ament_index_python cv2 rich yaml"
+        f"{LIBRARY} topic_checks sim recording evaluation",
+        "numpy ros launch launch_ros ament_index_python cv2 rich yaml",
     ),
     "cli": room(f"{LIBRARY} sim recording evaluation training nodes", "rich"),
 }
@@ -68,6 +70,7 @@ HEAVY = {"torch", "transformers", "mujoco", "rclpy", "cv2", "rosbags", "matplotl
 # none; a robot's computer has neither the simulator nor the evaluation's plots.
 LOADS = {
     "types": set(),
+    "topic_checks": set(),
     "control": set(),
     "config": set(),
     "observation": set(),

@@ -44,7 +44,7 @@ class Approach:
         self._mode = mode
         self._distance = distance
         self._speed = speed
-        self._from = np.empty(0)
+        self._from: FloatArray = np.empty(0)
         self._start_s = self._end_s = -math.inf
 
     def begin(self, positions: FloatArray, target: FloatArray, now_s: float) -> str | None:

@@ -34,9 +34,9 @@ class TargetFollower:
         # the cascade of two equal poles is 3 dB down at 0.6436 of each pole's frequency
         self._omega = 2 * math.pi * cutoff_hz / math.sqrt(math.sqrt(2.0) - 1.0)
         self._exempt = None if exempt is None else np.array(exempt, dtype=bool)
-        self._times_s = np.empty(0)
-        self._positions = np.empty((0, 0))
-        self._velocities = np.empty((0, 0))
+        self._times_s: FloatArray = np.empty(0)
+        self._positions: FloatArray = np.empty((0, 0))
+        self._velocities: FloatArray = np.empty((0, 0))
 
     @property
     def lag_s(self) -> float:

@@ -348,7 +348,9 @@ class CommandStream:
         present = math.floor((now_s - plan.origin_s) / self.dt_s - self._past + _GRID_TOLERANCE)
         begin = max(plan.first, min(present, index))
         first = max(plan.first, begin - self._history)
-        way, speeds = ([part] for part in plan.rows(first, index + 1))
+        position, velocity = plan.rows(first, index + 1)
+        way: list[FloatArray] = [position]
+        speeds: list[FloatArray] = [velocity]
         if steps is not None:
             way.append(steps[0])
             speeds.append(steps[1])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pi05_ros.control.scheduler import SCHEDULERS
+from pi05_ros.evaluation.offline_policy import names_function
 
 if TYPE_CHECKING:
     from pi05_ros.evaluation.offline_episodes import Choice
@@ -179,7 +180,18 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
     robot = plan.robot()
     robot.config.check_limits()
-    return replace(plan, policies=_named(options.checkpoint or [robot.checkpoint]))
+    sources = options.checkpoint or [_checkpoint_of(robot.checkpoint, params_file)]
+    return replace(plan, policies=_named(sources))
+
+
+def _checkpoint_of(source: str, params_file: str) -> str:
+    """The params file's checkpoint, which may come from elsewhere and must not name code to run."""
+    if names_function(source):
+        raise ValueError(
+            f"{params_file}: checkpoint {source!r} names code; a params file names a folder, a "
+            f"Hugging Face id or small. To run it: --checkpoint {source}"
+        )
+    return source
 
 
 def _for_jobs(plan: Plan, jobs: Sequence[Job], options: argparse.Namespace) -> Plan:

@@ -9,6 +9,11 @@ from typing import Any
 from pi05_ros import types
 
 
+def names_function(source: str) -> bool:
+    """Whether a source is "module:function", which runs code of that module."""
+    return ":" in source and not source.startswith(("/", "."))
+
+
 def load_policy(
     source: str,
     robot: str,
@@ -33,8 +38,8 @@ def load_policy(
         CheckpointError: not a usable checkpoint.
         ValueError: no such function, or an unknown robot or device.
     """
-    module, colon, name = source.partition(":")
-    if colon and not source.startswith(("/", ".")):
+    if names_function(source):
+        module, _, name = source.partition(":")
         try:
             made: types.Policy = getattr(importlib.import_module(module), name)()
         except (ImportError, AttributeError) as error:

@@ -65,7 +65,10 @@ class AlohaSimNode(Node):
         self._read_noise = ReadNoise(settings.seed)
         self._state_publisher = self.create_publisher(JointState, "joint_states", 10)
         self._qpos_publisher = self.create_publisher(Float64MultiArray, "~/qpos", 10)
-        self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
+        # without publish_clock not even advertised: a second source of /clock stops other nodes
+        self._clock_publisher = (
+            self.create_publisher(Clock, "/clock", 10) if settings.publish_clock else None
+        )
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._image_publishers = {
             camera: self.create_publisher(Image, f"{camera}/image_raw", IMAGE_QOS)
@@ -119,7 +122,7 @@ class AlohaSimNode(Node):
         ]
 
     def _publish_state(self, state: SimState) -> None:
-        if self._settings.publish_clock:
+        if self._clock_publisher is not None:
             self._clock_publisher.publish(Clock(clock=to_time(state.stamp_s)))
         self._state_publisher.publish(
             joint_state_message(JOINT_NAMES, state.positions, state.velocities, state.stamp_s)

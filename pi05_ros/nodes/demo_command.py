@@ -35,24 +35,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="", help="checkpoint folder (default: the params')")
     parser.add_argument("--params-file", default="", help="params file (default: aloha.yaml)")
     parser.add_argument("--bag", action="store_true", help="record a bag for `pi05 evaluate`")
+    parser.add_argument(
+        "--domain",
+        type=_domain,
+        metavar="N",
+        help="ROS domain, to watch with other tools; ROS_DOMAIN_ID does not count, it may be a "
+        "robot's (default: a free one)",
+    )
     parser.add_argument("--no-video", action="store_true", help="leave the video out")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo; the exit code."""
     from pi05_ros.nodes.environment import prepare
+    from pi05_ros.nodes.params_files import params_file_fault
+    from pi05_ros.nodes.ros_domain import NoFreeDomain, use_own_domain
 
-    prepare()
     console = Console()
+    fault = params_file_fault(options.params_file) if options.params_file else ""
+    if fault:
+        _say(console, f"--params-file: {fault}")
+        return 1
+    try:
+        domain = use_own_domain(options.domain)
+    except NoFreeDomain as error:
+        _say(console, f"{error}, with --domain")
+        return 1
+    prepare()
+    console.print(f"ROS domain {domain}, on this machine alone", highlight=False)
     try:
         from pi05_ros.nodes.demo import DemoOptions, run_demo
     except ImportError as error:
         if error.name not in ("mujoco", "matplotlib", "av") and "mujoco" not in str(error):
             raise
         _say(console, f"{error}. The demo needs pi05_ros[sim,eval]")
-        return 1
-    if options.params_file and not Path(options.params_file).is_file():
-        _say(console, f"no params file {options.params_file!r}")
         return 1
     return run_demo(
         DemoOptions(
@@ -76,6 +92,12 @@ def _instruction(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("an instruction must not be empty")
     return text
+
+
+def _domain(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 232):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a ROS domain from 0 to 232")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

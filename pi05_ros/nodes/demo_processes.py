@@ -1,8 +1,7 @@
-"""The demo's two child processes: started with their own domain and logs, and always stopped."""
+"""The demo's two child processes: started with their own logs, and always stopped."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -27,9 +26,6 @@ class DemoProcesses:
         overrides: Sequence[str] = (),
     ) -> None:
         """`overrides` are the policy node's parameters, "name:=value"."""
-        # A domain of one's own: a robot on the same network must not hear the demo.
-        os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-        os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         self._output = output
         params = params_file or str(share_directory() / "config" / "aloha.yaml")
         common = ["--ros-args", "--params-file", params]

@@ -55,11 +55,10 @@ class Inputs:
         self._refusal = ""
         self._refused_s = float("-inf")
         for name, camera in cameras.items():
-            topic = camera.topic or f"{name}/image_raw"
             image_type = IMAGE_TYPES[camera.transport]
             self._subscribe(
                 image_type,
-                topic if camera.transport == "raw" else f"{topic}/compressed",
+                camera.topic_of(name),
                 functools.partial(self._on_image, name, image_type),
                 IMAGE_QOS,
             )

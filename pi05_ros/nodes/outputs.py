@@ -200,8 +200,7 @@ def make_output(
         ParameterError: interbotix's messages are not installed.
     """
     kind = parameters.output
-    endings = {"joint_trajectory": "joint_trajectory", "interbotix": "commands/joint_group"}
-    topic = parameters.topic or f"{controller}/{endings.get(kind, 'commands')}"
+    topic = parameters.topic_of(controller)
     if kind == "joint_trajectory":
         return TrajectoryOutput(node, topic, names, columns, parameters.node, watch)
     if kind == "interbotix":

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 
 from pi05_ros.config import ParameterError, fields_of
+from pi05_ros.topic_checks import topic_fault
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class HasTopic(Protocol):
+    """A block of parameters with a topic of its own."""
+
+    def topic_of(self, name: str) -> str: ...
 
 
 def _descriptor(entry: dataclasses.Field[Any]) -> ParameterDescriptor:
@@ -65,9 +73,15 @@ def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
     """Declare `<group>.names` and a block `<group>.<name>.*` for each of them."""
     names_parameter = f"{group}.names"
     if not node.has_parameter(names_parameter):
-        node.declare_parameter(
-            names_parameter, [""], ParameterDescriptor(description=f"the names of the {group}")
-        )
+        try:
+            node.declare_parameter(
+                names_parameter, [""], ParameterDescriptor(description=f"the names of the {group}")
+            )
+        except InvalidParameterTypeException as error:
+            raise ParameterError(
+                f"parameter {names_parameter!r} must be a list of names; put numbers in quotes: "
+                f"{error}"
+            ) from error
     names = [name for name in node.get_parameter(names_parameter).value if name]
     if not names:
         raise ParameterError(
@@ -76,7 +90,14 @@ def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
         )
     if len(set(names)) != len(names):
         raise ParameterError(f"parameter {names_parameter!r} repeats a name: {names}")
-    return {name: declare(node, declaration, f"{group}.{name}.") for name in names}
+    blocks = {name: declare(node, declaration, f"{group}.{name}.") for name in names}
+    topics = {
+        name: block.topic_of(name) for name, block in blocks.items() if isinstance(block, HasTopic)
+    }
+    fault = topic_fault(group, topics, node.get_namespace())
+    if fault:
+        raise ParameterError(fault)
+    return blocks
 
 
 def unknown_overrides(node: Node) -> list[str]:

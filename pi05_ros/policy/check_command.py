@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pi05_ros.policy.weights import printable
+
 if TYPE_CHECKING:
     from pi05_ros.policy.check import Report
 
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
 def show(report: Report, console: Console) -> None:
     """Print tables, warnings and problems."""
-    table = Table(title=report.checkpoint, show_header=False, title_justify="left")
+    table = Table(title=printable(report.checkpoint), show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in _facts(report):
@@ -54,9 +56,9 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     if report.dimensions:
         console.print(_statistics(report))
-    for warning in report.warnings:
+    for warning in map(printable, report.warnings):
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
-    for problem in report.problems:
+    for problem in map(printable, report.problems):
         console.print(Text(f"problem: {problem}", style="bold red"), soft_wrap=True)
     count = len(report.problems)
     verdict = (
@@ -74,7 +76,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
     def add(name: str, value: object) -> None:
         if value not in (None, "", [], {}):
-            facts.append((name, str(value)))
+            facts.append((name, printable(str(value))))
 
     add("folder", report.folder)
     add("kind", KIND_NAMES.get(report.kind or "", report.kind))
@@ -141,5 +143,5 @@ def _statistics(report: Report) -> Table:
     for row in report.dimensions:
         cells = [f"{row.statistics[n]:.4g}" if n in row.statistics else "" for n in names]
         mark = Text("narrow", style="yellow") if row.warning else ""
-        table.add_row(f"{row.feature} {row.name}", *cells, mark)
+        table.add_row(printable(f"{row.feature} {row.name}"), *cells, mark)
     return table

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from pi05_ros.policy.config import IMAGE_PREFIX, PolicyConfig
 from pi05_ros.policy.normalize import Convention, Mode, Normalizer
-from pi05_ros.policy.weights import CheckpointError, read_json
+from pi05_ros.policy.weights import CheckpointError, read_json, require_regular_file
 
 STATE, ACTION = "observation.state", "action"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
@@ -229,6 +229,7 @@ def _read_state_file(
         )
     if not isinstance(name, str) or Path(name).name != name:
         raise CheckpointError(f"{directory}: state_file {name!r} of {step_name} is no file name")
+    require_regular_file(directory / name)
     try:
         return load_file(directory / name)
     except (OSError, SafetensorError) as error:

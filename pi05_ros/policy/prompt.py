@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pi05_ros.policy.normalize import Convention
+from pi05_ros.policy.tokenizer_files import check_tokenizer_files
 from pi05_ros.policy.weights import CheckpointError
 
 BINS = 256
@@ -101,11 +102,14 @@ class PromptTokenizer:
         )
         if not (directory / "tokenizer.json").is_file():
             raise CheckpointError(f"{directory} has no tokenizer: {remedy}")
+        check_tokenizer_files(directory)
         # seconds of import, of use to nobody else
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # transformers and tokenizers raise bare Exceptions
             first_line = str(error).strip().split("\n")[0]
             raise CheckpointError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,26 @@ MAX_DIMENSIONS = 8
 MAX_NAME_CHARS = 200
 """Of a shard: longer names cannot be looked up on every file system."""
 MAX_ERROR_CHARS = 2000
+MAX_JSON_BYTES = 32 * 2**20
+"""Of a configuration or an index; the full network's index has 0.1 MB."""
 BYTES_EACH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """The floating-point types of safetensors that a network may be stored in."""
+
+
+def printable(text: str) -> str:
+    """Text of a file for a terminal: one line, control and invisible characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
 
     def __init__(self, text: str) -> None:
+        text = printable(text)
         super().__init__(text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " …")
 
 
@@ -66,14 +80,46 @@ def checkpoint_directory(directory: str | Path) -> Path:
     raise CheckpointError(f"{path}: there is no such folder")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def require_regular_file(path: Path, limit: int | None = None) -> None:
+    """Raise CheckpointError for a FIFO or a device, which may block for ever, and a large file.
+
+    A missing file is left to the reader.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is not a regular file: copy the checkpoint once more")
+    if limit is not None and found.st_size > limit:
+        raise CheckpointError(
+            f"{path} has {found.st_size / 2**20:.0f} MiB, and at most {limit >> 20} MiB are read: "
+            "is it the right file?"
+        )
+
+
+def read_regular_file(path: Path, limit: int) -> bytes:
+    """A file's bytes. Opening does not block, whatever the path is.
+
+    Raises:
+        CheckpointError: not a regular file, or larger than `limit` bytes.
+        OSError: missing or unreadable.
+    """
+    require_regular_file(path, limit)
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        return file.read(limit)
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """One JSON object from a file of the checkpoint.
 
     Raises:
         CheckpointError: missing, unreadable, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular_file(path, limit).decode("utf-8"))
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is not a checkpoint: no {path.name} in it") from None
     except OSError as error:

@@ -156,7 +156,8 @@ def test_limits_hold_where_targets_push_against_them(
     """
     rng = np.random.default_rng(seed)
     limiter = MotionLimiter(joints, dt_s)
-    sides = rng.choice([-1.0, 1.0], size=(8, 1, 3)).repeat(20, axis=1).reshape(-1, 3)
+    signs = rng.choice(np.array([-1.0, 1.0]), size=(8, 1, 3))
+    sides: FloatArray = signs.repeat(20, axis=1).reshape(-1, 3).astype(np.float64)
     states = [limiter.at_rest((joints.lower + joints.upper) / 2)]
     for side in sides:
         target = np.where(side > 0, joints.upper, joints.lower)

@@ -29,7 +29,11 @@ EVIL = "<script>alert(1)</script> & wave"
 def evaluate(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     offline_command.add_arguments(parser)
-    return offline_command.run(parser.parse_args([str(each) for each in arguments]))
+    given = [str(each) for each in arguments]
+    if "--checkpoint" not in given:
+        # code is named on the command line alone, never by the params file
+        given += ["--checkpoint", "offline_world:oracle"]
+    return offline_command.run(parser.parse_args(given))
 
 
 class Page(HTMLParser):
@@ -308,3 +312,22 @@ def test_a_missing_extra_is_named_before_anything_is_evaluated(
     printed = capsys.readouterr().out.replace("\n", "")
     assert "matplotlib" in printed and "pip install 'pi05_ros[eval,train]'" in printed
     assert not (tmp_path / "o").exists()
+
+
+def test_a_params_file_cannot_name_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pins: a YAML file from elsewhere whose checkpoint "module:function" was called."""
+    called: list[bool] = []
+    module = SimpleNamespace(function=lambda: called.append(True))
+    monkeypatch.setitem(sys.modules, "named_by_yaml", module)  # type: ignore[arg-type]
+    params = write_params(tmp_path)
+    params.write_text(params.read_text().replace("offline_world:oracle", "named_by_yaml:function"))
+    parser = argparse.ArgumentParser()
+    offline_command.add_arguments(parser)
+    bag = write_bag(tmp_path / "bag")
+    options = [str(bag), "--params-file", str(params), "--output", str(tmp_path / "out")]
+    assert offline_command.run(parser.parse_args(options)) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert not called
+    assert "named_by_yaml:function" in said and "--checkpoint" in said

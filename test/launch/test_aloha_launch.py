@@ -74,7 +74,8 @@ class TestInstructionMovesTheArms(unittest.TestCase):
         before = self.positions
         subprocess.run(
             [
-                *("ros2", "topic", "pub", "--once", f"/{NAMESPACE}/instruction"),
+                *("ros2", "topic", "pub", "--times", "5", "--rate", "2"),
+                f"/{NAMESPACE}/instruction",
                 *("std_msgs/msg/String", "{data: touch the red cube with the left arm}"),
             ],
             check=True,

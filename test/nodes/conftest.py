@@ -3,7 +3,10 @@
 import os
 from collections.abc import Iterator
 
-os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+from pi05_ros.nodes.ros_domain import claim_domain
+
+# also where the user works in a domain: the tests must not command a robot
+os.environ["ROS_DOMAIN_ID"] = str(claim_domain())
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
 import pytest

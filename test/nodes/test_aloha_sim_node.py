@@ -149,6 +149,24 @@ def test_a_bad_trajectory_is_rejected_with_its_reason(robot: Robot, process: Nod
     assert np.abs(robot.positions() - before).max() < 0.02
 
 
+def test_the_clock_is_advertised_with_publish_clock_alone(robot: Robot, tmp_path: Path) -> None:
+    """Pins: `/clock` advertised by default; nodes with use_sim_time waited for it for ever."""
+
+    def sources() -> set[str]:
+        endpoints = robot.peer.node.get_publishers_info_by_topic("/clock")
+        return {endpoint.node_name for endpoint in endpoints}
+
+    assert "aloha_sim" not in sources()
+    other = NodeProcess(
+        *("aloha_sim_node", tmp_path / "other.log", "-p", "publish_clock:=true"),
+        *("-r", "__node:=other_sim", "-r", "__ns:=/other"),
+    )
+    try:
+        robot.peer.wait(lambda: "other_sim" in sources(), "/clock")
+    finally:
+        assert other.stop() == 0
+
+
 def test_cameras_can_be_switched_off(robot: Robot) -> None:
     assert robot.peer.set_parameter("aloha_sim", "active_cameras", ["cam_high"]).successful
     robot.peer.wait(

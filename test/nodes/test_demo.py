@@ -14,7 +14,7 @@ PI05 = Path(sys.executable).parent / "pi05"
 
 
 def demo(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "ROS_DOMAIN_ID": str(1 + (os.getpid() + 50) % 100)}
+    env = {key: value for key, value in os.environ.items() if key != "ROS_DOMAIN_ID"}
     return subprocess.run(
         [PI05, "demo", "--output", output, *arguments],
         capture_output=True,

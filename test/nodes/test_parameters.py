@@ -190,3 +190,85 @@ def test_docs_are_generated_from_the_declarations() -> None:
 
 def test_share_directory_has_the_transport_profile() -> None:
     assert (share_directory() / "config" / "fastdds_shm.xml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("group", "declaration", "topic"),
+    [
+        ("cameras", CameraParameters, "a b"),
+        ("cameras", CameraParameters, "/cam//image"),
+        ("cameras", CameraParameters, "1cam/image"),
+        ("cameras", CameraParameters, "cam/"),
+        ("cameras", CameraParameters, "a" * 300),
+        ("controllers", ControllerParameters, "arm-1/commands"),
+        ("controllers", ControllerParameters, "arm\x1b[31m"),
+    ],
+)
+def test_a_bad_topic_name_is_one_line(
+    make_node: Any, group: str, declaration: type, topic: str
+) -> None:
+    """Pins: a traceback from the middleware, without the parameter's name."""
+    node = make_node(**{f"{group}__names": ["one"], f"{group}__one__topic": topic})
+    with pytest.raises(ParameterError, match=f"parameter '{group}.one.topic'") as error:
+        declare_named(node, group, declaration)
+    assert str(error.value).isprintable()
+
+
+def test_a_name_that_is_no_topic_needs_one(make_node: Any) -> None:
+    node = make_node(cameras__names=["front left"])
+    with pytest.raises(ParameterError, match=r"'front left/image_raw' is no ROS topic name"):
+        declare_named(node, "cameras", CameraParameters)
+    node = make_node(**{"cameras__names": ["front left"], "cameras__front left__topic": "/front"})
+    assert list(declare_named(node, "cameras", CameraParameters)) == ["front left"]
+
+
+@pytest.mark.parametrize(
+    ("group", "declaration", "topics"),
+    [
+        ("cameras", CameraParameters, ("/top/image", "top/image")),
+        ("cameras", CameraParameters, ("", "one/image_raw")),
+        ("controllers", ControllerParameters, ("/arm/commands", "/arm/commands")),
+        ("controllers", ControllerParameters, ("", "one/joint_trajectory")),
+    ],
+)
+def test_two_on_one_topic_are_refused(
+    make_node: Any, group: str, declaration: type, topics: tuple[str, str]
+) -> None:
+    """Pins: two controllers whose commands fight, two cameras with one picture."""
+    first, second = topics
+    node = make_node(
+        **{
+            f"{group}__names": ["one", "two"],
+            f"{group}__one__topic": first,
+            f"{group}__two__topic": second,
+        }
+    )
+    with pytest.raises(ParameterError, match=r"is the topic of 'one' already"):
+        declare_named(node, group, declaration)
+
+
+def test_one_camera_raw_and_compressed_is_two_topics(make_node: Any) -> None:
+    node = make_node(
+        cameras__names=["one", "two"],
+        cameras__one__topic="/top",
+        cameras__two__topic="/top",
+        cameras__two__transport="compressed",
+    )
+    assert len(declare_named(node, "cameras", CameraParameters)) == 2
+
+
+@pytest.mark.parametrize("names", [[1, 2], [0.5], "one", True])
+def test_names_that_are_no_list_of_texts_are_refused(make_node: Any, names: Any) -> None:
+    """Pins: a traceback for joints named 1, 2, … in a params file."""
+    node = make_node(joints__names=names)
+    with pytest.raises(ParameterError, match=r"'joints.names' must be a list of names"):
+        declare_named(node, "joints", JointParameters)
+
+
+@pytest.mark.parametrize("key", ["upper", "max_velocity", "max_acceleration", "policy_one"])
+def test_a_limit_whose_range_overflows_is_refused(key: str) -> None:
+    """Pins: limits of 1e308, whose range is infinite, that ended in NaN commands."""
+    with pytest.raises(ParameterError, match=r"joints\.a\.\*.*beyond 1e\+06"):
+        declared.joint_group({"a": joint(**{key: 1e308})})
+    with pytest.raises(ParameterError, match=r"beyond 1e\+06"):
+        declared.joint_group({"a": joint(lower=-1e308, upper=1e308)})

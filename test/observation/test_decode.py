@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from pi05_ros.observation import decode
 from pi05_ros.observation.decode import DecodeError, decode_image, decode_joint_state, stamp_s
+from pi05_ros.types import ImageArray
 
 CONVERTERS = ["rosbags-image", "cv_bridge"]
 
@@ -47,7 +48,8 @@ class FakeCvBridge:
         type(self).calls += 1
         channels, code = CV_BRIDGE_CODES[img_msg.encoding]
         shape = (img_msg.height, img_msg.step // channels, channels)
-        picture = np.ndarray(shape, np.uint8, buffer=img_msg.data)[:, : img_msg.width]
+        whole: ImageArray = np.ndarray(shape, np.uint8, buffer=img_msg.data)
+        picture = whole[:, : img_msg.width]
         return cv2.cvtColor(picture.reshape(*picture.shape[:2], channels), code)
 
 
