@@ -156,9 +156,10 @@ class CommandStream:
         self._history = math.ceil(_HISTORY_S / dt_s)
         self._active = False
         self._followed = False
+        """Whether the controllers command the plan."""
         self._plan: _Plan | None = None
-        self._before: tuple[_Plan, bool, tuple[IntArray, ...]] | None = None
-        """Plan, `active` and what was added to `clamps`, for `retract`."""
+        self._before: tuple[_Plan, bool, bool, tuple[IntArray, ...]] | None = None
+        """Plan, `_active`, `_followed` and what was added to `clamps`, for `retract`."""
 
     @property
     def active(self) -> bool:
@@ -195,7 +196,7 @@ class CommandStream:
         positions = np.tile(state.position, (rows, 1))
         self._plan = _Plan(origin_s, positions, np.zeros_like(positions), 1 - rows, 0, None)
         self._before = None
-        self._followed = False
+        self._followed = rows > 1
         self._active = True
 
     def forget(self) -> None:
@@ -256,7 +257,7 @@ class CommandStream:
         """
         if self._before is None:
             raise RuntimeError("there is no trajectory to retract")
-        self._plan, self._active, added = self._before
+        self._plan, self._active, self._followed, added = self._before
         self._before = None
         for counts, more in zip(self._counts(), added, strict=False):
             counts -= more
@@ -359,7 +360,7 @@ class CommandStream:
         velocities = np.concatenate((*speeds, tail_speeds))
         positions.setflags(write=False)
         velocities.setflags(write=False)
-        self._before = (plan, self._active, added)
+        self._before = (plan, self._active, self._followed, added)
         self._plan = _Plan(
             plan.origin_s, positions, velocities, first, index, None if steps is None else steps[2]
         )

@@ -212,6 +212,15 @@ def test_a_start_elsewhere_begins_at_the_measured_positions() -> None:
     np.testing.assert_array_equal(commands.tick(2.0, moving).positions[0], rest + 0.001)
 
 
+def test_a_motion_that_was_never_published_is_not_continued() -> None:
+    commands = started()
+    commands.tick(0.0, standing)
+    commands.retract()
+    commands.stop()
+    commands.start(HOME + 0.001, 2.0)
+    np.testing.assert_array_equal(commands.tick(2.0, moving).positions[0], HOME + 0.001)
+
+
 def test_in_time_is_until_a_trajectory_leaves_the_one_before() -> None:
     """Pins: trajectories that were sent 57 and 210 ms after the states that they change."""
     commands = started(lead_s=0.03)
