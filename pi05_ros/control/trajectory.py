@@ -282,10 +282,6 @@ class CommandStream:
         if self._active:
             self._active, self._before = False, None
 
-    def settled_in_s(self, now_s: float) -> float:
-        """0: a message may be sent at any time."""
-        return 0.0
-
     def commanded(self, time_s: float) -> MotionState:
         """The state that is commanded at `time_s`, back to 1 s ago or the last `start`.
 

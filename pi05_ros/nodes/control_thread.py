@@ -316,43 +316,45 @@ class ControlThread:
     ) -> None:
         """Send the braking motion to all outputs together; returns when the commands are at rest.
 
-        A trajectory is sent once. Direct outputs get their commands in time, paced by the steady
-        clock: the ROS clock may stand.
+        The steady clock paces it: the ROS clock may stand. The rest of the trajectory is repeated
+        every period, so that a lost message leaves no controller behind.
         """
         if self._dry_run:
             return
-        outputs = list(self.outputs.values())
         try:
-            if braking.trajectory is not None:
-                now_s = self.now_s()
-                if runner.stream.in_time(now_s):
-                    for output in outputs:
-                        self.trajectories += output.send_trajectory(braking.trajectory)
-                else:
-                    self.late += 1
-                    with self.lock:
-                        late = runner.braking_not_published(now_s)
-                    if late is None:
-                        return
-                    braking = late
+            if braking.trajectory is not None and not self._send_trajectory(runner, braking):
+                with self.lock:
+                    late = runner.braking_not_published(self.now_s())
+                if late is None:
+                    return
+                braking = late
             if begun is not None:
                 begun.set()
-            self._brake_direct(runner, braking, [each for each in outputs if each.direct])
+            self._follow_to_rest(runner, braking)
         except Exception:
             if self._node.context.ok():
                 self._node.get_logger().error(traceback.format_exc())
 
-    def _brake_direct(
-        self, runner: PolicyRunner, braking: Braking, outputs: Sequence[Output]
-    ) -> None:
-        if not outputs:
-            return
+    def _send_trajectory(self, runner: PolicyRunner, braking: Braking) -> bool:
+        """Send the braking trajectory unless it is late."""
+        if braking.trajectory is None or not runner.stream.in_time(self.now_s()):
+            self.late += 1
+            return False
+        for output in self.outputs.values():
+            self.trajectories += output.send_trajectory(braking.trajectory)
+        return True
+
+    def _follow_to_rest(self, runner: PolicyRunner, braking: Braking) -> None:
+        stream, outputs = runner.stream, list(self.outputs.values())
         began_s = time.monotonic()
         duration_s = max(0.0, braking.rest_s - braking.start_s)
         step = 0
         while (elapsed_s := time.monotonic() - began_s) < duration_s:
+            at_s = braking.start_s + elapsed_s
             for output in outputs:
-                self.trajectories += output.send_command(runner.stream, braking.start_s + elapsed_s)
+                self.trajectories += output.send_command(stream, at_s)
+            if step and braking.trajectory is not None:
+                self._send_trajectory(runner, replace(braking, trajectory=stream.hold(at_s)))
             with self._changed:
                 for order in self._orders:
                     order.begun.set()
@@ -361,9 +363,7 @@ class ControlThread:
             time.sleep(max(0.0, min(left_s, duration_s - elapsed_s)))
         for output in outputs:
             # velocities end at 0, not at what rounding leaves
-            self.trajectories += output.send_rest() or output.send_command(
-                runner.stream, braking.rest_s
-            )
+            self.trajectories += output.send_rest() or output.send_command(stream, braking.rest_s)
 
     def _report(self, tick: Tick) -> None:
         logger = self._node.get_logger()

@@ -28,11 +28,12 @@ def policy_diagnostics(
 
     `problems` are the node's; each part shows those that are about it.
     """
-    parts = [_node_part(node)]
+    parts = [_node_part(node, problems)]
     if node.runner is not None and node.inputs is not None:
         parts += _camera_parts(node, node.runner, problems, now_s)
         parts += [
             _joint_part(node, node.runner, problems, now_s),
+            _tracking_part(node, node.runner, problems),
             _plain_part("instruction", node.runner.buffer.instruction or "", problems, Level.WARN),
             _executor_part(node, node.runner, problems),
             _scheduler_part(node, node.runner, problems, now_s),
@@ -47,11 +48,13 @@ def _about(problems: Sequence[str], *beginnings: str) -> list[str]:
     return [problem for problem in problems if problem.startswith(beginnings)]
 
 
-def _node_part(node: StatusSource) -> PartStatus:
+def _node_part(node: StatusSource, problems: Sequence[str]) -> PartStatus:
     level, words = Level.OK, [PHASES[node.phase]]
-    if node.stopped:
-        level = Level.WARN
-        words.append("stopped: ~/resume ends it")
+    stopped = _about(problems, "stopped:")
+    if stopped or node.stopped:
+        by_itself = node.runner is not None and node.runner.stop_reason
+        level = Level.ERROR if by_itself else Level.WARN
+        words += stopped or ["stopped: ~/resume ends it"]
     if node.fault or node.phase == PolicyStatus.ERROR:
         level = Level.ERROR
         words.append(node.fault)
@@ -61,7 +64,7 @@ def _node_part(node: StatusSource) -> PartStatus:
         "; ".join(word for word in words if word),
         {
             "dry run": node.parameters.dry_run,
-            "stopped": node.stopped,
+            "stopped": bool(stopped or node.stopped),
             "control rate Hz": node.control.tick_times.rate_hz,
         },
     )
@@ -120,6 +123,29 @@ def _joint_part(
             "rate Hz": joints.rate_hz,
             "age s": joints.age_s,
             "clock jumps": joints.clock_jumps,
+        },
+    )
+
+
+def _tracking_part(node: StatusSource, runner: PolicyRunner, problems: Sequence[str]) -> PartStatus:
+    """Commanded against measured positions, and why no motion may start at the measured ones."""
+    assert node.joints is not None
+    trouble = _about(problems, "tracking:", "start:")
+    level = node.escalation.level("tracking", bool(trouble))
+    if runner.stop_reason:
+        level, trouble = Level.ERROR, [runner.stop_reason, *trouble]
+    return PartStatus(
+        "tracking",
+        level,
+        "; ".join(trouble) or "the arms follow",
+        {
+            "delay s": runner.tracking.delay_s,
+            **{
+                f"{name} error of limit": f"{error:.3g} of {limit:.3g}"
+                for name, error, limit in zip(
+                    node.joints.names, runner.tracking.errors, runner.tracking.limits, strict=True
+                )
+            },
         },
     )
 

@@ -131,6 +131,11 @@ class PolicyRunner:
         """Between `stop` and `resume`; an activation does not end it."""
         return self._stopped
 
+    @property
+    def stop_reason(self) -> str:
+        """Why the runner stopped itself; empty after `stop` by a caller."""
+        return self._stop_reason
+
     def activate(self) -> None:
         """From the next tick on, infer and move. The first chunk starts at the measured state."""
         self._forget()

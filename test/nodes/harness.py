@@ -249,7 +249,9 @@ class Peer:
     def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
         deadline_s = time.monotonic() + timeout_s
         while not (value := condition()):
-            assert time.monotonic() < deadline_s, f"no {what} within {timeout_s:g} s"
+            if time.monotonic() > deadline_s:
+                problems = self.statuses[-1].problems if self.statuses else "no status"
+                raise AssertionError(f"no {what} within {timeout_s:g} s; {problems}")
             time.sleep(0.02)
         return value
 

@@ -124,7 +124,9 @@ class Spy:
 
     def send_rest(self) -> int:
         if self.direct:
+            self.times_s.append(time.monotonic())
             self.velocities.append(0.0)
+            self.positions.append(self.positions[-1] if self.positions else 0.0)
         return int(self.direct)
 
 

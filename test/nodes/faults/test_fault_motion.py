@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from fault_steps import (
     ELSEWHERE,
@@ -27,8 +28,10 @@ from harness import (
     at_rest,
     check_limits,
     check_seams,
+    default_joints,
     limits,
 )
+from sensor_msgs.msg import JointState
 
 
 def test_stop_is_latched_until_resume(peer: Peer, process: NodeProcess) -> None:
@@ -152,3 +155,81 @@ def test_a_dry_run_publishes_no_command(peer: Peer) -> None:
         assert peer.change_state("cleanup")
     finally:
         assert peer.set_parameter("policy", "dry_run", False).successful
+
+
+def test_a_joint_that_does_not_follow_stops_the_arms(peer: Peer, process: NodeProcess) -> None:
+    """Promise 21. Pins: an e-stop, drives that are off or a blocked arm, every diagnostic OK, and a
+    step when the drives come back."""
+    start_moving(peer)
+    blocked = peer.positions.copy()
+
+    def blocked_joints(positions: np.ndarray, stamp_s: float) -> JointState:
+        return default_joints(blocked, stamp_s)
+
+    peer.instruct("fault far")
+    peer.make_joints = blocked_joints
+    peer.wait(lambda: level(peer, "tracking") == DiagnosticStatus.WARN, "warning")
+    line = peer.wait(
+        lambda: [p for p in peer.statuses[-1].problems if p.startswith("stopped: joint")], "stop"
+    )[0]
+    assert "waist" in line and "~/resume" in line
+    assert level(peer, "tracking") == level(peer, "node") == DiagnosticStatus.ERROR
+    for name in CONTROLLERS:
+        check_limits(peer.trajectories[name])
+        check_seams(peer.trajectories[name])
+    assert quiet(peer)
+    peer.make_joints = default_joints
+    peer.positions = ELSEWHERE
+    assert quiet(peer), "motion without resume"
+    peer.trigger("policy/resume")
+    starts_at(peer, ELSEWHERE)
+
+
+@pytest.mark.parametrize("wrong", [12.5, 1e9])
+def test_no_motion_starts_at_a_wrong_joint_state(peer: Peer, wrong: float) -> None:
+    """Promise 22. Pins: 12.5 rad/s at a resume, by one encoder's glitch or a second driver."""
+    noisy = {"glitch": True}
+
+    def glitching(positions: np.ndarray, stamp_s: float) -> JointState:
+        message = default_joints(positions, stamp_s)
+        if noisy["glitch"]:
+            message.position[2] = wrong
+        noisy["glitch"] = not noisy["glitch"]
+        return message
+
+    peer.make_joints = glitching
+    start(peer)
+    peer.wait(lambda: tells(peer, "start: joint 'left_elbow'"), "problem")
+    time.sleep(0.5)
+    assert not any(peer.trajectories[name] for name in CONTROLLERS)
+    peer.make_joints = default_joints
+    starts_at(peer, HOME)
+    check_limits(peer.trajectories[LEFT])
+
+
+def test_a_whole_number_is_a_speed(peer: Peer) -> None:
+    """Pins: `ros2 param set /policy scheduler.speed_scale 0` refused as an integer."""
+    start_moving(peer)
+    assert peer.set_parameter("policy", "scheduler.speed_scale", 0).successful
+    peer.wait(lambda: tells(peer, "speed_scale is 0"), "problem")
+    assert peer.set_parameter("policy", "scheduler.speed_scale", 1).successful
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dry_run", True),
+        ("control_rate_hz", 20.0),
+        ("checkpoint", "elsewhere"),
+        ("joints.left_waist.upper", 1.0),
+        ("scheduler.smoothing_hz", 5.0),
+        ("use_sim_time", True),
+    ],
+)
+def test_what_is_read_at_configure_is_refused_in_motion(
+    peer: Peer, name: str, value: object
+) -> None:
+    """Pins: success for a change that changes nothing."""
+    start_moving(peer)
+    result = peer.set_parameter("policy", name, value)
+    assert not result.successful and "next configure" in result.reason
