@@ -67,6 +67,11 @@ class Output(ABC):
         """The nodes that subscribe, by the last look at the graph."""
         return self._names
 
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Those of them that can move the joints."""
+        return tuple(name for name in self._names if self._moves(name))
+
     def has_controller(self) -> bool:
         """Whether a node subscribes that can move the joints; called at every tick."""
         count, now_s = self.subscribers, time.monotonic()

@@ -52,6 +52,7 @@ from pi05_ros.nodes.assembly import (
     usable_instruction,
 )
 from pi05_ros.nodes.control_thread import ControlThread
+from pi05_ros.nodes.controller_check import ControllerCheck
 from pi05_ros.nodes.diagnostics import Escalation
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import LATCHED_QOS
@@ -105,6 +106,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         self.exit_code: int | None = None
         """Set when the process must end."""
         self._publisher_watch = PublisherWatch(self)
+        self._controller_check = ControllerCheck(self)
         self._parts_lock = threading.RLock()
         """Held while status is made, and while a transition exchanges what status reads."""
         self._configuring = self._closing = False
@@ -277,6 +279,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
                 dry_run=parameters.dry_run,
                 realtime_priority=parameters.realtime_priority,
             )
+            self.control.conflicts = ["controllers: the graph is not read yet"]
             self._entities.append(self.control.tear_down)
             self.inputs = Inputs(
                 self,
@@ -312,6 +315,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
             self.policy, self.inputs, self.control.runner = None, None, None
             self.control.outputs.clear()
             self.control.conflicts = ()
+            self._controller_check.clear()
         while self._entities:
             self._entities.pop()()
         self.qos.clear()
@@ -456,8 +460,12 @@ class PolicyNode(LifecycleNodeMixin, Node):
     def _on_status_timer(self) -> None:
         with self._parts_lock:
             if self.runner is not None:
-                topics = [output.topic for output in self.control.outputs.values()]
-                self.control.conflicts = self._publisher_watch.conflicts(topics, "joint_states")
+                outputs = self.control.outputs.values()
+                topics = [output.topic for output in outputs]
+                self.control.conflicts = [
+                    *self._publisher_watch.conflicts(topics, "joint_states"),
+                    *self._controller_check.problems(outputs),
+                ]
             due = self._status_times.due(self.phase, self.problems(self.now_s()))
         if due:
             self.publish_status()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
@@ -19,6 +20,7 @@ from trajectory_msgs.msg import JointTrajectory
 from pi05_ros.config import ControllerParameters, ParameterError
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.trajectory import CommandStream
+from pi05_ros.nodes.controller_check import ControllerCheck
 from pi05_ros.nodes.outputs import DirectOutput, Output, make_output
 from pi05_ros.nodes.publisher_watch import PublisherWatch
 from pi05_ros.sim.trajectory_rules import Trajectory, check_trajectory
@@ -155,6 +157,33 @@ def test_the_node_that_must_subscribe_may_be_named(node: Node) -> None:
     ]:
         made._names = names
         assert made.has_controller() is expected
+
+
+@pytest.mark.parametrize("setting", [True, False, None])
+def test_a_controller_that_replaces_by_age_moves_nothing(node: Node, setting: bool | None) -> None:
+    """Fault: 19 times the velocity limit by the default of ros2_controllers 6.8, without a word."""
+    made = make_output(node, "arm", ControllerParameters(), ["a"], [0])
+    controller = Node("arm", start_parameter_services=setting is not None)
+    if setting is not None:
+        controller.declare_parameter("allow_trajectory_replacement", setting)
+    controller.create_subscription(JointTrajectory, "arm/joint_trajectory", lambda _: None, 1)
+    check, executor = ControllerCheck(node), SingleThreadedExecutor()
+    for each in (node, controller):
+        executor.add_node(each)
+    wait(made.has_controller)
+    assert check.problems([made]) == ["controllers: the settings of /arm are not read yet"]
+    deadline_s = time.monotonic() + 10.0
+    while any("not read" in line for line in check.problems([made])):
+        assert time.monotonic() < deadline_s
+        executor.spin_once(timeout_sec=0.05)
+    lines = check.problems([made])
+    if setting:
+        assert len(lines) == 1 and "/arm has allow_trajectory_replacement: true" in lines[0]
+    else:
+        assert lines == []
+    check.clear()
+    executor.shutdown()
+    controller.destroy_node()
 
 
 def test_a_second_publisher_is_named(node: Node) -> None:
