@@ -47,6 +47,8 @@ def mutation(
 
 INPUTS = "test/nodes/faults/test_fault_inputs.py::test_"
 MOTION = "test/nodes/faults/test_fault_motion.py::test_"
+DIRECT = "test/nodes/faults/test_fault_direct.py::test_"
+SIGNALS = "test/nodes/faults/test_fault_signals.py::test_"
 POLICY = "test/nodes/faults/test_fault_policy.py::test_"
 BUFFER = "test/observation/test_buffer.py::test_"
 MUTATIONS = (
@@ -133,9 +135,21 @@ MUTATIONS = (
              "            raise PromptTooLongError(", "            PromptTooLongError(",
              tests="test/policy/test_policy.py::"
                    "test_an_instruction_without_room_for_the_state_is_refused"),
-    mutation(11, "commands go out with nobody there", "nodes/motion.py",
-             "        if self.deaf_controllers():", "        if False:",
-             tests=MOTION + "a_controller_that_is_gone_stops_the_stream"),
+    mutation(8, "a restart does not wait for rest", "runner/start.py",
+             "        if now_s < rest_s:", "        if False:",
+             "joint_history(rest_s)", "joint_history(now_s - 1.0)",
+             tests="test/test_runner_start.py::"
+                   "test_a_start_needs_joint_states_from_after_the_rest"),
+    mutation(11, "commands go out without a controller", "nodes/control_thread.py",
+             "        if lost or (self.conflicts and not self._dry_run):", "        if False:",
+             tests=(MOTION + "a_controller_that_is_gone_stops_the_stream",
+                    DIRECT + "the_other_arm_brakes_when_a_controller_is_lost",
+                    "test/nodes/test_control_thread.py::"
+                    "test_a_lost_controller_brakes_the_others")),
+    mutation(11, "a recorder counts as a controller", "nodes/outputs.py",
+             "name not in UNKNOWN_NODES and not name.startswith(OBSERVERS)", "True",
+             tests=(DIRECT + "a_recorder_does_not_keep_the_commands_going",
+                    "test/nodes/test_outputs.py::test_a_recorder_is_no_controller")),
     mutation(12, "tensors may be missing", "policy/checkpoint.py",
              '[name for name in expected if name not in index]', '[]',
              tests="test/policy/test_checkpoint.py::test_tensors_that_do_not_fit"),
@@ -194,17 +208,51 @@ MUTATIONS = (
              "        if away[worst] <= self._distance:", "        if True:",
              tests=(MOTION + "a_far_first_command_is_ramped_to_or_refused",
                     "test/control/test_approach.py")),
-    mutation(20, "a dry run publishes", "nodes/motion.py",
-             "        if not self._dry_run and not runner.stopped:",
-             "        if not runner.stopped:",
+    mutation(20, "a dry run publishes", "nodes/control_thread.py",
+             "            if not self._dry_run and not runner.stopped:",
+             "            if not runner.stopped:",
              tests=MOTION + "a_dry_run_publishes_no_command"),
     mutation(20, "the speed changes at once", "control/pacing.py",
              "        ramp_s = abs(scale - rate) * self._ramp_s", "        ramp_s = 0.0",
              tests="test/control/test_pacing.py"),
     mutation(20, "the speed is not taken", "nodes/policy_node.py",
-             "                self.runner.set_speed(scheduling.speed_scale, self.now_s())",
+             "                runner.set_speed(scheduling.speed_scale, self.now_s())",
              "                pass",
              tests=MOTION + "speed_zero_comes_to_rest_and_resumes"),
+    mutation(21, "commanded is not compared with measured", "control/tracking.py",
+             "        excess = self.errors / self.limits", "        excess = 0.0 * self.errors",
+             tests=(MOTION + "a_joint_that_does_not_follow_stops_the_arms",
+                    "test/test_runner_tracking.py")),
+    mutation(22, "joint states may jump before a start", "control/start_check.py",
+             "        problem = self._jump(stamps_s, positions) or self._outside(positions[-1])",
+             '        problem = ""',
+             tests=(MOTION + "no_motion_starts_at_a_wrong_joint_state",
+                    "test/test_runner_start.py")),
+    mutation(23, "a signal ends the process at once", "nodes/spinning.py",
+             "                brake()", "                pass",
+             tests=(SIGNALS + "a_signal_brakes_before_the_process_ends[Signals.SIGTERM-True]",
+                    "test/nodes/test_spinning.py::"
+                    "test_a_signal_brakes_before_anything_is_shut_down")),
+    mutation(24, "any number of publishers", "nodes/publisher_watch.py",
+             "            if self._node.count_publishers(topic) < 2:", "            if True:",
+             tests=(DIRECT + "a_second_publisher_stops_the_motion",
+                    "test/nodes/test_outputs.py::test_a_second_publisher_is_named")),
+    mutation(25, "a controller may replace by age", "nodes/controller_check.py",
+             "        if controller.replaces:", "        if False:",
+             tests="test/nodes/test_outputs.py::"
+                   "test_a_controller_that_replaces_by_age_moves_nothing"),
+    mutation(26, "late trajectories are sent", "nodes/control_thread.py",
+             "        if tick.trajectory is not None and not stream.in_time(now_s):",
+             "        if False:",
+             tests="test/nodes/test_control_thread.py::test_a_late_trajectory_is_not_sent"),
+    mutation(27, "a stop waits for a load", "nodes/spinning.py",
+             "        if self._is_transition(entity):", "        if False:",
+             tests=(DIRECT + "a_stop_is_served_while_a_policy_loads",
+                    "test/nodes/test_spinning.py::"
+                    "test_a_transition_runs_beside_the_services")),
+    mutation(28, "parameters may be set without effect", "nodes/policy_node.py",
+             "        if late and (runner is not None or self._configuring):", "        if False:",
+             tests=MOTION + "what_is_read_at_configure_is_refused_in_motion"),
 )  # fmt: skip
 
 

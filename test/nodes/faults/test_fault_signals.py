@@ -83,3 +83,24 @@ def test_the_last_status_says_that_the_node_is_shut_down(peer: Peer, tmp_path: P
         arms.destroy()
         peer.cameras, peer.publish_joints = (), False
         assert process.stop() == 0, process.log
+
+
+def test_a_lost_device_ends_the_process(peer: Peer, tmp_path: Path) -> None:
+    """Fault: a CUDA context that is lost fails for ever, and the node stays to be configured again."""
+    process = launch(tmp_path / "log")
+    arms = Arms(peer)
+    try:
+        configure(peer)
+        peer.run_robot()
+        peer.instruct("fault fast")
+        peer.wait(arms.fast, "fast motion of both arms")
+        since_s = time.monotonic()
+        peer.instruct("fault lost")
+        assert process.wait(20.0) == 70, process.log
+        assert "the device is lost" in process.log and "Traceback" not in process.log
+        assert arms.last(VELOCITY) == 0.0
+        arms.check_steps(since_s)
+    finally:
+        arms.destroy()
+        peer.cameras, peer.publish_joints = (), False
+        process.stop()
