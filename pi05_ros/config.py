@@ -112,12 +112,16 @@ class PolicyParameters:
     )
     lead_s: float = parameter(
         0.03,
-        "how far ahead of its publication a trajectory starts, to cover transport",
+        "how late a trajectory may reach its controller, one controller period included; changes "
+        "take effect that much later",
         lower=0.0,
         upper=0.5,
     )
     position_margin: float = parameter(
-        0.02, "kept between commands and position limits, share of the range", lower=0.0, upper=0.4
+        0.02,
+        "kept between commands and position limits, share of the range; none for grippers",
+        lower=0.0,
+        upper=0.4,
     )
     max_image_age_s: float = parameter(
         0.2, "an older frame of a required camera stops inference", lower=0.001, upper=60.0

@@ -86,7 +86,7 @@ def test_the_last_status_says_that_the_node_is_shut_down(peer: Peer, tmp_path: P
 
 
 def test_a_lost_device_ends_the_process(peer: Peer, tmp_path: Path) -> None:
-    """Fault: a CUDA context that is lost fails for ever, and the node stays to be configured again."""
+    """Fault: the node waits to be configured again with a CUDA context that fails for ever."""
     process = launch(tmp_path / "log")
     arms = Arms(peer)
     try:
