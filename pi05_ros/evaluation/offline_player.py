@@ -107,7 +107,9 @@ class Player:
         scheduling = replace(robot.scheduler, method=method, speed_scale=1.0)
         # the recorded robot moves by itself and does not follow
         watching = replace(robot, parameters=replace(robot.parameters, dry_run=True))
-        self.runner = evaluation_runner(watching, scheduling, cameras, self._executor, decode_image)
+        self.runner = evaluation_runner(
+            watching, scheduling, cameras, self._executor, decode_image, prove_starts=False
+        )
         self.runner.activate()
 
     def instruct(self, text: str) -> None:

@@ -21,6 +21,7 @@ def evaluation_runner(
     cameras: Collection[str],
     executor: SimulatedExecutor,
     decode_image: Callable[[Any], ImageArray],
+    prove_starts: bool = True,
 ) -> PolicyRunner:
     """The runner that the node would make of a params file.
 
@@ -30,6 +31,7 @@ def evaluation_runner(
         cameras: names of those that the policy has; the file's others are left out.
         executor: stands in for the node's.
         decode_image: a stored picture → RGB [height, width, 3].
+        prove_starts: see `make_runner`.
 
     Raises:
         RobotConfigError: the limits are a URDF's, and none was given.
@@ -45,6 +47,7 @@ def evaluation_runner(
         # the runner uses state, busy_since_s, failure, submit, results and discard of it
         cast("InferenceExecutor", executor),
         decode_image,
+        prove_starts,
     )
 
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import rclpy
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import (
     ExternalShutdownException,
     SingleThreadedExecutor,
@@ -75,6 +76,10 @@ class TransitionExecutor(SingleThreadedExecutor):
         try:
             handler, entity, _ = self.wait_for_ready_callbacks(timeout_sec=timeout_sec)
         except (ExecutorShutdown, TimeoutException):
+            return
+        except InvalidHandle:
+            # a transition destroys an entity while its events are collected: rclpy skips such an
+            # event in its first pass and uses it in the second (Executor._wait_for_ready_callbacks)
             return
         if self._is_transition(entity):
             with self._counted:

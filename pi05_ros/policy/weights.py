@@ -87,7 +87,7 @@ def require_regular_file(path: Path, limit: int | None = None) -> None:
     """
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return
     if not stat.S_ISREG(found.st_mode):
         raise CheckpointError(f"{path} is not a regular file: copy the checkpoint once more")

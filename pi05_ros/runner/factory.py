@@ -32,8 +32,16 @@ def make_runner(
     joints: JointGroup,
     executor: InferenceExecutor,
     decode_image: Callable[[Any], ImageArray],
+    prove_starts: bool = True,
 ) -> PolicyRunner:
-    """The runner that the parameters describe; `decode_image` as in `PolicyRunner`."""
+    """The runner that the parameters describe.
+
+    Args:
+        parameters, scheduling, faults, cameras, joints, executor: of the params file.
+        decode_image: as in `PolicyRunner`.
+        prove_starts: False starts at any joint state, for a recording that nothing follows and
+            that is inferred on at given moments only.
+    """
     dt_s = 1.0 / parameters.control_rate_hz
     buffer = ObservationBuffer(
         [CameraStream(name, camera.required) for name, camera in cameras.items()],
@@ -77,7 +85,9 @@ def make_runner(
             faults.start_tolerance,
             # A dry run may watch an arm that somebody else moves, or a bag.
             standing=not parameters.dry_run,
-        ),
+        )
+        if prove_starts
+        else None,
         tracking=TrackingMonitor(
             joints,
             # Nothing follows the commands of a dry run.

@@ -64,7 +64,10 @@ def write_params(folder: Path) -> Path:
 
 
 def picture(k: int) -> ImageArray:
-    return np.full((12, 16, 3), 40 + k % 100, dtype=np.uint8)
+    """Two grey halves, another grey for each frame."""
+    image = np.full((12, 16, 3), 40 + k % 100, dtype=np.uint8)
+    image[:, 8:] += 60
+    return image
 
 
 def write_bag(

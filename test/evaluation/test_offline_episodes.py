@@ -165,6 +165,7 @@ def test_the_report_says_that_training_episodes_were_evaluated(
     def evaluate(*more: str) -> tuple[str, dict[str, Any], str]:
         arguments = [str(dataset), "--params-file", str(write_params(tmp_path))]
         arguments += ["--control-every", "0", "--output", str(tmp_path / "out"), *more]
+        arguments += ["--checkpoint", "offline_world:oracle"]
         assert offline_command.run(parser.parse_args(arguments)) == 0
         metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
         page = (tmp_path / "out" / "report.html").read_text()

@@ -196,9 +196,10 @@ def test_after_a_pause_of_a_recording_every_runner_moves_again(tmp_path: Path) -
     plan = make_plan(tmp_path, control_every=0, schedulers=("latest", "blend", "sync"))
     result = run(bag, plan, oracle=oracle())
     players = result["policies"]["oracle"]["schedulers"]
-    # two stretches of 1 s, each without the first observation's delay
+    # two stretches of 1 s, each without the first observation's delay, the second also without
+    # the rest that the tail of the first takes
     ticks = {name: players[name]["ticks"] for name in ("latest", "blend", "sync")}
-    assert all(75 < count <= 100 for count in ticks.values()), ticks
+    assert all(60 < count <= 100 for count in ticks.values()), ticks
     assert any("the clock went" in text for text in notes(result))
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import InvalidHandle
 from rclpy.node import Node
+from rclpy.waitable import NumberOfEntities, Waitable
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -123,6 +125,45 @@ def test_a_transition_runs_beside_the_services() -> None:
 
     assert spin_until_interrupted(Loading, "ticking", []) == 3
     assert answers == ["in time"]
+
+
+def test_an_entity_that_a_transition_destroys_ends_nothing() -> None:
+    """Fault: a publisher with events is destroyed while rclpy collects them, and the node ends."""
+    refused: list[int] = []
+
+    class Destroyed(Waitable):
+        """As rclpy's event handler, whose handle another thread has destroyed."""
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def get_num_entities(self) -> NumberOfEntities:
+            return NumberOfEntities()
+
+        def add_to_wait_set(self, wait_set: Any) -> None:
+            refused.append(1)
+            if len(refused) < 4:
+                raise InvalidHandle("destruction was requested")
+
+        def is_ready(self, wait_set: Any) -> bool:
+            return False
+
+    class Loading(Ticking):
+        exit_code: int | None = None
+
+    def end(node: Any) -> None:
+        node.exit_code = 5
+
+    def make() -> Ticking:
+        node = Loading(end)
+        node.add_waitable(Destroyed(node.default_callback_group))
+        return node
+
+    assert spin_until_interrupted(make, "ticking", []) == 5
+    assert len(refused) >= 4
 
 
 def test_an_error_in_a_transition_ends_the_process() -> None:
