@@ -23,7 +23,10 @@ class Processes:
         sim = [sys.executable, "-m", "pi05_ros.nodes.start", "aloha_sim_node", "--ros-args"]
         node = [sys.executable, str(HERE / "faulty_policy_node.py"), "--ros-args"]
         self._commands = {
-            "sim": [*sim, *params, "-r", "joint_states:=sim/joint_states"],
+            "sim": [*sim, *params, "-r", "joint_states:=sim/joint_states",
+                    *(part for arm in ("left", "right") for part in
+                      ("-r", f"{arm}_arm_controller/joint_trajectory:="
+                             f"sim/{arm}_arm_controller/joint_trajectory"))],
             "node": [*node, *params, "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true",
                      "-p", f"instruction:={INSTRUCTION}", "-p", "status_rate_hz:=10.0"],
         }  # fmt: skip
@@ -47,6 +50,14 @@ class Processes:
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self._running[name].send_signal(number)
+
+    def wait(self, name: str, timeout_s: float = 10.0) -> int:
+        """The exit code; a process that does not end in time is killed."""
+        try:
+            return self._running[name].wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill(name)
+            return self._running[name].returncode
 
     def ended(self) -> list[str]:
         return [name for name, process in self._running.items() if process.poll() is not None]
