@@ -15,6 +15,8 @@ from soak_watcher import INSTRUCTION, Watcher
 
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 RECOVERY_LIMIT_S = 30.0
+AUTOSTART_S = 15.0
+"""A new process configures and activates itself; help before that would come in between."""
 POLICY_FAULTS = ("nan 2", "nan", "raise", "shape", "sleep 0.5", "hang 4", "oom", "wild")
 SCHEDULING: dict[str, tuple[object, ...]] = {
     "method": ("temporal_ensemble", "latest", "blend"),
@@ -128,12 +130,12 @@ class Faults:
             self.untold.append(f"{name}: the status does not say {fault.problem!r}")
         fault.end()
         ended_s = time.monotonic()
-        if self.wait_for_motion(ended_s):
+        if self.wait_for_motion(ended_s, AUTOSTART_S if fault.restarts else 0.0):
             self.recovery_s[name].append(time.monotonic() - ended_s)
         else:
             self.lost.append(f"{name} ({'; '.join(watcher.problems) or 'no problem named'})")
 
-    def wait_for_motion(self, since_s: float) -> bool:
+    def wait_for_motion(self, since_s: float, help_after_s: float = AUTOSTART_S) -> bool:
         """Help as an operator does: configure, activate and resume what has given up."""
         from pi05_ros.msg import PolicyStatus
 
@@ -142,6 +144,9 @@ class Faults:
         while time.monotonic() - since_s < RECOVERY_LIMIT_S:
             if watcher.recovered(since_s):
                 return True
+            if time.monotonic() - since_s < help_after_s:
+                time.sleep(0.1)
+                continue
             if watcher.state in (PolicyStatus.ERROR, PolicyStatus.UNCONFIGURED):
                 watcher.transition("configure")
                 self._instruct()
