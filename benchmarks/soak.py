@@ -5,9 +5,9 @@
 Three cameras at 30 Hz. Every few seconds a fault fires: a camera stops; joints arrive permuted,
 with a name twice or with wrong readings; the policy raises, gives NaN, sleeps or hangs;
 instructions come by the hundred; `~/stop` is called; `scheduler.*` changes in motion; a controller
-is away for some ms or for 1 s; a second publisher appears; the drives are off, as at an emergency
-stop; the simulator is killed and started again; the policy node gets no time to run, is killed or
-ended by SIGTERM.
+is away for some ms or for 1 s; a second publisher appears or is killed; the drives are off, as at
+an emergency stop; the simulator is killed and started again; the policy node gets no time to run,
+is killed or ended by SIGTERM.
 
 First each fault fires once, then at random. Faults that restart the policy node fire in the first
 round and again after the last memory sample: growth is read from one process.

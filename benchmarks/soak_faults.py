@@ -101,6 +101,10 @@ class Faults:
                 lambda: watcher.add_publisher("joint_states"),
                 watcher.remove_publisher, 1.0, problem=second,
             ),
+            # the middleware shows a killed process until its lease ends
+            "second driver, then killed": Fault(
+                self._start_driver, lambda: processes.kill("driver"), 1.0, problem=second
+            ),
             "emergency stop": Fault(self._drives_off, self._drives_on, 3.0, problem="stopped: "),
             "simulator killed": Fault(
                 lambda: processes.kill("sim"), lambda: processes.start("sim"), 2.0
@@ -233,6 +237,15 @@ class Faults:
         self._watcher.follows = True
         self._instruct()
 
+    def _start_driver(self) -> None:
+        self._processes.start("driver")
+        since_s = time.monotonic()
+        while (
+            self._watcher.node.count_publishers("joint_states") < 2
+            and time.monotonic() - since_s < RECOVERY_LIMIT_S
+        ):
+            time.sleep(0.05)
+
     def _terminate(self) -> None:
         self._processes.signal("node", signal.SIGTERM)
         code = self._processes.wait("node")
@@ -240,6 +253,8 @@ class Faults:
             self.exit_codes.append(code)
 
     def _start_node(self) -> None:
+        from pi05_ros.msg import PolicyStatus
+
         self._watcher.forget()
-        self._watcher.problems = ()
+        self._watcher.problems, self._watcher.state = (), PolicyStatus.UNCONFIGURED
         self._processes.start("node")

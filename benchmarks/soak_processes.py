@@ -1,4 +1,4 @@
-"""The soak's two nodes as processes, with their logs and their memory."""
+"""The soak's nodes as processes, with their logs and their memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 class Processes:
-    """The two nodes, their logs and their memory."""
+    """The nodes, their logs and their memory."""
 
     def __init__(self, output: Path, checkpoint: str) -> None:
         params = ["--params-file", str(share_directory() / "config" / "aloha.yaml")]
@@ -29,6 +29,7 @@ class Processes:
                              f"sim/{arm}_arm_controller/joint_trajectory"))],
             "node": [*node, *params, "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true",
                      "-p", f"instruction:={INSTRUCTION}", "-p", "status_rate_hz:=10.0"],
+            "driver": [sys.executable, str(HERE / "soak_driver.py")],
         }  # fmt: skip
         self._output = output
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -45,8 +46,9 @@ class Processes:
             )
 
     def kill(self, name: str) -> None:
-        self._running[name].kill()
-        self._running[name].wait()
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self._running[name].send_signal(number)
@@ -57,7 +59,7 @@ class Processes:
             return self._running[name].wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.kill(name)
-            return self._running[name].returncode
+            return -signal.SIGKILL
 
     def ended(self) -> list[str]:
         return [name for name, process in self._running.items() if process.poll() is not None]
@@ -73,5 +75,7 @@ class Processes:
 
     def tracebacks(self) -> int:
         return sum(
-            self.log(name).read_text(errors="replace").count("Traceback") for name in self._commands
+            self.log(name).read_text(errors="replace").count("Traceback")
+            for name in self._commands
+            if self.log(name).exists()
         )

@@ -121,7 +121,7 @@ class Watcher:
         for check in self._checks.values():
             check.forget()
 
-    def call(self, service: str, request: Any, timeout_s: float = 30.0) -> Any:
+    def call(self, service: str, request: Any, timeout_s: float = 10.0) -> Any:
         """The service's response; None without one in time."""
         client = self._services[service]
         deadline_s = time.monotonic() + timeout_s
