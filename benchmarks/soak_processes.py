@@ -66,7 +66,10 @@ class Processes:
 
     def sample(self, name: str) -> Sample:
         """Raises OSError when it is gone."""
-        return Sample.of(self._running[name].pid)
+        process = self._running.get(name)
+        if process is None:
+            raise ProcessLookupError(f"{name} is not running")
+        return Sample.of(process.pid)
 
     def stop(self) -> list[int]:
         for process in self._running.values():
