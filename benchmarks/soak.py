@@ -102,6 +102,7 @@ def soak(processes: Processes, minutes: float, seed: int) -> Outcome | None:
     return Outcome(
         minutes,
         watcher.trajectories,
+        watcher.boundaries,
         watcher.violations,
         ended=sorted(ended),
         lost=faults.lost,

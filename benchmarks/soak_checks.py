@@ -37,6 +37,8 @@ class TrajectoryCheck:
         self._velocity_step = joints.max_acceleration[columns] * dt_s
         self._dt_s = dt_s
         self._before: Points | None = None
+        self.compared = 0
+        """Chunk boundaries in motion at which both messages were compared."""
         self.found: Counter[str] = Counter()
         """Violations by kind; a message may have several."""
 
@@ -82,6 +84,7 @@ class TrajectoryCheck:
             return False
         if row > COMMITTED_STEPS:
             return True
+        self.compared += not starts
         return bool(
             np.allclose(after.positions[0], before.positions[row], rtol=0.0, atol=TOLERANCE)
             and np.allclose(after.velocities[0], before.velocities[row], rtol=0.0, atol=TOLERANCE)

@@ -23,6 +23,8 @@ class Outcome:
 
     minutes: float
     trajectories: int = 0
+    boundaries: int = 0
+    """Chunk boundaries in motion that were compared."""
     violations: Sequence[str] = ()
     """One line per trajectory that fails a check."""
     tracebacks: int = 0
@@ -51,7 +53,8 @@ def report(outcome: Outcome) -> tuple[str, bool]:
     """Markdown, and whether all is well: a run too short to judge the memory is not."""
     faults = sum(map(len, outcome.recovery_s.values())) + len(outcome.lost)
     lines = [
-        f"{outcome.minutes:g} minutes, {faults} faults, {outcome.trajectories} trajectories.",
+        f"{outcome.minutes:g} minutes, {faults} faults, {outcome.trajectories} trajectories, "
+        f"{outcome.boundaries} chunk boundaries in motion compared.",
         "",
         "| | |",
         "|---|---|",

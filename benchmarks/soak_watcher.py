@@ -90,6 +90,11 @@ class Watcher:
     def controllers(self) -> list[str]:
         return list(self._checks)
 
+    @property
+    def boundaries(self) -> int:
+        """Chunk boundaries in motion that were compared."""
+        return sum(check.compared for check in self._checks.values())
+
     def listen(self, controller: str) -> None:
         """Subscribe as the controller does."""
         self._checks[controller].forget()

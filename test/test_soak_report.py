@@ -94,6 +94,7 @@ def test_the_streams_messages_pass_the_checks() -> None:
     messages = motion(10)
     for now_s, points in messages:
         assert check.check(points, now_s) == []
+    assert check.compared == 6  # three of nine boundaries are at rest
     # a message that is lost is no jump
     check.forget()
     for now_s, points in (messages[3], messages[5], messages[6]):
