@@ -2,17 +2,24 @@
 
     python benchmarks/soak.py [--minutes 30] [--seed 0] [--checkpoint small] [--output soak_out]
 
-Three cameras at 30 Hz. Every few seconds a fault fires: a camera stops, joints arrive permuted or
-with a name twice, the policy raises, gives NaN, sleeps or hangs, instructions come by the hundred,
-somebody calls ~/stop, the simulator is killed and started again, the node gets no time to run;
-first each of them once, then at random. A watcher in the place of the controllers checks every
-trajectory against the limits. Prints a Markdown report; the exit code is 1 where a process ended or
-raised, a limit was broken, a fault was not recovered from, or after the first round memory grew by
-2 % and more, or threads or files by more than one. A run of less than 2.5 minutes, too short for
-that, is no pass.
+Three cameras at 30 Hz. Every few seconds a fault fires: a camera stops; joints arrive permuted,
+with a name twice or with wrong readings; the policy raises, gives NaN, sleeps or hangs;
+instructions come by the hundred; `~/stop` is called; `scheduler.*` changes in motion; a controller
+is away for some ms or for 1 s; a second publisher appears or is killed; the drives are off, as at
+an emergency stop; the simulator is killed and started again; the policy node gets no time to run,
+is killed or ended by SIGTERM.
 
-The policy node is `faulty_policy_node.py`. Joint states go through this process, which spoils them
-at times: the simulator's are remapped to `sim/joint_states`.
+First each fault fires once, then at random. Faults that restart the policy node fire in the first
+round and again after the last memory sample: growth is read from one process.
+
+Every trajectory is checked: limits, the motion at chunk boundaries, a first point that is not later
+than its arrival. Prints a Markdown report. The exit code is 1 if a process ended or raised, SIGTERM
+gave another exit code than 0, a check failed, a fault was not recovered from or not in the status,
+or if after the first round memory grew by 2 % or more, or threads or files by more than one. A run
+of less than 2.5 minutes after the first round is too short for the memory and no pass.
+
+The policy node is `faulty_policy_node.py`. Joint states and trajectories go through this process
+(`soak_watcher.py`); the simulator's topics are remapped to `sim/`.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import dataclasses
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from soak_faults import Faults
@@ -39,6 +46,8 @@ from pi05_ros.nodes.ros_domain import use_own_domain
 WARM_UP_SHARE = 0.1
 """Of the time, before memory is looked at, if the first round of faults is over by then."""
 SAMPLE_S = 1.0
+LAST_RESTARTS = 3
+"""Rounds of the faults that restart the policy node, after the last memory sample."""
 
 
 def sampled(processes: Processes, samples: list[Sample], done: threading.Event) -> None:
@@ -48,15 +57,14 @@ def sampled(processes: Processes, samples: list[Sample], done: threading.Event) 
             samples.append(processes.sample("node"))
 
 
-def order(names: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Each once, then any, without end."""
-    yield from rng.sample(names, len(names))
+def any_of(names: Sequence[str], rng: random.Random) -> Iterator[str]:
+    """Any, without end."""
     while True:
         yield rng.choice(names)
 
 
 def soak(processes: Processes, minutes: float, seed: int) -> Outcome | None:
-    """Run for so long; None where nothing moves from the start."""
+    """Run for so long; None if nothing moves from the start."""
     rng = random.Random(seed)
     began_s = time.monotonic()
     for name in ("sim", "node"):
@@ -70,25 +78,38 @@ def soak(processes: Processes, minutes: float, seed: int) -> Outcome | None:
     done = threading.Event()
     sampler = threading.Thread(target=sampled, args=(processes, samples, done), daemon=True)
     sampler.start()
-    names = list(faults.faults)
-    round_s = began_s + 60.0 * minutes
-    for count, name in enumerate(order(names, rng), start=1):
-        faults.fire(name)
-        ended.update(processes.ended())
-        if count == len(names):
-            round_s = time.monotonic()
-        time.sleep(rng.uniform(1.0, 3.0))
+    restarts = [name for name, fault in faults.faults.items() if fault.restarts]
+    others = [name for name in faults.faults if name not in restarts]
+
+    def fire(names: Iterable[str]) -> Iterator[None]:
+        for name in names:
+            faults.fire(name)
+            ended.update(processes.ended())
+            yield
+            time.sleep(rng.uniform(1.0, 3.0))
+
+    # the restarts first: the first round of the others is the warm-up of the process that stays
+    for _ in fire([*restarts, *rng.sample(others, len(others))]):
+        pass
+    round_s = time.monotonic()
+    for _ in fire(any_of(others, rng)):
         if time.monotonic() - began_s >= 60.0 * minutes:
             break
     done.set()
     sampler.join()
+    for _ in fire(restarts * LAST_RESTARTS):
+        pass
     return Outcome(
         minutes,
         watcher.trajectories,
+        watcher.boundaries,
         watcher.violations,
         ended=sorted(ended),
         lost=faults.lost,
+        untold=faults.untold,
+        exit_codes=faults.exit_codes,
         recovery_s=faults.recovery_s,
+        resumed=faults.resumed,
         samples=samples,
         settled_s=max(round_s, began_s + 60.0 * minutes * WARM_UP_SHARE),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from soak_processes import Processes
@@ -14,6 +15,34 @@ from soak_watcher import INSTRUCTION, Watcher
 
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 RECOVERY_LIMIT_S = 30.0
+AUTOSTART_S = 15.0
+"""A new process configures and activates itself; help before that would come in between."""
+POLICY_FAULTS = ("nan 2", "nan", "raise", "shape", "sleep 0.5", "hang 4", "oom", "wild")
+SCHEDULING: dict[str, tuple[object, ...]] = {
+    "method": ("temporal_ensemble", "latest", "blend"),
+    "ensemble_m": (-0.1, 0.0, 0.1),
+    "ensemble_max_chunks": (1, 4, 16),
+    "guard_disagreement": (0.0, 0.2, 1.0),
+    "replan": ("free", "steps", "remaining"),
+    "speed_scale": (0, 0.3, 1.0),
+}
+"""Values that `scheduler.*` changes to in motion; the last step restores the parameters file's."""
+GLITCH_SHARE = 0.05
+GLITCH_RAD = 0.6
+NO_RESUME = "stopped: ~/resume"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How a fault begins and ends."""
+
+    begin: Callable[[], None]
+    end: Callable[[], None]
+    lasts_s: float
+    restarts: bool = False
+    """The policy node is another process afterwards."""
+    problem: str = ""
+    """The beginning of a line that the status must have had meanwhile."""
 
 
 def permuted(message: Any) -> Any:
@@ -27,57 +56,118 @@ def doubled(message: Any) -> Any:
     return message
 
 
+def nothing() -> None:
+    pass
+
+
 class Faults:
     """Fires faults and measures how long each takes to be over."""
 
     def __init__(self, processes: Processes, watcher: Watcher, rng: random.Random) -> None:
-        self._watcher, self._rng = watcher, rng
+        self._processes, self._watcher, self._rng = processes, watcher, rng
         self.recovery_s: dict[str, list[float]] = defaultdict(list)
+        self.resumed: Counter[str] = Counter()
+        """Fault → how often `~/resume` was needed after it."""
         self.lost: list[str] = []
-        policy = ("nan 2", "nan", "raise", "shape", "sleep 0.5", "hang 4", "oom", "wild")
-        # name → how it begins, how it ends, seconds between
-        self.faults: dict[str, tuple[Callable[[], None], Callable[[], None], float]] = {
-            "a camera stops": (self._stop_camera, self._all_cameras, 2.0),
-            "joints permuted": (lambda: self._spoil(permuted), self._pass_on, 2.0),
-            "a joint twice": (lambda: self._spoil(doubled), self._pass_on, 2.0),
-            "~/stop": (lambda: watcher.trigger("policy/stop"),
-                       lambda: watcher.trigger("policy/resume"), 2.0),
-            "200 instructions": (self._flood, self._instruct, 0.5),
-            "simulator killed": (lambda: processes.kill("sim"),
-                                 lambda: processes.start("sim"), 2.0),
-            "node stalled": (lambda: processes.signal("node", signal.SIGSTOP),
-                             lambda: processes.signal("node", signal.SIGCONT), 1.5),
-            **{f"policy: {fault}": (self._order(fault), self._instruct, 3.0) for fault in policy},
+        self.untold: list[str] = []
+        """Faults whose problem the status did not name, and refused parameters."""
+        self.exit_codes: list[int] = []
+        """Other than 0, after SIGTERM."""
+        self._name = ""
+        self._controller = watcher.controllers[0]
+        second = "publishers: 2 on"
+        self.faults = {
+            "a camera stops": Fault(self._stop_camera, self._all_cameras, 2.0),
+            "joints permuted": Fault(lambda: self._spoil(permuted), self._pass_on, 2.0),
+            "a joint twice": Fault(lambda: self._spoil(doubled), self._pass_on, 2.0),
+            "encoder glitches": Fault(lambda: self._spoil(self._glitch), self._pass_on, 2.0),
+            "~/stop": Fault(
+                lambda: watcher.trigger("policy/stop"),
+                lambda: watcher.trigger("policy/resume"),
+                2.0,
+                problem=NO_RESUME,
+            ),
+            "200 instructions": Fault(self._flood, self._instruct, 0.5),
+            "scheduler.* changes": Fault(self._reschedule, self._restore_scheduler, 0.0),
+            "a controller away for 30-60 ms": Fault(self._flap, nothing, 0.0),
+            "a controller away for 1 s": Fault(
+                self._leave, self._listen, 1.0, problem="controllers: no controller subscribes"
+            ),
+            "second publisher on a controller": Fault(
+                lambda: watcher.add_publisher(f"{self._pick()}/joint_trajectory"),
+                watcher.remove_publisher, 1.0, problem=second,
+            ),
+            "second publisher on joint_states": Fault(
+                lambda: watcher.add_publisher("joint_states"),
+                watcher.remove_publisher, 1.0, problem=second,
+            ),
+            # the middleware shows a killed process until its lease ends
+            "second driver, then killed": Fault(
+                self._start_driver, lambda: processes.kill("driver"), 1.0, problem=second
+            ),
+            "emergency stop": Fault(self._drives_off, self._drives_on, 3.0, problem="stopped: "),
+            "simulator killed": Fault(
+                lambda: processes.kill("sim"), lambda: processes.start("sim"), 2.0
+            ),
+            "node stalled": Fault(
+                lambda: processes.signal("node", signal.SIGSTOP),
+                lambda: processes.signal("node", signal.SIGCONT), 1.5,
+            ),
+            "node killed (SIGKILL)": Fault(
+                lambda: processes.kill("node"), self._start_node, 1.0, restarts=True
+            ),
+            "node ended (SIGTERM)": Fault(self._terminate, self._start_node, 0.0, restarts=True),
+            **{
+                f"policy: {fault}": Fault(self._order(fault), self._instruct, 3.0)
+                for fault in POLICY_FAULTS
+            },
         }  # fmt: skip
 
     def fire(self, name: str) -> None:
         """One fault, until it is recovered from."""
-        begin, end, lasts_s = self.faults[name]
-        begin()
-        time.sleep(lasts_s)
-        end()
+        fault, watcher = self.faults[name], self._watcher
+        self._name = name
+        watcher.seen.clear()
+        fault.begin()
+        time.sleep(fault.lasts_s)
+        if fault.problem and not any(seen.startswith(fault.problem) for seen in set(watcher.seen)):
+            self.untold.append(f"{name}: the status does not say {fault.problem!r}")
+        fault.end()
         ended_s = time.monotonic()
-        if self.wait_for_motion(ended_s):
+        if self.wait_for_motion(ended_s, AUTOSTART_S if fault.restarts else 0.0):
             self.recovery_s[name].append(time.monotonic() - ended_s)
         else:
-            self.lost.append(name)
+            self.lost.append(f"{name} ({'; '.join(watcher.problems) or 'no problem named'})")
 
-    def wait_for_motion(self, since_s: float) -> bool:
-        """Help as an operator would: configure and activate what has given up."""
+    def wait_for_motion(self, since_s: float, help_after_s: float = AUTOSTART_S) -> bool:
+        """Help as an operator does: configure, activate and resume what has given up."""
         from pi05_ros.msg import PolicyStatus
 
+        watcher = self._watcher
+        resumed = False
         while time.monotonic() - since_s < RECOVERY_LIMIT_S:
-            if self._watcher.recovered(since_s):
+            if watcher.recovered(since_s):
                 return True
-            if self._watcher.state in (PolicyStatus.ERROR, PolicyStatus.UNCONFIGURED):
-                self._watcher.transition("configure")
+            if time.monotonic() - since_s < help_after_s:
+                time.sleep(0.1)
+                continue
+            if watcher.state in (PolicyStatus.ERROR, PolicyStatus.UNCONFIGURED):
+                watcher.transition("configure")
                 self._instruct()
-            if self._watcher.state in (
+            if watcher.state in (
                 PolicyStatus.ERROR, PolicyStatus.UNCONFIGURED, PolicyStatus.INACTIVE
             ):  # fmt: skip
-                self._watcher.transition("activate")
+                watcher.transition("activate")
+            if any(problem.startswith("stopped: ") for problem in watcher.problems):
+                self.resumed[self._name] += not resumed
+                resumed = True
+                watcher.trigger("policy/resume")
             time.sleep(0.1)
         return False
+
+    def _pick(self) -> str:
+        self._controller = self._rng.choice(self._watcher.controllers)
+        return self._controller
 
     def _stop_camera(self) -> None:
         gone = self._rng.choice(CAMERAS)
@@ -92,6 +182,13 @@ class Faults:
     def _pass_on(self) -> None:
         self._watcher.spoil = lambda message: message
 
+    def _glitch(self, message: Any) -> Any:
+        """One joint's reading wrong, in one of twenty joint states."""
+        if self._rng.random() < GLITCH_SHARE:
+            joint = self._rng.randrange(len(message.position))
+            message.position[joint] += self._rng.choice((-GLITCH_RAD, GLITCH_RAD, 1e9))
+        return message
+
     def _order(self, fault: str) -> Callable[[], None]:
         return lambda: self._watcher.instruct(f"fault {fault}")
 
@@ -101,3 +198,63 @@ class Faults:
     def _flood(self) -> None:
         for i in range(200):
             self._watcher.instruct("x" * self._rng.randint(0, 400) if i % 2 else f"do this {i}")
+
+    def _reschedule(self) -> None:
+        for _ in range(8):
+            name = self._rng.choice(list(SCHEDULING))
+            self._set(name, self._rng.choice(SCHEDULING[name]))
+            time.sleep(self._rng.uniform(0.1, 0.4))
+
+    def _restore_scheduler(self) -> None:
+        for name in SCHEDULING:
+            self._set(name, getattr(self._watcher.scheduling, name))
+
+    def _set(self, name: str, value: object) -> None:
+        refused = self._watcher.set_parameter("policy", f"scheduler.{name}", value)
+        if refused:
+            self.untold.append(f"scheduler.{name} {value!r} refused: {refused}")
+
+    def _flap(self) -> None:
+        for _ in range(3):
+            name = self._pick()
+            self._watcher.leave(name)
+            time.sleep(self._rng.uniform(0.03, 0.06))
+            self._watcher.listen(name)
+            time.sleep(self._rng.uniform(0.0, 0.5))
+
+    def _leave(self) -> None:
+        self._watcher.leave(self._pick())
+
+    def _listen(self) -> None:
+        self._watcher.listen(self._controller)
+
+    def _drives_off(self) -> None:
+        """The arms stop following while the policy wants them elsewhere."""
+        self._watcher.follows = False
+        self._watcher.instruct("fault far")
+
+    def _drives_on(self) -> None:
+        self._watcher.follows = True
+        self._instruct()
+
+    def _start_driver(self) -> None:
+        self._processes.start("driver")
+        since_s = time.monotonic()
+        while (
+            self._watcher.node.count_publishers("joint_states") < 2
+            and time.monotonic() - since_s < RECOVERY_LIMIT_S
+        ):
+            time.sleep(0.05)
+
+    def _terminate(self) -> None:
+        self._processes.signal("node", signal.SIGTERM)
+        code = self._processes.wait("node")
+        if code != 0:
+            self.exit_codes.append(code)
+
+    def _start_node(self) -> None:
+        from pi05_ros.msg import PolicyStatus
+
+        self._watcher.forget()
+        self._watcher.problems, self._watcher.state = (), PolicyStatus.UNCONFIGURED
+        self._processes.start("node")

@@ -11,6 +11,8 @@ from soak_memory import SMALLEST_SERIES, Sample, growth
 
 GROWTH_LIMIT = 0.02
 """Of RSS and anonymous memory; PSS depends on which other process shares the libraries just now."""
+NAMED = 10
+"""Of a row's findings, so many are spelt out."""
 COUNT_LIMIT = 1
 """Threads and files more; one leaked at each configure would be a dozen."""
 
@@ -21,14 +23,22 @@ class Outcome:
 
     minutes: float
     trajectories: int = 0
-    violations: int = 0
-    """Trajectories beyond a limit."""
+    boundaries: int = 0
+    """Chunk boundaries in motion that were compared."""
+    violations: Sequence[str] = ()
+    """One line per trajectory that fails a check."""
     tracebacks: int = 0
     ended: Sequence[str] = ()
     """Processes that ended by themselves."""
     lost: Sequence[str] = ()
     """Faults that were not recovered from."""
+    untold: Sequence[str] = ()
+    """Faults that the status did not name, and parameters that were refused."""
+    exit_codes: Sequence[int] = ()
+    """Other than 0, after SIGTERM."""
     recovery_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    resumed: Mapping[str, int] = field(default_factory=dict)
+    """Fault → how often its recovery needed `~/resume` after it."""
     samples: Sequence[Sample] = ()
     """Of the policy node, in time order."""
     settled_s: float = 0.0
@@ -43,27 +53,46 @@ def report(outcome: Outcome) -> tuple[str, bool]:
     """Markdown, and whether all is well: a run too short to judge the memory is not."""
     faults = sum(map(len, outcome.recovery_s.values())) + len(outcome.lost)
     lines = [
-        f"{outcome.minutes:g} minutes, {faults} faults, {outcome.trajectories} trajectories.",
+        f"{outcome.minutes:g} minutes, {faults} faults, {outcome.trajectories} trajectories, "
+        f"{outcome.boundaries} chunk boundaries in motion compared.",
         "",
         "| | |",
         "|---|---|",
         f"| uncaught exceptions | {outcome.tracebacks} |",
         f"| processes that ended by themselves | {_counted(outcome.ended)} |",
-        f"| trajectories beyond a limit | {outcome.violations} |",
+        f"| exit codes other than 0 after SIGTERM | {_counted(outcome.exit_codes)} |",
+        f"| trajectories that fail a check | {_counted(outcome.violations)} |",
+        f"| faults that the status does not name | {_counted(outcome.untold)} |",
         f"| faults without recovery in {RECOVERY_LIMIT_S:g} s | {_counted(outcome.lost)} |",
         "",
     ]
     memory, steady = _memory(outcome)
     lines += memory
-    lines += ["", "| fault | times | recovery, median s | longest s |", "|---|---|---|---|"]
-    for name, times_s in sorted(outcome.recovery_s.items()):
-        lines.append(f"| {name} | {len(times_s)} | {np.median(times_s):.2f} | {max(times_s):.2f} |")
-    spoiled = outcome.tracebacks or outcome.ended or outcome.violations or outcome.lost
+    lines += [
+        "",
+        "| fault | times | recovery, median s | longest s | by `~/resume` |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {len(times_s)} | {np.median(times_s):.2f} | {max(times_s):.2f} "
+        f"| {outcome.resumed.get(name, 0)} |"
+        for name, times_s in sorted(outcome.recovery_s.items())
+    ]
+    spoiled = (
+        outcome.tracebacks
+        or outcome.ended
+        or outcome.exit_codes
+        or outcome.violations
+        or outcome.untold
+        or outcome.lost
+    )
     return "\n".join(lines), steady and not spoiled
 
 
-def _counted(names: Sequence[str]) -> str:
-    return f"{len(names)}" + (f": {', '.join(names)}" if names else "")
+def _counted(names: Sequence[object]) -> str:
+    shown = [str(name).replace("|", "/") for name in names[:NAMED]]
+    more = ["…"] if len(names) > NAMED else []
+    return f"{len(names)}" + (f": {', '.join([*shown, *more])}" if names else "")
 
 
 def _memory(outcome: Outcome) -> tuple[list[str], bool]:

@@ -29,7 +29,8 @@ def prepare() -> None:
     """Set what the user has not set; call before the first rclpy import of a process.
 
     FastDDS's default shared-memory segment (0.5 MB) is smaller than one 640x480 picture, and most
-    of them get lost; the profile shipped in `config/` holds them.
+    of them get lost; the profile shipped in `config/` holds them. Its lease of 8 s instead of 20 s
+    takes a killed process out of the graph earlier.
     """
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
     if not any(os.environ.get(v) for v in ("FASTDDS_DEFAULT_PROFILES_FILE", "RMW_FASTRTPS_XML")):

@@ -12,7 +12,7 @@ class PublisherWatch:
 
     Two drivers on `joint_states` alternate between two robots' positions; two policies on one
     controller pull it back and forth. A process that was killed stays in the graph for the
-    middleware's lease, 20 s with FastDDS's defaults.
+    lease that it announced: 8 s with config/fastdds_shm.xml, 20 s with FastDDS's defaults.
     """
 
     def __init__(self, node: Node) -> None:
