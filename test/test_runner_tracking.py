@@ -112,3 +112,22 @@ def test_the_figures_of_tracking_are_there_for_a_status(rig: Rig) -> None:
     assert 0 <= tracking.delay_s <= 0.3
     rig.runner.stop(rig.now_s)
     assert (rig.runner.tracking.errors == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [0.7, 1e9])
+def test_a_wrong_joint_state_in_motion_is_seen_by_no_inference(rig: Rig, wrong: float) -> None:
+    """Pins: an encoder's glitch as the state that a chunk begins at, without a word."""
+    rig.start()
+    rig.policy.seen.clear()
+    ticks = iter(range(1000))
+
+    def glitch() -> None:
+        rig.measured = rig.stream.commanded(rig.now_s).position
+        error = wrong if next(ticks) % 4 == 0 else 0.0
+        rig.buffer.put_joints(rig.now_s, rig.measured + [error, 0.0])
+
+    rig.feel = glitch  # type: ignore[method-assign]
+    rig.until(lambda _: len(rig.policy.seen) > 20)
+    assert rig.stream.active
+    states = np.array([observation.state[0] for observation in rig.policy.seen])
+    assert (np.abs(states) < 0.6).all(), states

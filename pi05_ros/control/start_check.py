@@ -88,6 +88,10 @@ class StartCheck:
             problem = self._motion(stamps_s, positions)
         return StartProof(None, problem) if problem else StartProof(positions[-1].copy())
 
+    def inside(self, position: FloatArray) -> bool:
+        """Whether [n_joints] lie within the limits plus the tolerance."""
+        return not self._outside(position)
+
     def _window(self, stamps_s: FloatArray) -> int | None:
         """Index of the first joint state that counts; None if there are too few."""
         count = len(stamps_s)

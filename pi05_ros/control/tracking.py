@@ -122,6 +122,16 @@ class TrackingMonitor:
             self._compare(*state)
         return self._judge(passed_s)
 
+    def plausible(self, state_s: float, measured: FloatArray) -> bool:
+        """Whether joints that follow can be at `measured` [n_joints] at `state_s`.
+
+        A single wrong joint state ends no motion, but no inference should see it.
+        """
+        if self._time_s <= 0 or self._rows == 0:
+            return True
+        commanded = self._commanded(np.array([state_s - self.delay_s]))[0]
+        return bool((np.abs(measured - commanded) <= self.limits).all())
+
     def _compare(self, state_s: float, measured: FloatArray) -> None:
         self._state_s = state_s
         commanded = self._commanded(np.array([state_s - self.delay_s]))[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+
 from rclpy.node import Node
-from rclpy.wait_for_message import wait_for_message
 from std_msgs.msg import String
 
 from pi05_ros.config import LimitsParameters, ParameterError
@@ -13,7 +14,7 @@ from pi05_ros.types import JointGroup
 
 
 def limited(node: Node, limits: LimitsParameters, joints: JointGroup) -> JointGroup:
-    """`joints` with the limits that `limits.*` asks for; may be called within a callback.
+    """`joints` with the limits that `limits.*` asks for; waits for the executor's thread.
 
     Raises:
         ParameterError: no URDF comes in time, or it does not fit the joints.
@@ -21,14 +22,17 @@ def limited(node: Node, limits: LimitsParameters, joints: JointGroup) -> JointGr
     if limits.source == "params":
         return joints
     topic = node.resolve_topic_name(limits.topic)
-    came, message = wait_for_message(
-        String, node, topic, qos_profile=LATCHED_QOS, time_to_wait=limits.timeout_s
-    )
-    if not came or message is None:
+    messages: queue.SimpleQueue[String] = queue.SimpleQueue()
+    subscription = node.create_subscription(String, topic, messages.put, LATCHED_QOS)
+    try:
+        message = messages.get(timeout=limits.timeout_s)
+    except queue.Empty:
         raise ParameterError(
             f"limits.source is urdf, but no URDF came on {topic} within {limits.timeout_s:g} s: "
             "is robot_state_publisher running? Else set limits.source to params"
-        )
+        ) from None
+    finally:
+        node.destroy_subscription(subscription)
     try:
         tight = tightened(joints, read_urdf_limits(message.data, joints.names))
     except UrdfError as error:

@@ -81,6 +81,7 @@ class Snapshot:
     frame_stamps_s: Mapping[str, float]
     positions: FloatArray
     """[n_joints] as on the topic."""
+    joints_stamp_s: float
     instruction: str
     stamp_s: float
     """Stamp of the newest used frame: the positions are those nearest to it, and a chunk that
@@ -407,6 +408,7 @@ class ObservationBuffer:
             messages={name: frame.payload for name, frame in chosen.items()},
             frame_stamps_s={name: frame.stamp_s for name, frame in chosen.items()},
             positions=joints.payload,
+            joints_stamp_s=joints.stamp_s,
             instruction=self._instruction,
             stamp_s=stamp_s,
         )

@@ -110,6 +110,7 @@ class PolicyRunner:
         self._last_tick_s = -math.inf
         self.tracking = tracking or TrackingMonitor(joints, time_s=0.0)
         self._rest = Rest(stream)
+        self._start_check = start_check
         self._start_gate = StartGate(buffer, self._rest, start_check)
         self._start_at: FloatArray | None = None
         self._stop_reason = ""
@@ -266,7 +267,9 @@ class PolicyRunner:
             # Joint states that do not prove a start would be the state that the network sees.
             return
         effect_s = self.stream.lead_s + self.stream.dt_s
-        self._requests.ask(now_s, self.scheduler, self.pace, effect_s, self._instruction)
+        self._requests.ask(
+            now_s, self.scheduler, self.pace, effect_s, self._instruction, self._plausible
+        )
 
     def tick(self, now_s: float, ask: bool = True) -> Tick:
         """Advance to `now_s`; returns what to publish.
@@ -310,6 +313,12 @@ class PolicyRunner:
         self._rest.record_tick(now_s)
         self._publish_by_s = now_s + self.stream.lookahead_steps * self.stream.dt_s / 2
         return replace(tick, trajectory=trajectory)
+
+    def _plausible(self, state_s: float, positions: FloatArray) -> bool:
+        """Whether an inference may see these measured positions [n_joints]."""
+        if self._start_check is not None and not self._start_check.inside(positions):
+            return False
+        return not self.stream.active or self.tracking.plausible(state_s, positions)
 
     def _check_clock(self, now_s: float) -> Tick:
         passed_s = now_s - self._last_tick_s

@@ -19,7 +19,7 @@ from pi05_ros.executor import (
 )
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer, RoundIncomplete, Snapshot
 from pi05_ros.runner.rounds import Rounds
-from pi05_ros.types import ActionPrefix, ImageArray, JointGroup, Observation
+from pi05_ros.types import ActionPrefix, FloatArray, ImageArray, JointGroup, Observation
 
 
 class Requests:
@@ -83,6 +83,7 @@ class Requests:
         pace: PlanClock,
         reaction_s: float,
         instruction: str,
+        plausible: Callable[[float, FloatArray], bool],
     ) -> None:
         """Submit an inference if one is due and an observation can be made.
 
@@ -92,6 +93,7 @@ class Requests:
             pace: the plan's time.
             reaction_s: how long after its arrival a chunk takes effect.
             instruction: what the live chunks were predicted for.
+            plausible: whether the robot can be at positions [n_joints] at a time.
         """
         if self._executor.state is not ExecutorState.READY or pace.scale == 0:
             return
@@ -108,6 +110,8 @@ class Requests:
         except NotReady:
             return
         if snapshot.stamp_s <= self._last_observation_s:
+            return
+        if not plausible(snapshot.joints_stamp_s, snapshot.positions):
             return
         self._rounds.taken(snapshot.skew_s, now_s)
         self._last_observation_s = snapshot.stamp_s

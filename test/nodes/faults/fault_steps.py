@@ -60,4 +60,5 @@ def starts_at(peer: Peer, positions: np.ndarray) -> None:
     """
     first = peer.wait(lambda: moved(peer) and peer.trajectories[LEFT][0], "trajectory")
     near = limits().max_velocity[:7] * CONTROL_PERIOD_S
-    assert (np.abs(arrays(first)[1][0] - positions[:7]) <= near + 1e-3).all()
+    begin = arrays(first)[1][0]
+    assert (np.abs(begin - positions[:7]) <= near + 1e-3).all(), (begin, positions, peer.positions)
