@@ -124,7 +124,7 @@ def test_a_wrong_joint_state_in_motion_is_seen_by_no_inference(rig: Rig, wrong: 
     def glitch() -> None:
         rig.measured = rig.stream.commanded(rig.now_s).position
         error = wrong if next(ticks) % 4 == 0 else 0.0
-        rig.buffer.put_joints(rig.now_s, rig.measured + [error, 0.0])
+        rig.buffer.put_joints(rig.now_s, rig.measured + np.array([error, 0.0]))
 
     rig.feel = glitch  # type: ignore[method-assign]
     rig.until(lambda _: len(rig.policy.seen) > 20)
