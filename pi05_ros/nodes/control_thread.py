@@ -27,6 +27,8 @@ from pi05_ros.runner import Braking, PolicyRunner, Tick
 
 BEFORE_TICK_S = 0.002
 """No work between two ticks begins closer than this to the next tick."""
+REPEAT_BEFORE_REST_S = 0.05
+"""A braking trajectory sent later could arrive after its end, which the controller reports."""
 STOP_ANSWER_S = 0.5
 """How long `stop` waits for the first braking command."""
 
@@ -353,7 +355,8 @@ class ControlThread:
             at_s = braking.start_s + elapsed_s
             for output in outputs:
                 self.trajectories += output.send_command(stream, at_s)
-            if step and braking.trajectory is not None:
+            repeated = step and duration_s - elapsed_s > REPEAT_BEFORE_REST_S
+            if repeated and braking.trajectory is not None:
                 self._send_trajectory(runner, replace(braking, trajectory=stream.hold(at_s)))
             with self._changed:
                 for order in self._orders:

@@ -77,8 +77,6 @@ REST_TIMEOUT_S = 10.0
 EXIT_BAD_START = 2
 EXIT_DEVICE = 70
 """A device error that only a new process recovers from; the launch file starts one."""
-
-
 AT_CONFIGURE = ("scheduler.smoothing_hz",)
 """Of the parameters `scheduler.*`, those that do not change in motion."""
 
@@ -219,6 +217,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
+        self._executor = None
         self.parameters = parameters = declare(self, PolicyParameters)
         self.scheduling = declare(self, SchedulerParameters, "scheduler.")
         self.faults = declare(self, FaultParameters, "faults.")
