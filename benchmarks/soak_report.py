@@ -12,7 +12,7 @@ from soak_memory import SMALLEST_SERIES, Sample, growth
 GROWTH_LIMIT = 0.02
 """Of RSS and anonymous memory; PSS depends on which other process shares the libraries just now."""
 NAMED = 10
-"""Of a row's findings, so many are spelt out."""
+"""Findings of one row that are printed in full."""
 COUNT_LIMIT = 1
 """Threads and files more; one leaked at each configure would be a dozen."""
 

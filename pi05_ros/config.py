@@ -160,7 +160,7 @@ class SchedulerParameters:
         0.2, "time in which the motion passes to that chunk", lower=0.01, upper=2.0
     )
     guard_confirmations: int = parameter(
-        2, "so many disagreeing chunks in a row make another plan", lower=1, upper=10
+        2, "disagreeing chunks in a row that make another plan", lower=1, upper=10
     )
     blend_old_share: float = parameter(0.3, "blend: share of the old course", lower=0.0, upper=1.0)
     newest_only: list[str] = parameter(
@@ -235,7 +235,7 @@ class FaultParameters:
         upper=3600.0,
     )
     max_failures: int = parameter(
-        3, "so many failed inferences in a row deactivate the node", lower=1, upper=1000
+        3, "failed inferences in a row that deactivate the node", lower=1, upper=1000
     )
     error_after_s: float = parameter(
         1.0, "a stream that is not as it should be is a WARN, after this time an ERROR",
@@ -266,8 +266,7 @@ class FaultParameters:
     )
     start_states: int = parameter(
         5,
-        "so many successive joint states, over 0.05 s at least, must agree before a motion starts "
-        "at them",
+        "successive joint states, spanning at least 0.05 s, that must agree before a motion starts",
         lower=2,
         upper=20,
     )

@@ -15,9 +15,9 @@ class Fault:
 
     message: str
     device: bool
-    """The policy has to be loaded anew: its device failed, or its thread ended."""
+    """The policy must be loaded again: its device failed, or its thread ended."""
     sticky: bool = False
-    """The device fails until the process ends, so that loading anew needs a new process."""
+    """The device fails until the process ends: only a new process can load a policy."""
 
 
 class Watchdog:

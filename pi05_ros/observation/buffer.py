@@ -372,7 +372,7 @@ class ObservationBuffer:
             return dict(self._size_changes)
 
     def accept_sizes(self) -> None:
-        """Take the next pictures' sizes for the usual ones, and judge them anew."""
+        """Take the next images' sizes as the usual ones and clear the changes."""
         with self._lock:
             for watch in self._watches.values():
                 watch.forget_decoded()

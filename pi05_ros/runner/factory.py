@@ -83,7 +83,7 @@ def make_runner(
             joints,
             faults.start_states,
             faults.start_tolerance,
-            # A dry run may watch an arm that somebody else moves, or a bag.
+            # A dry run may watch an arm that moves by itself, or a bag.
             standing=not parameters.dry_run,
         )
         if prove_starts
