@@ -78,7 +78,8 @@ class TrackingMonitor:
         self._prior = _PRIOR * (self._delays_s - DEFAULT_DELAY_S) ** 2
         shape = (len(self._delays_s), len(joints))
         self._weight = np.zeros(len(joints))
-        self._sum, self._squares = np.zeros(shape), np.zeros(shape)
+        self._sum: FloatArray = np.zeros(shape)
+        self._squares: FloatArray = np.zeros(shape)
         self._times_s = np.empty(2 * _RING_ROWS)
         self._commands = np.empty((2 * _RING_ROWS, len(joints)))
         self._set_limits()

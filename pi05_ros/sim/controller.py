@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +21,7 @@ from pi05_ros.sim.trajectory_rules import Trajectory, TrajectoryRejected, check_
 
 __all__ = ["JointTrajectoryController", "Trajectory", "TrajectoryRejected", "check_trajectory"]
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

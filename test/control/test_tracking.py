@@ -31,7 +31,7 @@ class Arm:
     def __init__(self, delay_s: float = 0.0, lag_s: float = 0.055, seed: int = 0) -> None:
         self.now_s = 100.0
         self.blocked: tuple[int, ...] = ()
-        self.offset = np.zeros(len(JOINTS))
+        self.offset: np.ndarray = np.zeros(len(JOINTS))
         self._rng = np.random.default_rng(seed)
         self._limiter = MotionLimiter(JOINTS, DT_S)
         self._state = self._limiter.at_rest(np.zeros(len(JOINTS)))

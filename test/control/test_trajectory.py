@@ -232,7 +232,7 @@ def test_in_time_is_until_a_trajectory_leaves_the_one_before() -> None:
         away = HOME + 0.3 * (-1) ** k
         points = commands.tick(now_s, resting_at(away))
         assert commands.in_time(now_s)
-        left_s = next(t for t in np.arange(now_s, 9.0, 1e-3) if not commands.in_time(t))
+        left_s = next(t for t in np.arange(now_s, 9.0, 1e-3).tolist() if not commands.in_time(t))
         assert now_s + 0.03 <= left_s + commands.transport_s <= now_s + 0.03 + DT_S + 2e-3
         same_s, other_s = left_s + commands.transport_s - 2e-3, left_s + DT_S
         np.testing.assert_allclose(sample(points, same_s), sample(before, same_s), atol=1e-9)

@@ -26,7 +26,8 @@ class Joints:
     def __init__(self, **options: bool) -> None:
         self.controller = JointTrajectoryController(JOINTS, update_rate_hz=1 / PERIOD_S, **options)
         self.controller.hold(ZERO)
-        self.positions, self.velocities = ZERO, ZERO
+        self.positions: np.ndarray = ZERO
+        self.velocities: np.ndarray = ZERO
         self.now_s = math.nan
 
     def cycle(self, now_s: float) -> None:

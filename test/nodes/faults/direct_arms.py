@@ -24,7 +24,7 @@ class Arms:
         self.commands: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTROLLERS}
         """Controller → arrival time and the waist's command."""
         self._moving_s: float | None = None
-        self._velocities = np.zeros(7)
+        self._velocities: np.ndarray = np.zeros(7)
         self._subscriptions: dict[str, Any] = {}
         for name in CONTROLLERS:
             self.subscribe(name)
