@@ -23,6 +23,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -173,12 +174,14 @@ class Peer:
         self._triggers: dict[str, Any] = {}
         self._set_parameters: dict[str, Any] = {}
         node.create_timer(FRAME_PERIOD_S, self._publish)
+        self._closing = False
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
+        self._closing = True
         self._executor.shutdown(timeout_sec=1.0)
         self._thread.join(2.0)
         self.node.destroy_node()
@@ -268,7 +271,10 @@ class Peer:
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+            while rclpy.ok() and not self._closing:
+                # a test destroys an entity while rclpy collects its events
+                with contextlib.suppress(InvalidHandle):
+                    self._executor.spin_once(timeout_sec=0.5)
 
     def _on_status(self, message: PolicyStatus) -> None:
         self._untold[0].append(message)
