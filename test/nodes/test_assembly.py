@@ -1,25 +1,34 @@
 """Faults pinned: memory of the network before that stays on the GPU, an instruction that is looked
-at by the buffer alone, guided sampling that compiles in motion."""
+at by the buffer alone, guided sampling that compiles in motion, joints in another order."""
 
 from __future__ import annotations
 
 import gc
 import threading
 import weakref
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pi05_ros.config import PolicyParameters, SchedulerParameters
+from pi05_ros.config import (
+    CameraParameters,
+    ParameterError,
+    PolicyParameters,
+    SchedulerParameters,
+)
 from pi05_ros.nodes.assembly import (
+    check_fit,
     empty_device_cache,
     make_executor,
     release_device_memory,
     usable_instruction,
     warmup_prefixes,
 )
-from pi05_ros.types import ActionChunk, ActionPrefix, Observation
+from pi05_ros.types import ActionChunk, ActionPrefix, JointGroup, JointSpec, Observation
 
 
 class FullPolicy:
@@ -108,3 +117,27 @@ def test_a_warm_up_prefix_fits_any_horizon(horizon: int) -> None:
     policy.horizon = horizon  # type: ignore[misc]
     (prefix,) = warmup_prefixes(policy)
     assert 1 <= len(prefix.actions) <= horizon and prefix.frozen <= len(prefix.actions)
+
+
+def fitting(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    policy: Any = SimpleNamespace(
+        state_dim=len(names), action_dim=len(names), cameras=("top",), joint_names=tuple(known)
+    )
+    joints = JointGroup([JointSpec(name, -1.0, 1.0, 1.0, 1.0) for name in names])
+    return check_fit(policy, joints, {"top": CameraParameters()})
+
+
+def test_joints_in_another_order_than_the_policys_are_refused() -> None:
+    """Fault: the reversed order is configured, and the wrong joints move."""
+    assert fitting(["waist", "elbow", "wrist"], ["waist", "elbow", "wrist"]) == []
+    with pytest.raises(ParameterError, match=r"'wrist' is at place 1, .* has it at place 3"):
+        fitting(["wrist", "elbow", "waist"], ["waist", "elbow", "wrist"])
+    with pytest.raises(ParameterError, match="'elbow' is at place 3"):
+        fitting(["a", "b", "elbow"], ["waist", "elbow", "wrist"])
+
+
+def test_joints_of_other_names_are_a_warning() -> None:
+    """Their order cannot be checked; a policy without names has nothing to compare with."""
+    (warning,) = fitting(["j1", "elbow", "j3"], ["waist", "elbow", "wrist"])
+    assert "j1 is waist, j3 is wrist" in warning
+    assert fitting(["j1", "j2"], []) == []
