@@ -369,10 +369,11 @@ def test_missed_ticks_are_skipped(node: Node) -> None:
     runner = FakeRunner(note)
     control = make(node, runner)
     control.start()
-    wait(lambda: len(times_s) > 5)
+    wait(lambda: len(times_s) > 12)
     control.end()
     control.tear_down()
-    assert min(np.diff(times_s)) > DT_S / 10
+    # a burst would make up for the 15 ticks that the stall of 0.3 s covers
+    assert len(times_s) <= (times_s[-1] - times_s[0] - 0.3) / DT_S + 3
 
 
 def test_end_waits_for_the_tick_under_way(node: Node) -> None:
