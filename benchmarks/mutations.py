@@ -230,7 +230,7 @@ MUTATIONS = (
                     "test/test_runner_start.py")),
     mutation(23, "a signal ends the process at once", "nodes/spinning.py",
              "                brake()", "                pass",
-             tests=(SIGNALS + "a_signal_brakes_before_the_process_ends[Signals.SIGTERM-True]",
+             tests=(SIGNALS + "a_signal_brakes_before_the_process_ends",
                     "test/nodes/test_spinning.py::"
                     "test_a_signal_brakes_before_anything_is_shut_down")),
     mutation(24, "any number of publishers", "nodes/publisher_watch.py",
