@@ -129,3 +129,22 @@ def test_the_widest_state_leaves_the_least_room(long_tokenizer: PromptTokenizer)
     widest = len(long_tokenizer._token_ids(pi05_prompt("", [long_tokenizer.widest_state] * 14)))
     for value in np.linspace(-1.1, 1.1, 300):
         assert len(long_tokenizer._token_ids(pi05_prompt("", [value] * 14))) <= widest
+
+
+def anonymous_mb() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+def test_prompts_leave_no_memory_behind(long_tokenizer: PromptTokenizer) -> None:
+    """Fault: 3 kB for each state, as a word that the tokenizer keeps."""
+    rng = np.random.default_rng(0)
+
+    def encode(times: int) -> None:
+        for _ in range(times):
+            long_tokenizer.encode(pi05_prompt("wave", rng.uniform(-1, 1, 14)))
+
+    encode(100)
+    before_mb = anonymous_mb()
+    encode(2000)
+    assert anonymous_mb() - before_mb < 2.0
