@@ -89,8 +89,9 @@ class PromptTokenizer:
         # A prompt without blanks to split at is one word for the tokenizer, which keeps 10,000 of
         # them: 31 MB of prompts that never come again.
         model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        if hasattr(model, "_resize_cache"):
-            model._resize_cache(0)
+        resize_cache = getattr(model, "_resize_cache", None)
+        if resize_cache is not None:
+            resize_cache(0)
         # transformers sets truncation and padding on the shared Rust object in every call
         self._lock = threading.Lock()
 
