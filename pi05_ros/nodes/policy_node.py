@@ -303,7 +303,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
             and time.monotonic() - busy_since_s > self.faults.hang_timeout_s
         )
         timeout_s = EXIT_TIMEOUT_S if self._closing else STOP_TIMEOUT_S
-        if not executor.stop(0.0 if loads or hangs else timeout_s):
+        if not executor.stop(0.0 if loads or hangs else timeout_s) and not self._closing:
             self.get_logger().error(
                 "the policy does not return; its thread and memory are left behind, restart the "
                 "process to be rid of them"
