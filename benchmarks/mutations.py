@@ -48,7 +48,6 @@ def mutation(
 INPUTS = "test/nodes/faults/test_fault_inputs.py::test_"
 MOTION = "test/nodes/faults/test_fault_motion.py::test_"
 DIRECT = "test/nodes/faults/test_fault_direct.py::test_"
-SIGNALS = "test/nodes/faults/test_fault_signals.py::test_"
 POLICY = "test/nodes/faults/test_fault_policy.py::test_"
 BUFFER = "test/observation/test_buffer.py::test_"
 MUTATIONS = (
@@ -230,7 +229,8 @@ MUTATIONS = (
                     "test/test_runner_start.py")),
     mutation(23, "a signal ends the process at once", "nodes/spinning.py",
              "                brake()", "                pass",
-             tests=SIGNALS + "a_signal_brakes_before_the_process_ends"),
+             tests="test/nodes/test_spinning.py::"
+                   "test_a_signal_brakes_before_anything_is_shut_down"),
     mutation(24, "any number of publishers", "nodes/publisher_watch.py",
              "            if self._node.count_publishers(topic) < 2:", "            if True:",
              tests=(DIRECT + "a_second_publisher_stops_the_motion",

@@ -23,6 +23,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from pi05_ros.config import ParameterError
+from pi05_ros.nodes import spinning
 from pi05_ros.nodes.spinning import spin_until_interrupted
 
 
@@ -72,9 +73,12 @@ def test_bad_parameters_are_told_without_a_traceback(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_brakes_before_anything_is_shut_down(number: signal.Signals) -> None:
+def test_a_signal_brakes_before_anything_is_shut_down(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also while the main thread is inside a callback that does not return for a while."""
     seen: list[Any] = []
+    monkeypatch.setattr(spinning, "GRACE_S", 60.0)
 
     class Arm(Ticking):
         def brake(self) -> None:
