@@ -73,7 +73,7 @@ class TrajectoryCheck:
         )
 
     def _continues(self, before: Points, after: Points, starts: bool) -> bool:
-        """Whether the motion of `before` goes on in `after`, or a new one starts at rest."""
+        """Whether the motion of `before` continues in `after`, or a new one starts at rest."""
         steps = (after.stamp_s - before.stamp_s) / self._dt_s
         last = len(before.positions) - 1
         if steps > last:

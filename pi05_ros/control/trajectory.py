@@ -107,9 +107,9 @@ class CommandStream:
     lead_s - T at most, nor after n messages in a row are lost if n·dt_s + delay + T <= lead_s.
     `in_time` and `retract` keep a message that the sender itself delayed from going out.
 
-    A motion that starts anew where the controllers' command is not known begins at rest at the
-    measured positions at its first t_k: there a controller that interpolates from its desired state
-    has until then to move to them.
+    Where the controllers' command is not known, a new motion begins at its first t_k, at rest at
+    the measured positions. A controller that interpolates from its desired state has until then to
+    move to them.
 
     Not thread safe, but `commanded` and `rest_time_s` may be read by other threads.
     """

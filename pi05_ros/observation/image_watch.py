@@ -16,7 +16,7 @@ SAMPLE_STEP = 509
 """Bytes between two compared ones. A prime, so that rows and channels are hit at all offsets."""
 
 COLOUR_SAMPLES = 32
-"""Compared pixels in both directions, where the image has so many."""
+"""Compared pixels in each direction; fewer in a smaller image."""
 
 COLOUR_SPREAD = 1
 """Grey values between the least and the largest of one channel in an image of one colour."""

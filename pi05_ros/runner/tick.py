@@ -15,7 +15,7 @@ class Braking:
 
     trajectory: TrajectoryPoints | None
     """For controllers that take trajectories. None if they have it already: after a clock jump the
-    tail of the last trajectory brakes, and a braking that is under way goes on."""
+    tail of the last trajectory brakes, and a braking under way continues."""
     start_s: float
     """Where the motion is at this moment, on the stream's clock."""
     rest_s: float
