@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,7 +45,10 @@ def test_resizes_as_openpi(name: str) -> None:
     got = prepare_image(picture(name), 224, "openpi")
     expected = picture(f"{name}_openpi").astype(np.float64) / 255 * 2 - 1
     np.testing.assert_allclose(got.permute(1, 2, 0).numpy(), expected, atol=2 / 255 + 1e-6)
-    assert np.isclose(got.permute(1, 2, 0).numpy(), expected, atol=1e-6).mean() > 0.999
+    # The expected images are of Pillow 13. Pillow 10 to 12, the newest for Python 3.10, give
+    # another byte in 7.5 % of the tall one.
+    share = 0.999 if int(PIL.__version__.split(".")[0]) >= 13 else 0.92
+    assert np.isclose(got.permute(1, 2, 0).numpy(), expected, atol=1e-6).mean() > share
 
 
 @pytest.mark.parametrize("convention", ["lerobot", "openpi"])
