@@ -109,7 +109,7 @@ class TransitionExecutor(SingleThreadedExecutor):
 class Signals:
     """Calls a function on a thread of its own at SIGINT, SIGTERM or SIGHUP.
 
-    rclpy's own handler shuts the middleware down before anybody can brake, and Python's run only
+    rclpy's own handler shuts the middleware down before the arms can brake, and Python's run only
     when the main thread returns from C code. A byte through a socket wakes this thread at once.
     """
 

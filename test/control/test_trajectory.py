@@ -186,7 +186,7 @@ def at_rest_after_a_motion() -> tuple[CommandStream, FloatArray]:
 
 
 def test_a_start_near_the_last_rest_continues_it_without_a_step() -> None:
-    """Gravity keeps the measured joints off what the controller commands and goes on commanding.
+    """Gravity keeps the measured joints off what the controller still commands.
 
     Pins: a step of the command, by that difference, at each resume.
     """

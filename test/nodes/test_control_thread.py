@@ -29,7 +29,7 @@ JOINTS = JointGroup([JointSpec(name, -9, 9, 2.0, 10.0) for name in ("a", "b")])
 
 
 class FakeRunner:
-    """Moves both joints at full speed, or answers a tick as it is told."""
+    """Moves both joints at full speed; with an `answer`, a tick returns or raises that."""
 
     def __init__(self, answer: Any = None) -> None:
         self.answer = answer
@@ -37,7 +37,6 @@ class FakeRunner:
         self.stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S), DT_S)
         self.stopped = False
         self.log: list[str] = []
-        self.period_s = DT_S
 
     def activate(self) -> None:
         self.log.append("activate")
