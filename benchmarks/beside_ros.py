@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from pi05_ros.evaluation.demo_record import DemoRecord
-from pi05_ros.nodes.demo_client import DemoClient
-from pi05_ros.nodes.demo_processes import DemoProcesses
-from pi05_ros.nodes.environment import prepare
+from pi05_lab.demo.client import DemoClient
+from pi05_lab.demo.processes import DemoProcesses
+from pi05_lab.demo.report import DemoRecord
+from pi05_ros.nodes.main import prepare
 from pi05_ros.nodes.ros_domain import use_own_domain
 
 STARTUP_S = 90.0

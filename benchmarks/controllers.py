@@ -4,7 +4,7 @@
 
 Every stream is one run of 2.2 s: ticks at 50 Hz with jitter, others between them, targets that
 jump, vanish and turn NaN, a stop, and a start at the measured positions. The controller is
-`pi05_ros.sim.controller`; what it commands is measured at its own rate. A cell counts the streams
+`pi05_lab.sim.controller`; what it commands is measured at its own rate. A cell counts the streams
 beyond the velocity and beyond the acceleration limits, and gives the largest shares of these.
 """
 
@@ -20,9 +20,9 @@ from functools import partial
 
 import numpy as np
 
+from pi05_lab.sim.controller import JointTrajectoryController, Trajectory, TrajectoryRejected
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
-from pi05_ros.sim.controller import JointTrajectoryController, Trajectory, TrajectoryRejected
 from pi05_ros.types import FloatArray, JointGroup, JointSpec
 
 JOINTS = JointGroup(

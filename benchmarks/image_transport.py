@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pi05_ros.nodes.environment import prepare, share_directory
+from pi05_ros.nodes.main import prepare, share_directory
 from pi05_ros.nodes.ros_domain import use_own_domain
 
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")

@@ -20,7 +20,7 @@ import numpy as np
 
 from pi05_ros.control import CommandStream, TrajectoryPoints
 from pi05_ros.control.limits import MotionLimiter, MotionState
-from pi05_ros.evaluation.robot_config import RobotConfig, read_robot_config
+from pi05_ros.robot_config import RobotConfig, read_robot_config
 from pi05_ros.types import FloatArray
 
 PARAMS_FILE = Path(__file__).parents[1] / "config" / "aloha.yaml"

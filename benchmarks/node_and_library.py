@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pi05_ros.evaluation.agents import make_agent
-from pi05_ros.evaluation.closed_loop import ClosedLoop, Settings, reset_to_start
-from pi05_ros.evaluation.closed_loop_summary import Rate
-from pi05_ros.evaluation.demo_record import DemoRecord
-from pi05_ros.evaluation.robot_config import read_robot_config
-from pi05_ros.evaluation.trials import Trial, chosen_tasks, plan_trials, spread
-from pi05_ros.nodes.demo_client import DemoClient
-from pi05_ros.nodes.demo_processes import DemoProcesses
-from pi05_ros.nodes.environment import prepare
+from pi05_lab.demo.client import DemoClient
+from pi05_lab.demo.processes import DemoProcesses
+from pi05_lab.demo.report import DemoRecord
+from pi05_lab.evaluation.closed_loop.agents import make_agent
+from pi05_lab.evaluation.closed_loop.episode import ClosedLoop, Settings, reset_to_start
+from pi05_lab.evaluation.closed_loop.summary import Rate
+from pi05_lab.evaluation.closed_loop.trials import Trial, chosen_tasks, plan_trials, spread
+from pi05_lab.sim.arms import SimulatedAloha
+from pi05_lab.sim.judge import Judge
+from pi05_lab.sim.tasks import VERBS
+from pi05_ros.nodes.main import prepare
 from pi05_ros.nodes.ros_domain import use_own_domain
-from pi05_ros.sim.arms import SimulatedAloha
-from pi05_ros.sim.judge import Judge
-from pi05_ros.sim.tasks import VERBS
+from pi05_ros.robot_config import read_robot_config
 
 STARTUP_S = 90.0
 

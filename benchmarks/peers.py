@@ -45,10 +45,9 @@ def ours(
     directory: Path, device: torch.device, dtype: torch.dtype, given: dict[str, torch.Tensor]
 ) -> Callable[[], torch.Tensor]:
     from pi05_ros.policy.checkpoint import load_model
-    from pi05_ros.policy.execution import make_sampler
+    from pi05_ros.policy.inference import SampleInputs, make_sampler
+    from pi05_ros.policy.model import unmarked
     from pi05_ros.policy.prompt import Tokens
-    from pi05_ros.policy.sampler import SampleInputs
-    from pi05_ros.policy.stopwatch import unmarked
 
     sampler = make_sampler(load_model(directory, device, dtype), 10, "auto", cameras=3)
     ids, mask = given["tokens"][0].cpu().numpy(), given["mask"][0].cpu().numpy()

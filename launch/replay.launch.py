@@ -24,8 +24,9 @@ from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.parameter_descriptions import ParameterValue
 
+from pi05_lab.evaluation.open_loop.replay import plan_replay
 from pi05_ros.nodes.launch_actions import Ending, refuse
-from pi05_ros.nodes.launch_checks import BOOLEANS, LaunchFaults, plan_replay
+from pi05_ros.nodes.launch_checks import BOOLEANS, LaunchFaults
 
 SHARE = get_package_share_directory("pi05_ros")
 

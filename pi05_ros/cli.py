@@ -1,65 +1,200 @@
-"""`pi05`: the package's command line. A command's module is imported when it is chosen."""
+"""`pi05`: the command line. The chosen command's module is imported, and no other."""
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib
+import inspect
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import typer
+from rich.console import Console
 
 from pi05_ros import __version__
 
-COMMANDS = {
-    "demo": (
-        "pi05_ros.nodes.demo_command",
-        "a simulated ALOHA, the policy node, an instruction, motion",
-    ),
-    "check": (
-        "pi05_ros.policy.check_command",
-        "what a checkpoint is, and whether it runs with a robot",
-    ),
-    "record": (
-        "pi05_ros.recording.command",
-        "demonstrations of the scripted experts as a LeRobot data set or as bags",
-    ),
-    "dagger": (
-        "pi05_ros.evaluation.dagger_command",
-        "states that a policy gets itself into, labelled by the experts",
-    ),
-    "train": ("pi05_ros.training.command", "recordings become a checkpoint"),
-    "bench": (
-        "pi05_ros.evaluation.bench_command",
-        "chunk schedulers by delay; a chunk's time by stage",
-    ),
-    "evaluate": (
-        "pi05_ros.evaluation.offline_command",
-        "a policy on recorded bags or data sets, open loop: report and figures",
-    ),
-    "sim-eval": (
-        "pi05_ros.evaluation.closed_loop_command",
-        "closed-loop success of a policy in the simulator",
-    ),
-}
-"""Name → module with `add_arguments(parser)` and `run(options) -> exit code`, and a summary."""
+ENTRY_POINTS = "pi05_ros.commands"
+"""Group of the entry points by which other packages add commands: each is a list of `Command`s."""
+
+
+class Command(NamedTuple):
+    """One command, described without importing it."""
+
+    name: str
+    """`train`, or with its group `bench latency`."""
+    summary: str
+    """One line of `pi05 --help`."""
+    panel: str
+    """Heading of the command in `pi05 --help`."""
+    target: str
+    """`module:function`. The function's parameters are typer's; it returns the exit code."""
+    extra: str = ""
+    """The extras of pi05_ros that bring what the command needs: `sim,eval`."""
+    group_summary: str = ""
+    """The line of the group in `pi05 --help`, for a command in a group."""
+
+
+COMMANDS = (
+    Command("check", "Check a checkpoint, and whether it runs with a robot", "Robot",
+            "pi05_ros.check:check"),
+)  # fmt: skip
+
+
+class CommandError(Exception):
+    """Ends a command with one line: what happened, where, what to do."""
+
+
+def all_commands() -> dict[str, Command]:
+    """Name → command: the runtime's own, then those of the installed packages."""
+    found = list(COMMANDS)
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        found.extend(entry.load())
+    return {command.name: command for command in found}
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; the process's exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
-    parser = argparse.ArgumentParser(
-        prog="pi05",
-        description="π0.5 on a ROS 2 robot",
-        epilog="commands: "
-        + "; ".join(f"{name}: {about}" for name, (_, about) in COMMANDS.items()),
+    commands = all_commands()
+    chosen = _chosen(arguments, commands)
+    if chosen and hasattr(
+        importlib.import_module(chosen.target.partition(":")[0]), "add_arguments"
+    ):
+        return _run_argparse(chosen, arguments)
+    app = _make_typer("pi05", "π0.5 on a ROS 2 robot.")
+    app.callback()(_options)
+    groups: dict[str, typer.Typer] = {}
+    for command in commands.values():
+        function = _load(command) if command is chosen else _unloaded
+        if command is chosen:
+            count = len(command.name.split())
+            arguments[count:] = _repeat_options(arguments[count:], function)
+        *parent, name = command.name.split()
+        if parent and parent[0] not in groups:
+            group = groups[parent[0]] = _make_typer(parent[0], command.group_summary)
+            app.add_typer(group, name=parent[0], rich_help_panel=command.panel)
+        (groups[parent[0]] if parent else app).command(
+            name, help=command.summary, rich_help_panel=None if parent else command.panel
+        )(function)
+    try:
+        app(arguments, prog_name="pi05")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0
+
+
+def _run_argparse(command: Command, arguments: Sequence[str]) -> int:
+    import argparse
+
+    module = importlib.import_module(command.target.partition(":")[0])
+    parser = argparse.ArgumentParser(prog=f"pi05 {command.name}", description=command.summary)
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(arguments[len(command.name.split()) :])))
+
+
+def _make_typer(name: str, summary: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=summary,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     )
-    parser.add_argument("--version", action="version", version=f"pi05_ros {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="command")
-    name = parser.parse_args(arguments[:1]).command
-    module_name, about = COMMANDS[name]
-    module = importlib.import_module(module_name)
-    command = argparse.ArgumentParser(prog=f"pi05 {name}", description=about)
-    module.add_arguments(command)
-    return int(module.run(command.parse_args(arguments[1:])))
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _show_version(on),
+                           help="Show the version and exit.")
+    ] = False,
+) -> None:  # fmt: skip
+    pass
+
+
+def _show_version(requested: bool) -> None:
+    if requested:
+        print(f"pi05_ros {__version__}")
+        raise typer.Exit()
+
+
+def _unloaded() -> None:
+    """Stands for the commands that are not chosen."""
+
+
+def _chosen(arguments: Sequence[str], commands: Mapping[str, Command]) -> Command | None:
+    """The command that is called; for shell completion it is in the words typed so far."""
+    completing = "_PI05_COMPLETE" in os.environ
+    words = os.environ.get("COMP_WORDS", "").split()[1:] if completing else arguments
+    return commands.get(" ".join(words[:1])) or commands.get(" ".join(words[:2]))
+
+
+def _load(command: Command) -> Callable[..., None]:
+    """The command's function, which ends with an exit code and one line for an error.
+
+    Raises:
+        SystemExit: the command needs a package that is not installed.
+    """
+    module_name, _, name = command.target.partition(":")
+    try:
+        function: Callable[..., int] = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise SystemExit(_missing(command, error)) from None
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            code = function(*args, **options)
+        except CommandError as error:
+            Console(stderr=True).print(
+                str(error), style="bold red", markup=False, highlight=False, soft_wrap=True
+            )
+            code = 1
+        except ModuleNotFoundError as error:
+            print(_missing(command, error), file=sys.stderr)
+            code = 1
+        raise typer.Exit(code)
+
+    return run
+
+
+def _missing(command: Command, error: ModuleNotFoundError) -> str:
+    ours = str(error.name).split(".")[0] in ("pi05_ros", "pi05_lab")
+    if ours or not command.extra:
+        raise error
+    return f"pi05 {command.name} needs {error.name}: pip install 'pi05_ros[{command.extra}]'"
+
+
+def _repeat_options(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """`--tasks touch pick` → `--tasks touch --tasks pick`: options of list type take several."""
+    several = set(_list_options(function))
+    repeated: list[str] = []
+    option = ""
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            return [*repeated, *arguments[index:]]
+        if argument.startswith("-"):
+            option = argument if argument in several else ""
+            follows = arguments[index + 1 : index + 2]
+            if not option or not follows or follows[0].startswith("--"):
+                repeated.append(argument)
+        elif option:
+            repeated += [option, argument]
+        else:
+            repeated.append(argument)
+    return repeated
+
+
+def _list_options(function: Callable[..., Any]) -> Iterator[str]:
+    hints = get_type_hints(function, include_extras=True)
+    for name in inspect.signature(function).parameters:
+        kind, *extra = get_args(hints[name]) if get_origin(hints[name]) is Annotated else [None]
+        for info in extra:
+            if isinstance(info, typer.models.OptionInfo) and get_origin(kind) is list:
+                declared = [text for text in info.param_decls or () if text.startswith("-")]
+                yield from declared or [f"--{name.replace('_', '-')}"]
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pi05_ros.control.approach import FIRST_COMMANDS
-from pi05_ros.control.ensemble import Guard
-from pi05_ros.control.replan import REPLAN_MODES, Replan
-from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, make_scheduler
+from pi05_ros.control.chunks import REPLAN_MODES, Replan
+from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, Guard, make_scheduler
+from pi05_ros.control.speed import FIRST_COMMANDS
 from pi05_ros.topic_checks import camera_topic, controller_topic
 from pi05_ros.types import JointGroup, JointSpec
 

@@ -60,7 +60,7 @@ def test_nodes_without_an_installation_say_so(tmp_path: Path) -> None:
     env = {**os.environ, "AMENT_PREFIX_PATH": str(tmp_path)}
     code = (
         "import sys; sys.prefix = '/nowhere';"
-        "from pi05_ros.nodes.environment import share_directory; share_directory()"
+        "from pi05_ros.nodes.main import share_directory; share_directory()"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert found.returncode == 1

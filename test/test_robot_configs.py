@@ -18,7 +18,7 @@ from pi05_ros.config import (
     controller_columns,
     joint_group,
 )
-from pi05_ros.policy.robot_description import read_description
+from pi05_ros.policy.robots import read_description
 
 CONFIG = Path(__file__).parents[1] / "config"
 

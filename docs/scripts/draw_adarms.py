@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from pi05_ros.policy.checkpoint import load_model
-from pi05_ros.policy.hub import checkpoint_folder
+from pi05_ros.policy.checkpoint import checkpoint_folder, load_model
 from pi05_ros.policy.model import Pi0
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from pi05_ros.policy.checkpoint import checkpoint_folder
 from pi05_ros.policy.config import PolicyConfig, read_config
-from pi05_ros.policy.hub import checkpoint_folder
 from pi05_ros.policy.model import Pi0
 
 ONCE, STEPS, INPUT = "#d6e8f7", "#fde3c8", "#eeeeee"

@@ -14,10 +14,9 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from pi05_ros.policy.checkpoint import checkpoint_folder
 from pi05_ros.policy.config import PolicyConfig, read_config
-from pi05_ros.policy.gemma import block_mask
-from pi05_ros.policy.hub import checkpoint_folder
-from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.model import Pi0, block_mask
 
 
 def draw(config: PolicyConfig, tokens: int, masked: str | None, path: Path) -> None:

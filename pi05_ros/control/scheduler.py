@@ -1,22 +1,198 @@
-"""Which action, when: the methods by which overlapping chunks become one course of targets."""
+"""Which action, when: the methods by which overlapping chunks become one course of targets.
+
+Temporal ensembling, with a guard against averaging two plans.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pi05_ros.control.chunks import (
     TIME_TOLERANCE_S,
     BoolArray,
     ChunkScheduler,
     LiveChunk,
+    Replan,
     SchedulerStatistics,
 )
-from pi05_ros.control.ensemble import Guard, TemporalEnsembleScheduler
-from pi05_ros.control.replan import Replan
-from pi05_ros.types import ActionChunk
+from pi05_ros.types import ActionChunk, FloatArray
+
+_CROSSOVER_POINTS = 33
+"""Points that the outgoing course is kept at; their number bounds the cost, not the accuracy."""
+_GUARD_SHARES = np.linspace(0.0, 1.0, 6)
+"""Where in the common time two plans are compared: a handful of points tells them apart."""
+
+
+@functools.lru_cache(maxsize=256)
+def _guard_steps(first: int, last: int) -> NDArray[np.intp]:
+    """[6] steps from the first to the last."""
+    return (first + (last - first) * _GUARD_SHARES).astype(np.intp)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When chunks count as two plans, and how fast the newest one takes over."""
+
+    disagreement: float = 0.0
+    """rad or m: the largest joint's RMS difference over the common time; 0 averages always."""
+    crossover_s: float = 0.2
+    """The newest plan alone is followed after this time."""
+    confirmations: int = 2
+    """So many chunks in a row must disagree; those before the last one are left out. More than 1
+    keeps to a plan while the policy cannot decide between two, and reacts by as many chunks later.
+    It is not waited for when less than `crossover_s` of the plan is left."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.disagreement) and self.disagreement >= 0):
+            raise ValueError(f"guard disagreement must be finite, >= 0, got {self.disagreement}")
+        if not (math.isfinite(self.crossover_s) and self.crossover_s > 0):
+            raise ValueError(f"guard crossover_s must be finite and > 0, got {self.crossover_s}")
+        if self.confirmations < 1:
+            raise ValueError(f"guard confirmations must be >= 1, got {self.confirmations}")
+
+
+class TemporalEnsembleScheduler(ChunkScheduler):
+    """The weighted mean of all predictions for a time (ACT, arXiv 2304.13705, section 4.2).
+
+    The i-th oldest of the chunks that reach the time weighs exp(-m·i), or with `newest_first` the
+    i-th newest; the grippers come from the newest, since a mean of open and closed is a command
+    that no chunk asked for.
+
+    A chunk that disagrees with the mean of the others by more than the guard allows is another
+    plan, and the mean of two plans may lead into what both avoid. Confirmed, it replaces the
+    others, and the motion passes from the course before to the new one within `crossover_s`.
+    """
+
+    def __init__(
+        self,
+        gripper: Sequence[bool] | BoolArray,
+        *,
+        m: float = 0.01,
+        newest_first: bool = False,
+        max_chunks: int = 32,
+        guard: Guard | None = None,
+        replan: Replan | None = None,
+    ) -> None:
+        if not math.isfinite(m):
+            raise ValueError(f"m must be finite, got {m}")
+        super().__init__(gripper, max_chunks, replan)
+        self._m = m
+        self._newest_first = newest_first
+        self._guard = guard or Guard()
+        self._cached_weights = np.empty(0)
+        self._doubts = 0
+        self._outgoing: tuple[FloatArray, FloatArray] | None = None
+        """Times [n] of a crossover and the course [n, n_joints] that it leaves."""
+
+    def targets(self, times_s: FloatArray) -> FloatArray | None:
+        merged = super().targets(times_s)
+        if merged is None or self._outgoing is None:
+            return merged
+        outgoing_s, course = self._outgoing
+        times_s = np.asarray(times_s, dtype=np.float64)
+        if times_s[0] >= outgoing_s[-1]:
+            return merged
+        share = np.clip((times_s - outgoing_s[0]) / (outgoing_s[-1] - outgoing_s[0]), 0.0, 1.0)
+        # smoothstep: the velocity is continuous at both ends
+        share = (share * share * (3.0 - 2.0 * share))[:, None]
+        left = np.stack([np.interp(times_s, outgoing_s, joint) for joint in course.T], axis=1)
+        crossed = merged * share + left * (1.0 - share)
+        crossed[:, self._gripper] = merged[:, self._gripper]
+        return np.asarray(crossed)
+
+    def stamp_s(self, time_s: float) -> float:
+        if not self._chunks:
+            return -math.inf
+        _, exists = self._predictions(np.array([time_s]))
+        weights = self._weights(len(self._chunks)) if exists is None else self._shares(exists)[:, 0]
+        return float(weights @ np.array([chunk.stamp_s for chunk in self._chunks]))
+
+    def clear(self) -> None:
+        super().clear()
+        self._outgoing = None
+        self._doubts = 0
+
+    def _joined(
+        self, earlier: list[LiveChunk], live: LiveChunk, now_s: float
+    ) -> list[LiveChunk] | None:
+        guard = self._guard
+        if not (guard.disagreement > 0 and earlier and self._disagrees(live, now_s)):
+            self._doubts = 0
+            return [*earlier, live]
+        self._doubts += 1
+        if self._doubts < guard.confirmations and self.remaining_s(now_s) > guard.crossover_s:
+            return None
+        times_s = now_s + np.linspace(0.0, guard.crossover_s, _CROSSOVER_POINTS)
+        course = self.targets(times_s)
+        assert course is not None
+        self._outgoing = (times_s, course)
+        self._doubts = 0
+        self.statistics.crossovers += 1
+        return [live]
+
+    def _disagrees(self, live: LiveChunk, now_s: float) -> bool:
+        """Whether a chunk is another plan than the mean of those before it.
+
+        Compared at a few of its steps with the others' nearest ones, since it runs at each arrival.
+        """
+        first = max(0, math.ceil((now_s - live.start_s) / live.dt_s))
+        end_s = max(chunk.end_s for chunk in self._chunks)
+        last = min(len(live.actions) - 1, math.floor((end_s - live.start_s) / live.dt_s))
+        if last < first:
+            return False
+        steps = _guard_steps(first, last)
+        elapsed_s = (live.start_s + live.dt_s * steps) - self._starts_s
+        nearest = np.rint(elapsed_s * self._rates_hz)
+        inside = np.minimum(np.maximum(nearest, 0.0), self._lasts)
+        others = self._actions.take(inside.astype(np.intp) + self._firsts, axis=0)
+        reach = nearest == inside
+        shares = reach / np.maximum(np.add.reduce(reach, axis=0), 1.0)
+        course = (shares.T[:, None] @ others.swapaxes(0, 1))[:, 0]
+        difference = course - live.actions.take(steps, axis=0)
+        difference *= difference
+        worst = np.add.reduce(difference, axis=0)
+        worst[self._gripper] = 0.0
+        return bool(np.maximum.reduce(worst) > self._guard.disagreement**2 * len(steps))
+
+    def _merge(self, predictions: FloatArray, exists: BoolArray | None) -> FloatArray:
+        if exists is None:
+            count = len(predictions)
+            merged = self._weights(count) @ predictions.reshape(count, -1)
+            merged = merged.reshape(predictions.shape[1:])
+            latest = predictions[-1]
+        else:
+            merged = (self._shares(exists)[..., None] * predictions).sum(axis=0)
+            newest = len(exists) - 1 - np.argmax(exists[::-1], axis=0)
+            latest = predictions[newest, np.arange(len(newest))]
+        np.copyto(merged, latest, where=self._gripper)
+        return np.asarray(merged)
+
+    def _shares(self, exists: BoolArray) -> FloatArray:
+        """[n_chunks, n] weights; at each time only the chunks that reach it are ranked."""
+        counts = np.cumsum(exists, axis=0)
+        rank = counts[-1] - counts if self._newest_first else counts - 1
+        shares = np.where(exists, self._exponentials(rank, counts[-1]), 0.0)
+        return np.asarray(shares / shares.sum(axis=0))
+
+    def _weights(self, count: int) -> FloatArray:
+        """[count] normalised, oldest first, where all chunks reach."""
+        if len(self._cached_weights) != count:
+            rank = np.arange(count)
+            weights = self._exponentials(rank[::-1] if self._newest_first else rank, count)
+            self._cached_weights = weights / weights.sum()
+        return self._cached_weights
+
+    def _exponentials(self, rank: NDArray[np.intp], count: NDArray[np.intp] | int) -> FloatArray:
+        """exp(-m·rank) with the largest scaled to 1, so that no m overflows."""
+        largest = np.maximum(0.0, -self._m * (np.asarray(count) - 1.0))
+        return np.asarray(np.exp(np.minimum(-self._m * rank - largest, 0.0)))
+
 
 __all__ = [
     "SCHEDULERS",

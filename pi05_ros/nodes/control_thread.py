@@ -3,6 +3,8 @@
 Control ticks, the messages between them and all braking run on this one thread. Other threads set
 an order (stop, end) and wait for its effect; nothing else sends a command. Images, services, status
 messages and the middleware's bookkeeping run on rclpy's thread and do not delay a tick.
+
+How punctual the control timer is.
 """
 
 from __future__ import annotations
@@ -18,12 +20,49 @@ from dataclasses import dataclass, field, replace
 from rclpy.node import Node
 from rclpy.timer import Timer
 
+from pi05_ros.control.braking import Braking
+from pi05_ros.control.latency import LatencySummary, LatencyTracker
 from pi05_ros.executor import ExecutorState, Fault
 from pi05_ros.msg import ActionChunk
 from pi05_ros.nodes.messages import chunk_message
 from pi05_ros.nodes.outputs import Output
-from pi05_ros.nodes.tick_times import TickTimes
-from pi05_ros.runner import Braking, PolicyRunner, Tick
+from pi05_ros.runner import PolicyRunner, Tick
+
+RATE_TICKS = 251
+"""Ticks that the measured control rate is taken over."""
+
+
+class TickTimes:
+    """Rate and jitter of a timer, by time.monotonic."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self._jitter = LatencyTracker()
+        self._times_s: deque[float] = deque(maxlen=RATE_TICKS)
+
+    def mark(self, period_s: float) -> None:
+        """A tick; the one before should have been `period_s` ago."""
+        now_s = time.monotonic()
+        if self._times_s:
+            self._jitter.add(abs(now_s - self._times_s[-1] - period_s))
+        self._times_s.append(now_s)
+        self.ticks += 1
+
+    def pause(self) -> None:
+        """The timer stood until now."""
+        self._times_s.clear()
+
+    @property
+    def rate_hz(self) -> float:
+        """Over the last ticks; 0 before the second one."""
+        times_s = self._times_s
+        span_s = times_s[-1] - times_s[0] if len(times_s) > 1 else 0.0
+        return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
+
+    def jitter(self) -> LatencySummary | None:
+        """|interval - period|; None before the second tick."""
+        return self._jitter.summary()
+
 
 BEFORE_TICK_S = 0.002
 """No work between two ticks begins closer than this to the next tick."""

@@ -14,6 +14,7 @@ from std_msgs.msg import String
 
 from pi05_ros.config import CameraParameters
 from pi05_ros.nodes.assembly import ImageType
+from pi05_ros.nodes.graph_watch import QosWatch
 from pi05_ros.nodes.messages import (
     IMAGE_QOS,
     INSTRUCTION_QOS,
@@ -23,7 +24,6 @@ from pi05_ros.nodes.messages import (
     serialized_stamp_s,
     to_seconds,
 )
-from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.observation.buffer import ObservationBuffer
 from pi05_ros.observation.decode import decode_joint_state
 

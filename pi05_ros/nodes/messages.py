@@ -20,7 +20,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from pi05_ros import types
 from pi05_ros.msg import ActionChunk
-from pi05_ros.observation.serialized import read_in_place
+from pi05_ros.observation.decode import read_in_place
 from pi05_ros.types import FloatArray, ImageArray
 
 # Sensor data with room for half a second at 30 Hz: a process that the machine lets wait longer than

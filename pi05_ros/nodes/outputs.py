@@ -14,8 +14,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.config import ControllerParameters, ParameterError
 from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.nodes.graph_watch import QosWatch
 from pi05_ros.nodes.messages import TRAJECTORY_QOS, trajectory_message
-from pi05_ros.nodes.qos_watch import QosWatch
 
 OBSERVERS = (
     *("rosbag2", "_ros2cli", "rqt", "rviz", "foxglove", "rosbridge", "plotjuggler", "rerun"),

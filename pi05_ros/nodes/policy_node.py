@@ -47,25 +47,22 @@ from pi05_ros.nodes.assembly import (
     check_fit,
     decode_stored_image,
     get_ready_to_decode,
+    limited,
     load_policy,
     make_executor,
     usable_instruction,
 )
 from pi05_ros.nodes.control_thread import ControlThread
 from pi05_ros.nodes.controller_check import ControllerCheck
-from pi05_ros.nodes.diagnostics import Escalation
+from pi05_ros.nodes.graph_watch import PublisherWatch, QosWatch
 from pi05_ros.nodes.inputs import Inputs
 from pi05_ros.nodes.messages import LATCHED_QOS
 from pi05_ros.nodes.outputs import make_output
 from pi05_ros.nodes.parameters import declare, declare_named, unknown_overrides
-from pi05_ros.nodes.policy_parts import policy_diagnostics
-from pi05_ros.nodes.publisher_watch import PublisherWatch
-from pi05_ros.nodes.qos_watch import QosWatch
 from pi05_ros.nodes.spinning import leave_if_busy, spin_until_interrupted
-from pi05_ros.nodes.status import StatusTimes, policy_status
-from pi05_ros.nodes.urdf_limits import limited
+from pi05_ros.nodes.status import Escalation, StatusTimes, policy_diagnostics, policy_status
 from pi05_ros.runner import PolicyRunner
-from pi05_ros.runner.factory import make_runner
+from pi05_ros.runner_factory import make_runner
 from pi05_ros.types import JointGroup
 
 STOP_TIMEOUT_S = 5.0

@@ -1,12 +1,6 @@
 """Messages become observations: decoding, freshness and skew gates. Free of ROS."""
 
-from pi05_ros.observation.buffer import (
-    CameraStream,
-    Gates,
-    NotReady,
-    ObservationBuffer,
-    Snapshot,
-)
+from pi05_ros.observation.buffer import CameraStream, Gates, NotReady, ObservationBuffer, Snapshot
 from pi05_ros.observation.decode import (
     DecodeError,
     decode_image,

@@ -1,4 +1,25 @@
-"""Loading and saving checkpoints under LeRobot's tensor names, strictly.
+"""All of a checkpoint but its weights, brought together with a robot.
+
+Where a checkpoint lies: a folder, the small one of this package, or a Hugging Face id.
+
+An id may pin a revision: `owner/name@revision`, where a commit hash is the one that cannot change.
+What is in the cache is used without a connection. Pickles are never fetched.
+
+
+The tokenizer's files are looked at before the library that loads them.
+
+It follows any path that opens, and takes a token added to the vocabulary 20 times as long as one
+that is part of it: 600,000 of them take half a minute.
+
+
+The small network that comes with the package: π0.5 with 4 million parameters.
+
+Every part and file is that of a full checkpoint; only the sizes are small. It was trained by
+`pi05 train config/train_small.yaml` on demonstrations in the simulator; its model card is beside
+its weights.
+
+
+Loading and saving checkpoints under LeRobot's tensor names, strictly.
 
 Sources: LeRobot 0.6.1 `modeling_pi05.py` (names with `model.` before them); openpi's
 `convert_jax_model_to_pytorch.py` (the same names without it). LeRobot loads what fits and goes on
@@ -8,25 +29,111 @@ with random weights for the rest; here every tensor must be there, fit, and be f
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pi05_ros.policy.config import CONFIG_FILE, PolicyConfig, read_config
-from pi05_ros.policy.mapped_file import MappedFile
+from pi05_ros.policy.config import (
+    CONFIG_FILE,
+    PolicyConfig,
+    read_config,
+)
 from pi05_ros.policy.model import Pi0, parameter_dtype
+from pi05_ros.policy.processing import Convention, Processing, convention_of, read_processing
+from pi05_ros.policy.prompt import PromptTokenizer
+from pi05_ros.policy.robots import Robot, Settings, make_robot, match_cameras
 from pi05_ros.policy.weights import (
     BYTES_EACH,
     SINGLE_FILE,
     CheckpointError,
+    MappedFile,
     TensorInfo,
     tensor_index,
 )
+
+PATTERNS = ("*.json", "*.safetensors")
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The local folder of a checkpoint, fetched where it is a hub id that is not cached.
+
+    Raises:
+        CheckpointError: there is no such folder, and it is no id or cannot be had.
+    """
+    if str(path) == SMALL:
+        if not (SHIPPED / "config.json").is_file():
+            raise CheckpointError(
+                f"{SHIPPED} is not there: the installation is not whole; repeat it"
+            )
+        return SHIPPED
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return folder
+    match = HUB_ID.fullmatch(str(path))
+    if match is None:
+        raise CheckpointError(
+            f"{path} is not a folder here, nor a Hugging Face id such as owner/name or "
+            f'owner/name@revision; "{SMALL}" is the small network of this package'
+        )
+    repo, revision = match["repo"], match["revision"]
+    if revision and COMMIT.fullmatch(revision):
+        # A commit cannot change, so the cached one needs no question to the hub.
+        cached = _snapshot(repo, revision, PATTERNS, local=True)
+        if isinstance(cached, Path) and (cached / "config.json").is_file():
+            return cached
+    found = _snapshot(repo, revision, PATTERNS, local=False)
+    if isinstance(found, Path):
+        return found
+    raise CheckpointError(
+        f"{path} is not a folder here, and as a Hugging Face id it is neither cached nor can it be "
+        f"fetched ({found}). Check its spelling and the connection, log in where it is gated, or "
+        f"fetch it on another machine and give its folder"
+    )
+
+
+def cached_tokenizer(name: str) -> Path | None:
+    """The cached snapshot of a hub repository with its tokenizer.json; nothing is downloaded."""
+    if HUB_ID.fullmatch(name) is None:
+        return None
+    found = _snapshot(name, None, TOKENIZER_PATTERNS, local=True)
+    if isinstance(found, Path) and (found / "tokenizer.json").is_file():
+        return found
+    return None
+
+
+def _snapshot(
+    repo: str, revision: str | None, patterns: tuple[str, ...], local: bool
+) -> Path | str:
+    """The snapshot's folder, or why there is none."""
+    # a second of import, of use to nobody who has a folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=list(patterns), local_files_only=local
+            )
+        )
+    except Exception as error:  # the hub's own, those of its HTTP client, OSError
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+
+SMALL = "small"
+"""The name that `Policy.from_pretrained` takes for this checkpoint."""
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "small_aloha"
+
+CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+
 
 __all__ = ["CheckpointError", "Source", "key_map", "load_model", "save_model"]
 
@@ -279,3 +386,69 @@ def listed(what: str, names: Sequence[str]) -> str:
     """How many, and the first of them."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"{len(names)} {what}: {', '.join(names[:LISTED])}{more}"
+
+
+RobotSource = str | Path | Mapping[str, Any]
+"""A robot's name, the path of its YAML description, or a mapping of the same keys."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint that fits a robot, as far as its small files tell."""
+
+    directory: Path
+    config: PolicyConfig
+    settings: Settings
+    convention: Convention
+    robot: Robot
+    processing: Processing
+    cameras: Mapping[str, str]
+    """The robot's camera name → the network's."""
+
+    def tokenizer(self) -> PromptTokenizer:
+        """The folder's tokenizer, or PaliGemma's from the hub cache.
+
+        Raises:
+            CheckpointError: neither is there, or it is damaged.
+        """
+        return open_tokenizer(self.directory, self.config, self.processing.tokenizer)
+
+
+def open_tokenizer(directory: Path, config: PolicyConfig, name: str) -> PromptTokenizer:
+    """See `Opened.tokenizer`; `name` is the hub's name of the tokenizer."""
+    folder = directory
+    if not (directory / "tokenizer.json").is_file():
+        folder = cached_tokenizer(name) or directory
+    return PromptTokenizer.from_directory(folder, config.token_length, config.sizes.vocab)
+
+
+def open_checkpoint(path: str | Path, robot: RobotSource) -> Opened:
+    """Read everything but the weights.
+
+    Raises:
+        CheckpointError: not a usable checkpoint, or one that does not fit the robot.
+    """
+    directory = checkpoint_folder(path)
+    config = read_config(directory)
+    settings = Settings.read(directory)
+    convention = convention_of(directory)
+    try:
+        body = make_robot(robot, config, convention, settings)
+        processing = read_processing(directory, config, body.state_dim, body.action_dim)
+        rename = {**processing.rename, **settings.cameras}
+        cameras = match_cameras(body.cameras, config.cameras, rename)
+        body = heed_files(body, processing, settings)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
+    return Opened(directory, config, settings, convention, body, processing, cameras)
+
+
+def heed_files(robot: Robot, processing: Processing, settings: Settings) -> Robot:
+    """What LeRobot's files say of deltas and prompt comes before what the robot usually has."""
+    if processing.delta_mask is not None and settings.delta_actions is None:
+        robot = replace(robot, delta_mask=processing.delta_mask)
+    candidates = (settings.state_in_prompt, processing.state_in_prompt, robot.state_in_prompt)
+    said = [value for value in candidates if value is not None]
+    return replace(robot, state_in_prompt=said[0] if said else True)

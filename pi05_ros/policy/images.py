@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pi05_ros.policy.normalize import Convention
-from pi05_ros.policy.stopwatch import Mark
+from pi05_ros.policy.inference import Mark
+from pi05_ros.policy.processing import Convention
 
 EMPTY = -1.0
 """The value of padding and of a missing camera: black."""

@@ -12,13 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pi05_ros.policy.checkpoint import load_model
-from pi05_ros.policy.execution import make_sampler, own_stream
+from pi05_ros.policy.checkpoint import RobotSource, load_model, open_checkpoint
 from pi05_ros.policy.guidance import Guidance, Guide, make_guide
 from pi05_ros.policy.images import EMPTY, PictureError, PictureLoader
-from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.opening import RobotSource, open_checkpoint
-from pi05_ros.policy.processors import Processing
+from pi05_ros.policy.inference import (
+    SampleInputs,
+    StageClock,
+    make_sampler,
+    own_stream,
+)
+from pi05_ros.policy.model import Mark, Pi0, unmarked
+from pi05_ros.policy.processing import Processing
 from pi05_ros.policy.prompt import (
     PromptTokenizer,
     PromptTooLongError,
@@ -27,8 +31,6 @@ from pi05_ros.policy.prompt import (
     pi05_prompt,
 )
 from pi05_ros.policy.robots import Robot, Settings
-from pi05_ros.policy.sampler import SampleInputs
-from pi05_ros.policy.stopwatch import Mark, StageClock, unmarked
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ def safetensors() -> Target:
     """model.safetensors: one byte says whether the rest is the whole file or its header's JSON."""
     import torch
 
-    from pi05_ros.policy.mapped_file import MappedFile
-    from pi05_ros.policy.weights import BYTES_EACH, CheckpointError, tensor_index
+    from pi05_ros.policy.weights import BYTES_EACH, CheckpointError, MappedFile, tensor_index
 
     place = folder()
     file = place / "model.safetensors"
@@ -95,7 +94,7 @@ def config() -> Target:
 def processing() -> Target:
     """LeRobot's processor files or openpi's norm_stats.json; the first byte says which."""
     from pi05_ros.policy.config import PolicyConfig
-    from pi05_ros.policy.processors import ACTION, STATE, read_processing, write_processing
+    from pi05_ros.policy.processing import ACTION, STATE, read_processing, write_processing
     from pi05_ros.policy.weights import CheckpointError
 
     ours = PolicyConfig(state_dim=2, action_dim=2)
@@ -129,8 +128,7 @@ def processing() -> Target:
 
 def description() -> Target:
     """A robot's YAML description, and the robot that is built of it."""
-    from pi05_ros.policy.robot_description import DescriptionError, read_description
-    from pi05_ros.policy.robots import build_robot
+    from pi05_ros.policy.robots import DescriptionError, build_robot, read_description
 
     file = folder() / "robot.yaml"
 
@@ -151,7 +149,7 @@ def description() -> Target:
 
 def params() -> Target:
     """The node's params file, as the evaluation reads it without ROS."""
-    from pi05_ros.evaluation.robot_config import RobotConfigError, read_robot_config
+    from pi05_ros.robot_config import RobotConfigError, read_robot_config
 
     file = folder() / "params.yaml"
 
@@ -172,7 +170,7 @@ def orbax() -> Target:
     """openpi's JAX folder: the bytes stand in place of one array's metadata."""
     import tensorstore
 
-    from pi05_ros.policy import orbax as reader
+    from pi05_lab.data import openpi_jax as reader
     from pi05_ros.policy.weights import CheckpointError
 
     place = folder()

@@ -135,9 +135,9 @@ def joints() -> Target:
 
 def instruction() -> Target:
     """std_msgs/String: one byte is the limit, the rest the text; then the prompt made of it."""
+    from pi05_lab.training.small_tokenizer import vocabulary_size, write_tokenizer
     from pi05_ros.observation.instruction import InstructionError, checked_instruction
     from pi05_ros.policy.prompt import PromptTokenizer, pi05_prompt
-    from pi05_ros.policy.small_tokenizer import vocabulary_size, write_tokenizer
 
     place = folder()
     write_tokenizer(place)
@@ -169,7 +169,7 @@ def instruction() -> Target:
 
 def urdf() -> Target:
     """A URDF from the topic robot_description."""
-    from pi05_ros.control.urdf_limits import UrdfError, read_urdf_limits
+    from pi05_ros.control.urdf import UrdfError, read_urdf_limits
 
     def run(data: bytes) -> None:
         try:

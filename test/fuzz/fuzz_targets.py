@@ -2,7 +2,7 @@
 
 Each target is made by a function that imports its reader. Whatever the bytes, a reader returns a
 result of which the target checks the shape and size, or raises its one documented error; anything
-else that escapes is a fault of the reader. `benchmarks/fuzz.py` looks for such bytes, guided by
+else that escapes is a fault of the reader. `test/fuzz/fuzz.py` looks for such bytes, guided by
 coverage; the tests replay those that it found and mutations of them.
 """
 

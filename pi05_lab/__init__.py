@@ -1,0 +1,1 @@
+"""Everything but the robot's runtime: simulate, record, train, evaluate, benchmark, show."""

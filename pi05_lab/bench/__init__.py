@@ -1,0 +1,1 @@
+"""Benchmarks: latency of a chunk, chunk schedulers."""

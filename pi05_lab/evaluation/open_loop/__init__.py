@@ -1,0 +1,1 @@
+"""Open-loop evaluation on bags and data sets: `pi05 evaluate`."""

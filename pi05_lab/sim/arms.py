@@ -1,0 +1,174 @@
+"""The simulated ALOHA: 14 position-controlled joints, three cubes, and nothing of ROS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pi05_lab.sim.engine import mujoco
+from pi05_lab.sim.scene import (
+    ARM_JOINTS,
+    CUBE_HALF_SIZE_M,
+    GRIPPER_CLOSED_M,
+    GRIPPER_OPEN_M,
+    JOINT_NAMES,
+    SIDES,
+    build_model,
+)
+
+__all__ = ["GRIPPER_CLOSED_M", "GRIPPER_OPEN_M", "HOME_POSITIONS", "JOINT_NAMES", "SimulatedAloha"]
+
+FloatArray = NDArray[np.float64]
+
+HOME_POSITIONS: FloatArray = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.024] * 2)
+HOME_POSITIONS.setflags(write=False)
+"""[14] where `reset` puts the arms: rad, and the nearly closed fingers' position in m."""
+
+CUBE_REGION_M = ((-0.22, 0.22), (0.42, 0.66))
+"""x and y between which `reset` puts the cubes' centres: both arms reach all of it."""
+CUBE_SPACING_M = 0.09
+CUBE_YAW_RAD = 0.4
+
+
+class SimulatedAloha:
+    """Two ViperX 300s arms at a table, stepped in real or any other time.
+
+    Joints are in the order of `JOINT_NAMES`. Twelve are angles in rad. A gripper is the position
+    of one finger in m, in the convention of openpi and gym-aloha: 0.01844 is closed (0), 0.058 is
+    open (1). The pads meet at 0.0224, so that a closed gripper reads 0.0224 and squeezes; a held
+    cube reads 0.042, or up to 0.05 askew.
+
+    Not thread-safe: step and read from one thread, and hand `qpos()` to others.
+
+    Args:
+        cubes: colours of the cubes on the table, out of red, green, blue, yellow.
+        timestep_s: one physics step.
+    """
+
+    def __init__(
+        self, cubes: Sequence[str] = ("red", "green", "blue"), timestep_s: float = 0.005
+    ) -> None:
+        self.cubes = tuple(cubes)
+        self.model = build_model(self.cubes, timestep_s)
+        self.data = mujoco.MjData(self.model)
+        # Two rows: a gripper is the mean of its two fingers, a hinge stands in both rows.
+        pairs = [
+            (f"{side}_left_finger", f"{side}_right_finger")
+            if joint == "gripper"
+            else (f"{side}_{joint}",) * 2
+            for side in SIDES
+            for joint in (*ARM_JOINTS, "gripper")
+        ]
+        joints = [[self.model.joint(name) for name in pair] for pair in zip(*pairs, strict=True)]
+        self._qpos_index = np.array([[joint.qposadr[0] for joint in row] for row in joints])
+        self._qvel_index = np.array([[joint.dofadr[0] for joint in row] for row in joints])
+        self._actuator_index = np.array(
+            [[self.model.actuator(name).id for name in pair] for pair in zip(*pairs, strict=True)]
+        )
+        self._sign = np.array([[1.0] * 14, [1.0 - 2.0 * (a != b) for a, b in pairs]])
+        target_range = self.model.actuator_ctrlrange[self._actuator_index[0]]
+        self.lower, self.upper = target_range[:, 0].copy(), target_range[:, 1].copy()
+        self._cube_qpos = {
+            name: int(self.model.joint(f"{name}_cube").qposadr[0]) for name in self.cubes
+        }
+        self.reset()
+
+    @property
+    def time_s(self) -> float:
+        """Simulated time since the last reset."""
+        return float(self.data.time)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Put the arms at home and the cubes at random places at least 9 cm apart."""
+        rng = np.random.default_rng(seed)
+        mujoco.mj_resetData(self.model, self.data)
+        self._write_joints(HOME_POSITIONS)
+        low, high = np.array(CUBE_REGION_M).T
+        places: list[FloatArray] = []
+        while len(places) < len(self.cubes):
+            place = rng.uniform(low, high)
+            if all(np.linalg.norm(place - other) >= CUBE_SPACING_M for other in places):
+                places.append(place)
+        for name, place in zip(self.cubes, places, strict=True):
+            half_yaw = 0.5 * rng.uniform(-CUBE_YAW_RAD, CUBE_YAW_RAD)
+            start = self._cube_qpos[name]
+            self.data.qpos[start : start + 7] = [
+                *place, CUBE_HALF_SIZE_M, np.cos(half_yaw), 0.0, 0.0, np.sin(half_yaw)
+            ]  # fmt: skip
+        self.set_targets(HOME_POSITIONS)
+        mujoco.mj_forward(self.model, self.data)
+
+    def positions(self) -> FloatArray:
+        """[14] measured positions, rad and m."""
+        mean: FloatArray = (self._sign * self.data.qpos[self._qpos_index]).mean(axis=0)
+        return mean
+
+    def velocities(self) -> FloatArray:
+        """[14] measured velocities, rad/s and m/s."""
+        mean: FloatArray = (self._sign * self.data.qvel[self._qvel_index]).mean(axis=0)
+        return mean
+
+    def set_targets(self, positions: ArrayLike) -> None:
+        """Set what the position servos pull towards, [14] rad and m; clipped to `lower`, `upper`.
+
+        Raises:
+            ValueError: the shape is not [14] or a value is not finite.
+        """
+        targets = np.asarray(positions, dtype=np.float64)
+        if targets.shape != (len(JOINT_NAMES),) or not np.isfinite(targets).all():
+            raise ValueError(f"targets must be {len(JOINT_NAMES)} finite numbers, got {targets}")
+        self.data.ctrl[self._actuator_index] = self._sign * np.clip(targets, self.lower, self.upper)
+
+    def step(self, n_steps: int = 1) -> None:
+        """Advance `n_steps` physics steps.
+
+        Raises:
+            RuntimeError: the simulation diverged; call `reset`.
+        """
+        mujoco.mj_step(self.model, self.data, n_steps)
+        kinds = mujoco.mjtWarning
+        bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
+        if any(self.data.warning[int(kind)].number for kind in bad):
+            raise RuntimeError("the simulation diverged; call reset() and send smoother targets")
+        # mj_step leaves body poses one step behind qpos.
+        mujoco.mj_kinematics(self.model, self.data)
+
+    def cube_position(self, name: str) -> FloatArray:
+        """[3] centre of a cube in the world, m."""
+        if name not in self._cube_qpos:
+            raise ValueError(f"there is no {name!r} cube; the cubes are {self.cubes}")
+        start = self._cube_qpos[name]
+        position: FloatArray = self.data.qpos[start : start + 3].copy()
+        return position
+
+    def tool_position(self, side: str) -> FloatArray:
+        """[3] the point between the fingertips of the "left" or "right" arm in the world, m."""
+        if side not in SIDES:
+            raise ValueError(f"side must be one of {SIDES}, got {side!r}")
+        position: FloatArray = self.data.site(f"{side}_tool").xpos.copy()
+        return position
+
+    def qpos(self) -> FloatArray:
+        """[nq] a copy of the whole configuration: what a renderer needs and a recording keeps."""
+        qpos: FloatArray = self.data.qpos.copy()
+        return qpos
+
+    def set_qpos(self, qpos: ArrayLike) -> None:
+        """Put everything at `qpos` [nq], at rest, with the servos holding it.
+
+        Raises:
+            ValueError: the shape does not fit this scene or a value is not finite.
+        """
+        array = np.asarray(qpos, dtype=np.float64)
+        if array.shape != (self.model.nq,) or not np.isfinite(array).all():
+            raise ValueError(f"qpos must be {self.model.nq} finite numbers, got {array.shape}")
+        self.data.qpos[:] = array
+        self.data.qvel[:] = 0.0
+        self.data.act[:] = 0.0
+        self.set_targets(self.positions())
+        mujoco.mj_forward(self.model, self.data)
+
+    def _write_joints(self, positions: FloatArray) -> None:
+        self.data.qpos[self._qpos_index] = self._sign * positions

@@ -1,0 +1,216 @@
+"""Where episodes begin: cubes at random places, and arms in states that a policy may get into."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pi05_lab.sim.arms import GRIPPER_OPEN_M, HOME_POSITIONS, SimulatedAloha
+from pi05_lab.sim.engine import mujoco
+from pi05_lab.sim.experts import WAVE_POSE, WAVE_RAD
+from pi05_lab.sim.judge import arm_slice, other_side
+from pi05_lab.sim.kinematics import ArmKinematics
+from pi05_lab.sim.motion import HELD_M, SQUEEZE_M
+from pi05_lab.sim.scene import CUBE_HALF_SIZE_M, JOINT_NAMES, SIDES
+from pi05_lab.sim.tasks import CUBE_VERBS, MIDDLE_M, Task
+
+FloatArray = NDArray[np.float64]
+
+_FREE_MIDDLE_M = 0.09
+"""No other cube is nearer to the middle when one shall be put there: the fingers need the room."""
+_TRIES = 200
+_IN_HAND = ("holding", "burdened")
+_DEEPEST_M = -0.001
+_LOWEST_TOOL_M = 0.06
+
+
+def reset_for(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> None:
+    """Both arms at home, the cubes at random places where the task is still to be done.
+
+    For "place" the middle is free and its own cube 6 cm away. "home" is done at home: begin it
+    with `random_start`.
+    """
+    for _ in range(_TRIES):
+        sim.reset(int(rng.integers(1 << 31)))
+        if task.verb != "place":
+            return
+        distance = {c: np.hypot(*(sim.cube_position(c)[:2] - MIDDLE_M)) for c in sim.cubes}
+        own = distance.pop(str(task.color))
+        if own > 0.06 and min(distance.values(), default=1.0) > _FREE_MIDDLE_M:
+            return
+    raise RuntimeError(f"no room for {task} among {len(sim.cubes)} cubes in {_TRIES} tries")
+
+
+def random_start(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> str:
+    """A random state in the midst of a task or beside it, at rest.
+
+    Args:
+        sim: is reset and changed.
+        task: decides which states make sense, and which arm is brought to the cube.
+        rng: all that is random comes from it.
+
+    Returns:
+        What kind of start it is: "jitter" (arms about home), "away" (arms anywhere above the
+        table), "near" (the task's tool about its cube, fingers anyhow), "grasping" (the cube
+        between open fingers), "holding" (the cube in the hand, low or lifted), "burdened" (one in
+        the hand that the task has no use for), "released" (the cube in the middle, the hand about
+        it), "waving" (about the wave's circle).
+    """
+    return _Starts(sim, task, rng).draw()
+
+
+class _Starts:
+    def __init__(self, sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> None:
+        self._sim, self._task, self._rng = sim, task, rng
+        self._kinematics = ArmKinematics(sim.model)
+
+    def draw(self) -> str:
+        shares = {"jitter": 0.2, "away": 0.3}
+        if len(self._sim.cubes) > 1:
+            shares["burdened"] = 0.1
+        if self._task.verb in CUBE_VERBS or self._task.verb == "home":
+            shares["near"] = 0.5
+        if self._task.verb in ("pick", "place"):
+            shares |= {"grasping": 0.25, "holding": 0.4}
+        if self._task.verb == "place":
+            shares["released"] = 0.15
+        if self._task.verb == "wave":
+            shares["waving"] = 0.6
+        weights = np.array(list(shares.values()))
+        kind = str(self._rng.choice(list(shares), p=weights / weights.sum()))
+        for _ in range(_TRIES):
+            reset_for(self._sim, self._task, self._rng)
+            if self._place_arms(kind):
+                return kind
+        raise RuntimeError(f"no {kind!r} start for {self._task} in {_TRIES} tries")
+
+    def _place_arms(self, kind: str) -> bool:
+        """Draws one state; False if it is out of reach, in collision, or did not last."""
+        rng, sim = self._rng, self._sim
+        side = self._task.side or str(rng.choice(SIDES))
+        cube = self._task.color or str(rng.choice(sim.cubes))
+        if kind == "burdened":
+            cube = str(rng.choice([each for each in sim.cubes if each != self._task.color]))
+            spot = sim.cube_position(cube)[:2]
+            if self._task.verb == "place" and np.hypot(*(spot - MIDDLE_M)) < 0.15:
+                return False
+        positions = HOME_POSITIONS.copy()
+        for each in SIDES:
+            spread = 0.35 if kind == "away" or rng.random() < 0.15 else 0.03
+            self._scatter(positions, each, spread)
+        if kind in ("near", "grasping", "holding", "burdened", "released"):
+            if not self._reach(positions, side, cube, kind):
+                return False
+        elif kind == "waving":
+            angle, radius = rng.uniform(0, 2 * np.pi), WAVE_RAD * rng.uniform(0.2, 1.2)
+            positions[arm_slice(side)] = WAVE_POSE + rng.normal(0, 0.05, 6)
+            start = arm_slice(side).start
+            positions[[start, start + 5]] += radius * np.array([np.cos(angle), np.sin(angle)])
+        positions = np.clip(positions, sim.lower, sim.upper)
+        qpos = self._with_joints(positions)
+        if kind == "released":
+            spot = np.array([*MIDDLE_M, CUBE_HALF_SIZE_M])
+            spot[:2] += rng.uniform(-0.015, 0.015, 2)
+            self._put_cube(qpos, cube, spot, _about_z(rng.uniform(-0.4, 0.4)))
+        if kind in _IN_HAND:
+            self._put_cube(qpos, cube, *self._in_hand(positions, side))
+        sim.set_qpos(qpos)
+        if self._collides():
+            return False
+        if kind in _IN_HAND:
+            return self._settle(positions, side, cube)
+        scattered = SIDES if kind in ("jitter", "away") else (other_side(side),)
+        return all(sim.tool_position(each)[2] > _LOWEST_TOOL_M for each in scattered)
+
+    def _scatter(self, positions: FloatArray, side: str, spread_rad: float) -> None:
+        arm = arm_slice(side)
+        positions[arm] += spread_rad * self._rng.normal(size=6) * [1.0, 0.6, 0.6, 0.3, 0.6, 0.3]
+        gripper = abs(self._rng.normal(0, 0.004)) if self._rng.random() < 0.7 else 0.034
+        positions[arm.stop] = min(0.0226 + gripper * self._rng.uniform(0.3, 1.0), GRIPPER_OPEN_M)
+
+    def _reach(self, positions: FloatArray, side: str, cube: str, kind: str) -> bool:
+        """Brings one arm to where the kind of start wants it."""
+        rng, sim = self._rng, self._sim
+        target = sim.cube_position(cube)
+        gripper_m = GRIPPER_OPEN_M - rng.uniform(0, 0.006)
+        yaw: float | None = None
+        if kind == "grasping":
+            target += rng.normal(0, 0.005, 3) * [1.0, 1.0, 0.7]
+            gripper_m = rng.uniform(0.045, GRIPPER_OPEN_M)
+            yaw = self._yaw(cube)
+        elif kind in _IN_HAND:
+            if kind == "holding" and self._task.verb == "place" and rng.random() < 0.75:
+                target[:2] += rng.random() * (
+                    np.array(MIDDLE_M) + rng.normal(0, 0.02, 2) - target[:2]
+                )
+            target[2] += rng.uniform(0, 0.12) if rng.random() < 0.7 else rng.uniform(0, 0.03)
+            gripper_m = HELD_M
+            yaw = self._yaw(cube)
+        else:
+            if kind == "released":
+                target[:2] = MIDDLE_M
+            angle, radius = rng.uniform(0, 2 * np.pi), abs(rng.normal(0, 0.03))
+            height = rng.uniform(0.0, 0.05) if rng.random() < 0.4 else rng.uniform(0.03, 0.15)
+            target += [radius * np.cos(angle), radius * np.sin(angle), height]
+            if rng.random() < 0.4:
+                gripper_m = rng.uniform(0.0226, GRIPPER_OPEN_M)
+            yaw = self._yaw(cube) if rng.random() < 0.7 else None
+        pitch = self._kinematics.approach_pitch(side, target) + rng.normal(0, 0.06)
+        solution = self._kinematics.solve(side, target, pitch, yaw)
+        arm = arm_slice(side)
+        positions[arm] = solution.joints + rng.normal(0, 0.008, 6) * (kind not in _IN_HAND)
+        positions[arm.stop] = gripper_m
+        return solution.reached
+
+    def _yaw(self, cube: str) -> float:
+        axes = self._sim.data.body(f"{cube}_cube").xmat.reshape(3, 3)
+        return float(np.arctan2(axes[1, 0], axes[0, 0]))
+
+    def _in_hand(self, positions: FloatArray, side: str) -> tuple[FloatArray, FloatArray]:
+        """Position [3] and rotation [3, 3] of a cube that was taken about upright."""
+        self._sim.set_qpos(self._with_joints(positions))
+        pitch = positions[arm_slice(side)][[1, 2, 4]].sum() + self._rng.normal(0, 0.1)
+        rotation = self._sim.data.site(f"{side}_tool").xmat.reshape(3, 3)
+        cosine, sine = np.cos(pitch), np.sin(pitch)
+        upright = np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+        offset = rotation @ (self._rng.normal(0, 0.004, 3) * [1.0, 0.0, 1.0])
+        return self._sim.tool_position(side) + offset, rotation @ upright
+
+    def _settle(self, positions: FloatArray, side: str, cube: str) -> bool:
+        """Squeezes for a moment; whether the cube stayed in the hand."""
+        sim = self._sim
+        targets = positions.copy()
+        targets[arm_slice(side).stop] = SQUEEZE_M
+        sim.set_targets(targets)
+        sim.step(round(0.2 / sim.model.opt.timestep))
+        held = np.linalg.norm(sim.cube_position(cube) - sim.tool_position(side)) < 0.015
+        sim.data.qvel[:] = 0.0
+        return bool(held)
+
+    def _with_joints(self, positions: FloatArray) -> FloatArray:
+        """The simulator's qpos with the arms at `positions` [14]."""
+        qpos = self._sim.qpos()
+        for name, value in zip(JOINT_NAMES, positions, strict=True):
+            if name.endswith("gripper"):
+                for finger, sign in (("left_finger", 1.0), ("right_finger", -1.0)):
+                    joint = self._sim.model.joint(name.replace("gripper", finger))
+                    qpos[joint.qposadr[0]] = sign * max(value, 0.0224)
+            else:
+                qpos[self._sim.model.joint(name).qposadr[0]] = value
+        return qpos
+
+    def _put_cube(
+        self, qpos: FloatArray, cube: str, position: FloatArray, rotation: FloatArray
+    ) -> None:
+        start = self._sim.model.joint(f"{cube}_cube").qposadr[0]
+        qpos[start : start + 3] = position
+        mujoco.mju_mat2Quat(qpos[start + 3 : start + 7], rotation.ravel())
+
+    def _collides(self) -> bool:
+        contacts = self._sim.data.contact
+        return bool(len(contacts.dist) and contacts.dist.min() < _DEEPEST_M)
+
+
+def _about_z(angle: float) -> FloatArray:
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])

@@ -1,0 +1,267 @@
+"""Recorded frames → what the network takes, by the same processing as in inference.
+
+`Policy.infer` turns an observation into pictures, tokens and back into actions with `images`,
+`prompt`, `normalize` and `robots`; this uses the same functions, and the inverse ones for actions.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pi05_lab.data.lerobot_dataset import LeRobotDataset, Sample
+from pi05_lab.training import small_tokenizer
+from pi05_lab.training.config import ConfigError, TrainConfig
+from pi05_lab.training.initial import prepare_fresh
+from pi05_lab.training.small_tokenizer import small_config
+from pi05_ros.policy import processing as processors
+from pi05_ros.policy.checkpoint import SMALL, load_model
+from pi05_ros.policy.config import GemmaSize, PolicyConfig, VisionSize, read_config
+from pi05_ros.policy.images import EMPTY, prepare_image
+from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.processing import Processing
+from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
+from pi05_ros.policy.robots import Robot, Settings, make_robot, match_cameras
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+)
+QUANTILES = {"q01": 0.01, "q99": 0.99}
+STATISTICS_FRAMES = 20_000
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A network's robot, statistics and tokenizer: all that turns a frame into its inputs."""
+
+    config: PolicyConfig
+    robot: Robot
+    processing: Processing
+    tokenizer: PromptTokenizer
+    cameras: dict[str, str]
+    """The data's camera name → the network's."""
+    statistics: dict[str, dict[str, NDArray[np.float64]]]
+    tokenizer_files: dict[str, bytes]
+
+    def images(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """[n_cameras, 3, side, side] in the network's order, and [n_cameras] which are there."""
+        side = self.config.image_size
+        images = torch.full((len(self.config.cameras), 3, side, side), EMPTY)
+        masks = torch.zeros(len(self.config.cameras), dtype=torch.bool)
+        for camera, picture in sample.images.items():
+            index = self.config.cameras.index(self.cameras[camera])
+            images[index] = prepare_image(picture, side, self.processing.convention)
+            masks[index] = True
+        return images, masks
+
+    def numbers(
+        self, state: NDArray[np.float32], actions: NDArray[np.float32], task: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], Tokens]:
+        """State [state_dim] and actions [horizon, action_dim], normalised, and the prompt."""
+        decoded = self.robot.decode_state(state.astype(np.float64))
+        normalized_state = self.processing.state.normalize(decoded)
+        relative = self.robot.to_delta(
+            self.robot.decode_action(actions.astype(np.float64)), decoded
+        )
+        normalized = self.processing.action.normalize(relative)
+        if self.config.kind == "pi05":
+            text = pi05_prompt(task, normalized_state)
+        else:
+            text = pi0_prompt(task, self.processing.convention)
+        tokens = self.tokenizer.encode(text)
+        if tokens.dropped:
+            raise ConfigError(
+                f"the prompt of {task!r} is {tokens.dropped} tokens longer than the network's "
+                f"{len(tokens.ids)}: its state would be cut off; shorten the instruction"
+            )
+        return normalized_state.astype(np.float32), normalized.astype(np.float32), tokens
+
+
+def start(config: TrainConfig, datasets: Sequence[LeRobotDataset]) -> tuple[Pi0, Preparation]:
+    """The network that training begins with, and its processing.
+
+    Raises:
+        ConfigError: data and network do not fit each other.
+        CheckpointError: `network.start` is no usable checkpoint.
+    """
+    if config.network.start == SMALL:
+        return _start_fresh(config, datasets)
+    return _start_from(Path(config.network.start).expanduser(), config, datasets)
+
+
+def _start_fresh(
+    config: TrainConfig, datasets: Sequence[LeRobotDataset]
+) -> tuple[Pi0, Preparation]:
+    policy_config = _fresh_config(config, datasets[0])
+    with tempfile.TemporaryDirectory() as folder:
+        small_tokenizer.write_tokenizer(Path(folder))
+        preparation = _prepare(policy_config, Path(folder), config, datasets)
+    torch.manual_seed(config.seed)
+    network = Pi0(policy_config)
+    assert policy_config.action_dim is not None
+    prepare_fresh(network, preparation.tokenizer, policy_config.action_dim)
+    return network, preparation
+
+
+def _fresh_config(config: TrainConfig, dataset: LeRobotDataset) -> PolicyConfig:
+    wanted = config.network
+    plain = small_config()
+    sizes = plain.sizes
+    try:
+        sizes = replace(
+            sizes,
+            vlm=GemmaSize(*wanted.vlm) if wanted.vlm else sizes.vlm,
+            exp=GemmaSize(*wanted.exp) if wanted.exp else sizes.exp,
+            vis=VisionSize(*wanted.vis) if wanted.vis else sizes.vis,
+            image=wanted.image or sizes.image,
+            patch=wanted.patch or sizes.patch,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"network: {error}") from None
+    cameras = plain.cameras if config.robot == "aloha" else dataset.cameras
+    return replace(
+        plain,
+        sizes=sizes,
+        horizon=wanted.horizon or plain.horizon,
+        cameras=tuple(cameras),
+        state_dim=dataset.state_dim,
+        action_dim=dataset.action_dim,
+    )
+
+
+def _start_from(
+    path: Path, config: TrainConfig, datasets: Sequence[LeRobotDataset]
+) -> tuple[Pi0, Preparation]:
+    wanted = config.network
+    for key in ("vlm", "exp", "vis", "image", "patch", "horizon"):
+        if getattr(wanted, key):
+            raise ConfigError(
+                f"network.{key} is for start: {SMALL}; the checkpoint {path} has its own sizes"
+            )
+    policy_config = replace(
+        read_config(path), state_dim=datasets[0].state_dim, action_dim=datasets[0].action_dim
+    )
+    preparation = _prepare(policy_config, path, config, datasets)
+    network = load_model(path, "cpu", torch.float32).train()
+    # The folder may not say the robot's dimensions, as a base checkpoint's does not.
+    network.config = policy_config
+    return network, preparation
+
+
+def _prepare(
+    policy_config: PolicyConfig,
+    tokenizer_folder: Path,
+    config: TrainConfig,
+    datasets: Sequence[LeRobotDataset],
+) -> Preparation:
+    tokenizer = PromptTokenizer.from_directory(
+        tokenizer_folder, policy_config.token_length, policy_config.sizes.vocab
+    )
+    files = {
+        name: (tokenizer_folder / name).read_bytes()
+        for name in TOKENIZER_FILES
+        if (tokenizer_folder / name).is_file()
+    }
+    _check_alike(datasets, policy_config)
+    settings = Settings(
+        adapt_to_pi=config.adapt_to_pi or None,
+        delta_actions=config.delta_actions or None,
+        dt_s=1.0 / datasets[0].fps,
+    )
+    try:
+        robot = make_robot(config.robot, policy_config, "lerobot", settings)
+        cameras = match_cameras(
+            {name: robot.cameras.get(name, name) for name in datasets[0].cameras},
+            policy_config.cameras,
+            {},
+        )
+    except ValueError as error:
+        raise ConfigError(f"{datasets[0].root}: {error}") from None
+    counted = [
+        dataset
+        for dataset, entry in zip(datasets, config.data.datasets, strict=True)
+        if entry.statistics
+    ]
+    if not counted:
+        raise ConfigError("data.datasets: one at least must have statistics: true")
+    statistics = compute_statistics(counted, robot, policy_config.horizon, config)
+    with tempfile.TemporaryDirectory() as folder:
+        processors.write_processing(Path(folder), policy_config, statistics, tokenizer=".")
+        processing = processors.read_processing(
+            Path(folder), policy_config, robot.state_dim, robot.action_dim
+        )
+    return Preparation(policy_config, robot, processing, tokenizer, cameras, statistics, files)
+
+
+def _check_alike(datasets: Sequence[LeRobotDataset], config: PolicyConfig) -> None:
+    first = datasets[0]
+    for other in datasets[1:]:
+        for what in ("fps", "cameras", "state_dim", "action_dim"):
+            mine, theirs = getattr(first, what), getattr(other, what)
+            if mine != theirs:
+                raise ConfigError(
+                    f"{first.root} and {other.root} cannot be learnt together: {what} "
+                    f"{mine} and {theirs}"
+                )
+    for what, limit in (("state_dim", config.max_state_dim), ("action_dim", config.max_action_dim)):
+        if getattr(first, what) > limit:
+            raise ConfigError(
+                f"{first.root}: {what} {getattr(first, what)}, the network takes at most {limit}"
+            )
+
+
+def compute_statistics(
+    datasets: Sequence[LeRobotDataset], robot: Robot, horizon: int, config: TrainConfig
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """mean, std, min, max, q01 and q99 of states and actions as the network is given them.
+
+    Not the data set's own: those are of the recorded numbers, before signs and grippers are turned
+    and before actions are taken relative to the state. Actions are those of whole chunks.
+    """
+    states, actions = [], []
+    total = sum(len(dataset) for dataset in datasets)
+    stride = math.ceil(total / STATISTICS_FRAMES)
+    for dataset in datasets:
+        for frame in range(0, len(dataset), stride):
+            state = robot.decode_state(dataset.state[frame].astype(np.float64))
+            chunk = robot.decode_action(dataset.actions(frame, horizon)[0].astype(np.float64))
+            states.append(state)
+            actions.append(robot.to_delta(chunk, state))
+    floor = config.data.minimum_half_range
+    return {
+        processors.STATE: _statistics(np.stack(states), floor),
+        processors.ACTION: _statistics(np.concatenate(actions), floor),
+    }
+
+
+def _statistics(values: NDArray[np.float64], floor: float) -> dict[str, NDArray[np.float64]]:
+    low, high = (np.quantile(values, q, axis=0) for q in QUANTILES.values())
+    center, half = (low + high) / 2, np.maximum((high - low) / 2, floor)
+    return {
+        "min": values.min(0),
+        "max": values.max(0),
+        "mean": values.mean(0),
+        "std": values.std(0),
+        "q01": center - half,
+        "q99": center + half,
+    }
+
+
+def copy_tokenizer(preparation: Preparation, directory: Path) -> None:
+    """Write the tokenizer's files into a checkpoint's folder."""
+    for name, content in preparation.tokenizer_files.items():
+        (directory / name).write_bytes(content)
+
+
+__all__ = ["Preparation", "compute_statistics", "copy_tokenizer", "start"]

@@ -1,0 +1,365 @@
+"""Runs a training: its stages, states to go on from, validation, evaluation, the checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from torch import nn
+
+from pi05_lab.data.lerobot_dataset import LeRobotDataset
+from pi05_lab.training import state
+from pi05_lab.training.batches import Examples, describe
+from pi05_lab.training.config import ConfigError, StageConfig, TrainConfig
+from pi05_lab.training.journal import LOG_FILE, Journal
+from pi05_lab.training.learner import Learner, checkpoint_layers, choose_parameters
+from pi05_lab.training.loader import Loader
+from pi05_lab.training.optimizers import AveragedWeights, learning_rate, make_optimizers
+from pi05_lab.training.output import CONFIG_FILE, save_checkpoint
+from pi05_lab.training.preparation import start
+from pi05_lab.training.processes import Processes
+from pi05_lab.training.state import Position
+from pi05_lab.training.validation import averaged, validate
+from pi05_lab.training.words import PromptLayout
+from pi05_ros.policy.checkpoint import SMALL
+from pi05_ros.policy.model import Pi0
+
+CHECKPOINT = "checkpoint"
+"""The folder under `output` that `Policy.from_pretrained` loads."""
+SMOOTHING = 0.97
+"""Of the losses shown."""
+
+Evaluate = Callable[[Path], Mapping[str, float]]
+"""A checkpoint's folder → closed-loop figures by name."""
+
+
+def train(
+    config: TrainConfig,
+    evaluate: Evaluate | None = None,
+    console: Console | None = None,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path | None:
+    """Train as `config` says.
+
+    Args:
+        config: see `config`.
+        evaluate: closed-loop evaluation, called with the checkpoint's folder every
+            `evaluation.every_minutes` and at the end.
+        console: for the live table; None is silent.
+        resume: go on from the state in `output`.
+        stop: asked after every step; True saves the state and ends.
+
+    Returns:
+        The checkpoint's folder; None if it was stopped before the end.
+
+    Raises:
+        ConfigError: a configuration that cannot be used, `output` holds another training, or the
+            loss is not finite.
+        DatasetError, CheckpointError: data or network cannot be read.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    output = Path(config.output).expanduser()
+    if not resume and state.has_state(output):
+        raise ConfigError(f"{output} holds a training: go on with --resume, or give another output")
+    processes = Processes(config)
+    trainer = Trainer(config, output, processes, evaluate, stop)
+    if resume:
+        trainer.restore()
+    kept = trainer.position.total_steps
+    shown = console if processes.is_main else None
+    directory = None
+    if processes.is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        (output / CONFIG_FILE).write_text(text, encoding="utf-8")
+        directory = output
+    with Journal(directory, shown, config.tensorboard, kept) as journal:
+        done = trainer.run(journal)
+    processes.close()
+    return output / CHECKPOINT if done else None
+
+
+class Trainer:
+    """One training in one process."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        output: Path,
+        processes: Processes,
+        evaluate: Evaluate | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.config = config
+        self.output = output
+        self.position = Position()
+        self._processes = processes
+        self._evaluate = evaluate
+        self._stop = stop
+        datasets = [LeRobotDataset(Path(d.root).expanduser()) for d in config.data.datasets]
+        network, self._preparation = start(config, datasets)
+        losses = {name for stage in config.stages for name, w in stage.losses.items() if w > 0}
+        layout = self._layout(network, losses)
+        self.examples = Examples(datasets, config, self._preparation, layout)
+        if losses & {"scene", "named_position"} and not self.examples.objects:
+            raise ConfigError(
+                f"the losses scene and named_position need the feature "
+                f"{config.helpers.positions!r}, which no dataset has: leave them out, or record it"
+            )
+        if "pixels" in losses and not self.examples.has_pixels:
+            raise ConfigError(
+                f"the loss pixels needs the feature {config.helpers.pixels!r}, which no dataset "
+                "has: leave it out, or record it"
+            )
+        if config.network.start == SMALL:
+            _silence_padding(network)
+        if config.gradient_checkpointing:
+            checkpoint_layers(network)
+        torch.manual_seed(config.seed)
+        name_ids = layout.name_ids if layout is not None else ()
+        learner = Learner(network, config.helpers, losses, name_ids)
+        self.learner = learner.to(processes.device)
+        self.average = AveragedWeights(self.learner, 0.0)
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._restored: dict[str, Any] = {}
+
+    def _layout(self, network: Pi0, losses: set[str]) -> PromptLayout | None:
+        if not losses & {"chunk", "named_position", "scene", "pixels"}:
+            return None
+        if network.config.kind != "pi05":
+            raise ConfigError("the losses other than flow read the prompt of π0.5 alone")
+        return PromptLayout(
+            self._preparation.tokenizer,
+            self._preparation.robot.state_dim,
+            self.config.helpers.names,
+        )
+
+    def restore(self) -> None:
+        """Go on from the state in `output`.
+
+        Raises:
+            ConfigError: there is none, or it is of another configuration.
+        """
+        self.position, parts = state.load_state(self.output, self.config)
+        self.learner.load_state_dict(parts["learner"])
+        for name, value in parts["average"].items():
+            self.average.shadow[name].copy_(value)
+        self._restored = parts
+
+    def run(self, journal: Journal) -> bool:
+        """All stages from where the training is; False if it was stopped."""
+        while self.position.stage < len(self.config.stages):
+            stage = self.config.stages[self.position.stage]
+            if not self._run_stage(stage, journal):
+                return False
+        if self._processes.is_main:
+            self._save_checkpoint()
+            self._run_evaluation(journal)
+            # once more, for the evaluation's figures in the model card
+            self._save_checkpoint()
+        self._processes.wait()
+        return True
+
+    def _run_stage(self, stage: StageConfig, journal: Journal) -> bool:
+        position, processes = self.position, self._processes
+        parameters = choose_parameters(self.learner, stage, self.config)
+        if not parameters:
+            raise ConfigError(f"stage {stage.name!r}: nothing learns; see train and the switches")
+        self._optimizers = make_optimizers(parameters, stage)
+        for optimizer, saved in zip(
+            self._optimizers, self._restored.pop("optimizers", []), strict=False
+        ):
+            optimizer.load_state_dict(saved)
+        self.average.decay = stage.ema
+        module = processes.wrap(self.learner)
+        journal.clear()
+        meter = _Meter()
+        # The same data for the same seed, stage, process and step, whenever it is asked for.
+        seed = (self.config.seed, position.stage, processes.rank)
+        with Loader(self.examples, stage, seed, position.step, self.config.data.workers) as loader:
+            while self._part(stage) < 1.0:
+                self._step(stage, module, parameters, loader, meter)
+                stopped = self._stop()
+                self._after_step(stage, journal, meter, stopped)
+                if stopped:
+                    return False
+        processes.release()
+        self._end_stage(stage, journal, meter)
+        return True
+
+    def _part(self, stage: StageConfig) -> float:
+        """How much of the stage is done, from 0 to 1."""
+        if stage.steps is not None:
+            return self.position.step / stage.steps if stage.steps else 1.0
+        assert stage.minutes is not None
+        return min(1.0, self.position.stage_s / (60 * stage.minutes))
+
+    def _step(
+        self,
+        stage: StageConfig,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        loader: Loader,
+        meter: _Meter,
+    ) -> None:
+        position = self.position
+        begin = time.perf_counter()
+        batch = loader.next().to(self._processes.device)
+        waited = time.perf_counter() - begin
+        rate = learning_rate(stage, position.step, self._part(stage))
+        with self._autocast():
+            loss, losses = module(batch, stage.losses, stage.insulate)
+        self._processes.backward(loss)
+        norm = nn.utils.clip_grad_norm_(parameters.values(), stage.clip)
+        if not torch.isfinite(norm):
+            raise ConfigError(
+                f"stage {stage.name!r}, step {position.step}: the gradient is not finite; lower "
+                "lr, or look for wrong values in the data"
+            )
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.learner, position.step)
+        took = time.perf_counter() - begin
+        position.step += 1
+        position.total_steps += 1
+        position.stage_s += took
+        position.total_s += took
+        meter.add(losses, rate, float(norm), took, waited, len(batch.tokens))
+
+    def _after_step(
+        self, stage: StageConfig, journal: Journal, meter: _Meter, stopped: bool
+    ) -> None:
+        config, position = self.config, self.position
+        if not self._processes.is_main:
+            return
+        journal.progress(stage.name, self._part(stage))
+        if position.total_steps % config.log_steps == 0:
+            figures = {"stage": stage.name, "minutes": round(position.total_s / 60, 3)}
+            journal.write("train", position.total_steps, figures | meter.figures())
+        if position.total_steps % config.validation.every_steps == 0:
+            self._validate(stage, journal)
+        every_s = 60 * config.evaluation.every_minutes
+        if every_s and position.total_s - position.evaluated_s >= every_s:
+            # An evaluation that fails costs no training.
+            self._save_state([optimizer.state_dict() for optimizer in self._optimizers])
+            self._save_checkpoint()
+            self._run_evaluation(journal)
+        if stopped or position.total_steps % config.checkpoint_steps == 0:
+            self._save_state([optimizer.state_dict() for optimizer in self._optimizers])
+
+    def _end_stage(self, stage: StageConfig, journal: Journal, meter: _Meter) -> None:
+        position = self.position
+        self.average.copy_to(self.learner)
+        figures: dict[str, float] = {"steps": position.step, "minutes": position.stage_s / 60}
+        figures |= {name: meter.losses[name] for name in sorted(meter.losses)}
+        if self._processes.is_main:
+            checked = self._validate(stage, journal)
+            figures |= {f"held-out {name}": value for name, value in checked.items()}
+            journal.write("stage", position.total_steps, {"stage": stage.name, **figures})
+        position.summary[stage.name] = figures
+        position.stage, position.step, position.stage_s = position.stage + 1, 0, 0.0
+        if self._processes.is_main:
+            self._save_state([])
+
+    def _validate(self, stage: StageConfig, journal: Journal) -> dict[str, float]:
+        settings = self.config.validation
+        with averaged(self.learner, self.average), self._autocast():
+            figures = validate(
+                self.learner,
+                self.examples,
+                stage.losses,
+                settings.frames,
+                self.config.seed,
+                self._processes.device,
+            )
+        if figures:
+            journal.write("validation", self.position.total_steps, figures)
+        return figures
+
+    def _run_evaluation(self, journal: Journal) -> None:
+        self.position.evaluated_s = self.position.total_s
+        if self._evaluate is None:
+            return
+        # a policy may be loaded with threads of its own, which are the whole process's
+        threads = torch.get_num_threads()
+        try:
+            figures = dict(self._evaluate(self.output / CHECKPOINT))
+        finally:
+            torch.set_num_threads(threads)
+        journal.write("evaluation", self.position.total_steps, figures)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self._processes.device.type, torch.bfloat16, enabled=enabled)
+
+    def _save_state(self, optimizers: list[dict[str, Any]]) -> None:
+        parts = {
+            "learner": self.learner.state_dict(),
+            "average": self.average.shadow,
+            "optimizers": optimizers,
+        }
+        state.save_state(self.output, self.config, self.position, parts)
+
+    def _save_checkpoint(self) -> None:
+        with averaged(self.learner, self.average):
+            save_checkpoint(
+                self.output / CHECKPOINT,
+                self.learner.network,
+                self._preparation,
+                self.config,
+                self.position,
+                describe(self.examples),
+                self.output / LOG_FILE,
+            )
+
+
+class _Meter:
+    """Running means for the display."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def add(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        rate: float,
+        norm: float,
+        took_s: float,
+        waited_s: float,
+        rows: int,
+    ) -> None:
+        for name, loss in losses.items():
+            old = self.losses.get(name, float(loss))
+            self.losses[name] = SMOOTHING * old + (1 - SMOOTHING) * float(loss)
+        new = {"step_s": took_s, "wait_s": waited_s, "pairs_per_s": rows / took_s}
+        for name, value in new.items():
+            old = self._last.get(name, value)
+            self._last[name] = SMOOTHING * old + (1 - SMOOTHING) * value
+        self._last |= {"lr": rate, "norm": norm}
+
+    def figures(self) -> dict[str, float]:
+        return {name: float(f"{v:.5g}") for name, v in (self.losses | self._last).items()}
+
+
+def _silence_padding(network: Pi0) -> None:
+    """Keep the padded action dimensions out of a fresh network.
+
+    Nothing trains their velocity, so that in inference they hold other values than in training; a
+    network that starts from nothing can do without looking at them.
+    """
+    real = network.config.action_dim
+    mask = torch.ones_like(network.action_in_proj.weight)
+    mask[:, real:] = 0.0
+    network.action_in_proj.weight.register_hook(lambda gradient: gradient * mask.to(gradient))

@@ -1,0 +1,309 @@
+"""The policy node's params file, read without ROS into the dataclasses of `pi05_ros.config`.
+
+Types, ranges and choices are checked as the node checks them, and unknown names are refused as
+there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import reprlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pi05_ros.config import (
+    CameraParameters,
+    ControllerParameters,
+    FaultParameters,
+    GuidanceParameters,
+    JointParameters,
+    LimitsParameters,
+    PolicyParameters,
+    SchedulerParameters,
+    SimParameters,
+    controller_columns,
+    fields_of,
+    joint_group,
+)
+from pi05_ros.control.urdf import UrdfError, read_urdf_limits, tightened
+from pi05_ros.observation.buffer import Gates
+from pi05_ros.types import JointGroup
+
+T = TypeVar("T")
+
+MAX_ERROR_CHARS = 500
+MAX_ENTRIES = 10_000
+"""Of one file; YAML's aliases make few lines into more entries than there is memory for."""
+MAX_DEPTH = 20
+_OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides")
+"""Parameters that every ROS node has; the last one is a prefix."""
+_KINDS = {
+    "str": ("text", str),
+    "bool": ("true or false", bool),
+    "int": ("a whole number", int),
+    "float": ("a number with a decimal point", float),
+    "list[str]": ("a list of names", list),
+}
+
+
+class RobotConfigError(ValueError):
+    """A params file that cannot be used; one line names the parameter and the remedy."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + " …")
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """A robot as its params file describes it."""
+
+    parameters: PolicyParameters
+    scheduler: SchedulerParameters
+    faults: FaultParameters
+    limits: LimitsParameters
+    guidance: GuidanceParameters
+    cameras: dict[str, CameraParameters]
+    joints: JointGroup
+    """With the URDF's limits, where one was read."""
+    controllers: dict[str, ControllerParameters]
+    columns: dict[str, list[int]]
+    """Controller → columns of its joints in `joints`."""
+    camera_rate_hz: float = 30.0
+    """Of the simulated cameras."""
+    urdf: str = ""
+    """The file whose limits are in `joints`."""
+
+    @property
+    def dt_s(self) -> float:
+        """Of a control tick."""
+        return 1.0 / self.parameters.control_rate_hz
+
+    @property
+    def gates(self) -> Gates:
+        """As the node's runner has them."""
+        return Gates(
+            max_image_age_s=self.parameters.max_image_age_s,
+            max_skew_s=self.parameters.max_skew_s,
+            max_joint_age_s=self.parameters.max_joint_age_s,
+            max_instruction_chars=self.parameters.max_instruction_chars,
+        )
+
+    def check_limits(self) -> None:
+        """Raise RobotConfigError where the limits are a URDF's and no file gives it."""
+        if self.limits.source == "urdf" and not self.urdf:
+            raise RobotConfigError(
+                "limits.source is urdf: give the robot's URDF with --urdf FILE (xacro expanded), "
+                "or set limits.source to params"
+            )
+
+
+def default_params_file() -> Path:
+    """`config/aloha.yaml` of the checkout that the package runs from, or as it was installed.
+
+    Raises:
+        RobotConfigError: there is none.
+    """
+    prefixes = [*filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))]
+    shares = [Path(prefix) / "share" / "pi05_ros" for prefix in (*prefixes, sys.prefix)]
+    for folder in (Path(__file__).parents[2], *shares):
+        file = folder / "config" / "aloha.yaml"
+        if file.is_file():
+            return file
+    raise RobotConfigError("config/aloha.yaml is not installed; give --params-file")
+
+
+def read_robot_config(
+    path: str | Path | None = None, urdf: str | Path | None = None
+) -> RobotConfig:
+    """Read a params file.
+
+    Args:
+        path: the file; None is `default_params_file`.
+        urdf: the file that the node would get on `limits.topic`; for limits.source urdf alone.
+
+    Raises:
+        RobotConfigError: not there, not YAML, a parameter that is missing, unknown, of the wrong
+            type or out of range, or a URDF that does not fit.
+    """
+    file = default_params_file() if path is None else Path(path)
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RobotConfigError(f"{file} cannot be read: {error.strerror}") from None
+    except Exception as error:
+        # beside YAMLError what int(), dates and UTF-8 raise for bad values, and RecursionError
+        raise RobotConfigError(
+            f"{file} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+    try:
+        config = _parse(document)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RobotConfigError(f"{file}: {' '.join(str(error).split())}") from None
+    return config if urdf is None else _with_urdf(config, Path(urdf), file)
+
+
+def _with_urdf(config: RobotConfig, urdf: Path, file: Path) -> RobotConfig:
+    if config.limits.source != "urdf":
+        raise RobotConfigError(
+            f"{file}: limits.source is {config.limits.source}, so the node reads no URDF; leave "
+            "--urdf out or set limits.source to urdf"
+        )
+    try:
+        text = urdf.read_text(encoding="utf-8")
+        joints = tightened(config.joints, read_urdf_limits(text, config.joints.names))
+    except OSError as error:
+        raise RobotConfigError(f"{urdf} cannot be read: {error.strerror}") from None
+    except (UrdfError, UnicodeDecodeError) as error:
+        raise RobotConfigError(f"{urdf}: {error}") from None
+    return dataclasses.replace(config, joints=joints, urdf=str(urdf))
+
+
+def _parse(document: object) -> RobotConfig:
+    blocks = [
+        _Block(node["ros__parameters"])
+        for node in (document.values() if isinstance(document, Mapping) else ())
+        if isinstance(node, Mapping) and "ros__parameters" in node
+    ]
+    policy = next((block for block in blocks if block.has("joints.")), None)
+    if policy is None:
+        raise ValueError("no node has ros__parameters with joints")
+    simulator = next((block for block in blocks if block.has("camera_rate_hz")), _Block({}))
+    parameters = policy.read(PolicyParameters)
+    scheduler = policy.read(SchedulerParameters, "scheduler.")
+    faults = policy.read(FaultParameters, "faults.")
+    limits = policy.read(LimitsParameters, "limits.")
+    guidance = policy.read(GuidanceParameters, "guidance.")
+    cameras = policy.read_named("cameras", CameraParameters)
+    joints = joint_group(policy.read_named("joints", JointParameters))
+    controllers = policy.read_named("controllers", ControllerParameters)
+    columns = controller_columns(controllers, joints)
+    scheduler.make(joints)
+    policy.check_all_known()
+    rate = next(entry for entry in fields_of(SimParameters) if entry.name == "camera_rate_hz")
+    return RobotConfig(
+        parameters,
+        scheduler,
+        faults,
+        limits,
+        guidance,
+        cameras,
+        joints,
+        controllers,
+        columns,
+        simulator.value(rate, ""),
+    )
+
+
+class _Block:
+    """One node's parameters by their full names: nested blocks and dotted names are the same."""
+
+    def __init__(self, parameters: object) -> None:
+        self._values: dict[str, object] = {}
+        self._known: set[str] = set()
+        self._entries = 0
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"ros__parameters must be a block, got {_shown(parameters)}")
+        self._flatten(parameters, "", 0)
+
+    def _flatten(self, block: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"parameters are nested more than {MAX_DEPTH} deep")
+        for key, value in block.items():
+            self._entries += 1
+            if self._entries > MAX_ENTRIES:
+                raise ValueError(f"more than {MAX_ENTRIES} parameters")
+            if not isinstance(key, str):
+                raise ValueError(f"parameter names must be text, got {_shown(key)}")
+            name = prefix + key
+            if isinstance(value, Mapping):
+                self._flatten(value, f"{name}.", depth + 1)
+            elif name in self._values:
+                raise ValueError(f"parameter {_shown(name)} is given twice")
+            else:
+                self._values[name] = value
+
+    def has(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self._values)
+
+    def read(self, declaration: type[T], prefix: str = "") -> T:
+        """The parameters below a prefix, over the defaults."""
+        values = {entry.name: self.value(entry, prefix) for entry in fields_of(declaration)}
+        return declaration(**values)
+
+    def read_named(self, group: str, declaration: type[T]) -> dict[str, T]:
+        """`<group>.names`, and a block of parameters for each of them."""
+        key = f"{group}.names"
+        self._known.add(key)
+        names = self._values.get(key)
+        if not isinstance(names, list) or not names or not all(_is_name(name) for name in names):
+            raise ValueError(f"parameter '{key}' must be a list of names, got {_shown(names)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"parameter '{key}' repeats a name: {_shown(names)}")
+        return {name: self.read(declaration, f"{group}.{name}.") for name in names}
+
+    def value(self, entry: dataclasses.Field[Any], prefix: str) -> Any:
+        """One parameter, checked; its default where the file has none."""
+        name = prefix + entry.name
+        self._known.add(name)
+        if name not in self._values:
+            if entry.default_factory is not dataclasses.MISSING:
+                return entry.default_factory()
+            return entry.default
+        value = self._values[name]
+        what, kind = _KINDS[str(entry.type)]
+        if type(value) is not kind or not _are_names(value):
+            raise ValueError(f"parameter {_shown(name)} must be {what}, got {_shown(value)}")
+        meta = entry.metadata
+        if meta["choices"] and value not in meta["choices"]:
+            raise ValueError(
+                f"parameter {_shown(name)} is {_shown(value)}; it may be "
+                f"{', '.join(meta['choices'])}"
+            )
+        if not _is_within(value, meta["lower"], meta["upper"]):
+            upper = "" if meta["upper"] is None else f" to {meta['upper']:g}"
+            lower = "finite" if meta["lower"] is None else f"from {meta['lower']:g}{upper}"
+            raise ValueError(f"parameter {_shown(name)} must be {lower}, got {_shown(value)}")
+        return value
+
+    def check_all_known(self) -> None:
+        """Raise ValueError for a name that nothing reads, as the node does."""
+        for name in self._values:
+            if name in self._known or name.startswith(_OF_ROS):
+                continue
+            near = difflib.get_close_matches(name[:200], sorted(self._known), 1)
+            hint = f"did you mean {near[0]!r}?" if near else "docs/parameters.md lists them"
+            raise ValueError(f"parameter {_shown(name)} is unknown; {hint}")
+
+
+def _is_within(value: object, lower: float | None, upper: float | None) -> bool:
+    """Whether a value is no number, or a finite one within its range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return (lower is None or value >= lower) and (upper is None or value <= upper)
+
+
+def _are_names(value: object) -> bool:
+    """Whether a value is no list, or one of texts."""
+    return not isinstance(value, list) or all(isinstance(each, str) for each in value)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _shown(value: object) -> str:
+    """A value for an error: YAML's aliases make few lines into a text of gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    short.maxstring = short.maxother = 80
+    return short.repr(value)

@@ -1,0 +1,173 @@
+"""Faults pinned: labels in other units than the state, an episode that ends before its task is
+done, data that depend on how many processes recorded them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pi05_lab.data import workers
+from pi05_lab.data.lerobot_format import CHUNK_KEY, DatasetError
+from pi05_lab.data.simulated import (
+    CUBES_KEY,
+    HORIZON,
+    Frame,
+    GripperUnits,
+    Recipe,
+    SimulatedRecorder,
+    features,
+)
+from pi05_lab.sim.scene import JOINT_NAMES
+from pi05_lab.sim.tasks import parse
+
+GRIPPERS = [k for k, name in enumerate(JOINT_NAMES) if name.endswith("gripper")]
+
+
+@pytest.fixture(scope="module")
+def demonstration() -> Iterator[list[Frame]]:
+    recorder = SimulatedRecorder(
+        Recipe(verbs=("pick",), seed=3, chunks=True, fps=25, size_px=(32, 24))
+    )
+    yield recorder.episode(0)
+    recorder.close()
+
+
+@pytest.fixture(scope="module")
+def visit() -> Iterator[list[Frame]]:
+    recorder = SimulatedRecorder(Recipe(verbs=("touch", "wave"), visits=True, size_px=(32, 24)))
+    yield recorder.episode(2)
+    recorder.close()
+
+
+def test_a_demonstration_does_what_it_says(demonstration: list[Frame]) -> None:
+    task = parse(demonstration[0].task)
+    assert task is not None and task.verb == "pick"
+    assert {frame.task for frame in demonstration} == {demonstration[0].task}
+    cube = ("red", "green", "blue").index(str(task.color))
+    heights = [frame.extra[CUBES_KEY][3 * cube + 2] for frame in demonstration]
+    assert heights[0] < 0.03 and heights[-1] > 0.08
+    gripper = GRIPPERS[("left", "right").index(str(task.side))]
+    openings = np.array([frame.state[gripper] for frame in demonstration])
+    # a held cube keeps the fingers at 0.042 m, which is 0.6
+    assert openings.max() > 0.85 and 0.45 < openings[-1] < 0.7
+
+
+def test_the_label_is_in_the_units_and_at_the_rate_of_the_data(demonstration: list[Frame]) -> None:
+    for k in (0, len(demonstration) // 2):
+        chunk = demonstration[k].extra[CHUNK_KEY]
+        assert chunk.shape == (HORIZON, 14) and chunk.dtype == np.float32
+        later = demonstration[k + 10]
+        arms = np.setdiff1d(np.arange(14), GRIPPERS)
+        # the servos lag what is commanded by a few hundredths of a second
+        assert np.abs(chunk[10] - later.state)[arms].max() < 0.25
+        assert np.abs(chunk[10] - demonstration[k].state)[arms].max() > 0.1
+        assert chunk[:, GRIPPERS].min() > -0.2 and chunk[:, GRIPPERS].max() < 1.2
+
+
+def test_a_visit_has_several_instructions_for_each_picture(visit: list[Frame]) -> None:
+    assert len(visit) % 4 == 0 and len(visit) >= 12
+    for start in range(0, len(visit), 4):
+        group = visit[start : start + 4]
+        assert [frame.images is None for frame in group] == [False, True, True, True]
+        tasks = [parse(frame.task) for frame in group]
+        assert len(set(tasks)) == 4 and tasks[0] is not None and tasks[1] is not None
+        assert tasks[0].verb == tasks[1].verb and tasks[0] == parse(visit[0].task)
+        for frame in group[1:]:
+            np.testing.assert_array_equal(frame.state, group[0].state)
+            assert np.abs(frame.extra[CHUNK_KEY] - group[0].extra[CHUNK_KEY]).max() > 1e-3
+    assert not np.array_equal(visit[0].state, visit[4].state)
+
+
+def test_an_actor_moves_the_arms_and_the_expert_labels() -> None:
+    """Fault: actions in other units than the pictures' robot, the actor's motion as the label."""
+    seen: list[tuple[np.ndarray, str]] = []
+
+    def stretch(images: Any, state: np.ndarray, instruction: str) -> np.ndarray:
+        """Both waists outwards, the grippers open."""
+        assert images["cam_high"].shape == (24, 32, 3)
+        seen.append((state, instruction))
+        target = state.copy()
+        target[[0, 7]] += 0.1
+        target[GRIPPERS] = 1.0
+        return np.repeat(target[None], HORIZON, axis=0)
+
+    recipe = Recipe(verbs=("touch",), visits=True, instructions=2, size_px=(32, 24))
+    recorder = SimulatedRecorder(recipe, stretch)
+    frames = recorder.episode(0)
+    recorder.close()
+    moments = frames[::2]
+    assert len(moments) == len(seen) > 8
+    for frame, (state, instruction) in zip(moments, seen, strict=True):
+        np.testing.assert_array_equal(frame.state, state)
+        assert frame.task == instruction
+        assert np.abs(frame.extra[CHUNK_KEY][-1] - state).max() < 3
+    first, last = moments[0].state, moments[-1].state
+    assert (last[[0, 7]] - first[[0, 7]] > 0.2).all()
+    np.testing.assert_allclose(last[GRIPPERS], 1.0, atol=0.1)
+
+
+def test_frames_fit_their_features(visit: list[Frame], demonstration: list[Frame]) -> None:
+    for frame, recipe in (
+        (visit[0], Recipe(visits=True, size_px=(32, 24))),
+        (demonstration[0], Recipe(chunks=True, size_px=(32, 24))),
+    ):
+        expected = features(recipe)
+        assert set(frame.images or {}) == set(expected.cameras)
+        assert set(frame.extra) <= set(expected.extras)
+        assert frame.state.shape == frame.action.shape == (len(expected.state_names),)
+
+
+def test_grippers_are_converted_and_back() -> None:
+    units = GripperUnits()
+    metres = np.zeros(14)
+    metres[GRIPPERS] = (0.01844, 0.058)
+    converted = units.to_policy(metres)
+    np.testing.assert_allclose(converted[GRIPPERS], [0.0, 1.0], atol=1e-12)
+    assert np.delete(converted, GRIPPERS).tolist() == [0.0] * 12
+    np.testing.assert_allclose(units.to_joints(converted), metres)
+
+
+def same(a: Frame, b: Frame) -> bool:
+    arrays = [(frame.state, frame.action, *frame.extra.values()) for frame in (a, b)]
+    return (a.images, a.task) == (b.images, b.task) and all(map(np.array_equal, *arrays))
+
+
+def test_the_number_of_workers_changes_nothing() -> None:
+    recipe = Recipe(verbs=("home", "wave"), visits=True, size_px=(32, 24), seed=5)
+    alone = list(workers.episodes(recipe, 4, workers=1))
+    together = list(workers.episodes(recipe, 4, workers=2))
+    assert [len(frames) for frames in alone] == [len(frames) for frames in together]
+    for frames, others in zip(alone, together, strict=True):
+        assert all(map(same, frames, others))
+    assert not same(alone[0][0], alone[1][0])
+
+
+class Doomed(SimulatedRecorder):
+    def _visit(self, rng: np.random.Generator) -> None:  # type: ignore[override]
+        return None
+
+
+def test_an_expert_that_keeps_failing_ends_the_recording() -> None:
+    recorder = Doomed(Recipe(visits=True, size_px=(32, 24)))
+    with pytest.raises(DatasetError, match="failed 20 times at episode 7"):
+        recorder.episode(7)
+    recorder.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"verbs": ("jump",)}, "tasks must be different ones of"),
+        ({"verbs": ()}, "tasks must be different ones of"),
+        ({"verbs": ("pick", "pick")}, "tasks must be different ones of"),
+        ({"verbs": ("pick",), "weights": (0.0,)}, "weight above 0"),
+        ({"fps": 30}, "fps must divide 50"),
+        ({"visits": True, "instructions": 0}, "needs an instruction"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DatasetError, match=reason):
+        Recipe(**change)

@@ -1,0 +1,194 @@
+"""Pins what the cameras see, and that drawing keeps out of the physics' way."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from pi05_lab.sim.arms import HOME_POSITIONS, SimulatedAloha
+from pi05_lab.sim.rendering import CAMERAS, SCENE_CAMERA, CameraRenderer, RenderingUnavailable
+
+
+@pytest.fixture(scope="module")
+def sim() -> SimulatedAloha:
+    return SimulatedAloha()
+
+
+@pytest.fixture(scope="module")
+def renderer(sim: SimulatedAloha) -> CameraRenderer:
+    return CameraRenderer(sim.model, width=160, height=120)
+
+
+def _pixels_of(picture: np.ndarray, channel: int) -> np.ndarray:
+    """Rows and columns [n, 2] where one channel is clearly the strongest."""
+    others = np.delete(picture.astype(int), channel, axis=2).max(axis=2)
+    return np.argwhere(picture[..., channel].astype(int) > 60 + 1.5 * others)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_high_camera_sees_each_cube_where_it_is(
+    sim: SimulatedAloha, renderer: CameraRenderer, seed: int
+) -> None:
+    """A flipped or swapped picture would put the cubes in the wrong order."""
+    sim.reset(seed)
+    picture = renderer.render(sim.qpos(), "cam_high")
+    assert picture.shape == (120, 160, 3) and picture.dtype == np.uint8
+    centers = {}
+    for channel, name in enumerate(("red", "green", "blue")):
+        pixels = _pixels_of(picture, channel)
+        assert len(pixels) > 20, f"the {name} cube is not in the picture"
+        centers[name] = pixels.mean(axis=0)
+    for a in sim.cubes:
+        for b in sim.cubes:
+            dx, dy = (sim.cube_position(a) - sim.cube_position(b))[:2]
+            if dx > 0.03:
+                assert centers[a][1] > centers[b][1], "x runs to the right"
+            if dy > 0.05:
+                assert centers[a][0] < centers[b][0], "y runs upwards"
+
+
+@pytest.mark.parametrize(("camera", "moved"), [("cam_left_wrist", 0), ("cam_right_wrist", 7)])
+def test_a_wrist_camera_moves_with_its_own_arm(
+    sim: SimulatedAloha, renderer: CameraRenderer, camera: str, moved: int
+) -> None:
+    sim.reset(0)
+    before = renderer.render(sim.qpos(), camera).astype(int)
+    qpos = sim.qpos()
+    qpos[sim.model.joint("left_waist" if moved == 0 else "right_waist").qposadr[0]] += 0.3
+    after = renderer.render(qpos, camera).astype(int)
+    other = renderer.render(qpos, next(c for c in CAMERAS[1:] if c != camera)).astype(int)
+    same = renderer.render(sim.qpos(), next(c for c in CAMERAS[1:] if c != camera)).astype(int)
+    assert np.abs(after - before).mean() > 5
+    assert np.abs(other - same).mean() < np.abs(after - before).mean()
+
+
+def test_a_wrist_camera_sees_what_its_gripper_is_about_to_take(
+    sim: SimulatedAloha, renderer: CameraRenderer
+) -> None:
+    """gym-aloha's own wrist cameras see only the gripper."""
+    sim.reset(0)
+    qpos = sim.qpos()
+    tool = sim.tool_position("left")
+    start = sim.model.joint("red_cube").qposadr[0]
+    qpos[start : start + 3] = tool + np.array([0.08, 0.0, 0.0])
+    picture = renderer.render(qpos, "cam_left_wrist")
+    pixels = _pixels_of(picture, 0)
+    assert len(pixels) > 100
+    assert abs(pixels[:, 1].mean() - 80) < 8, "the gripper's axis is the picture's middle"
+
+
+def test_the_scene_camera_shows_both_arms_and_the_cubes(sim: SimulatedAloha) -> None:
+    sim.reset(1)
+    with CameraRenderer(sim.model, 320, 180, quality="pretty") as renderer:
+        picture = renderer.render(sim.qpos(), SCENE_CAMERA)
+    assert all(len(_pixels_of(picture, channel)) > 20 for channel in range(3))
+    dark = np.argwhere(picture.max(axis=2) < 60)[:, 1]
+    assert (dark < 130).sum() > 300 and (dark > 190).sum() > 300
+
+
+def test_shadows_are_for_people_only(sim: SimulatedAloha, renderer: CameraRenderer) -> None:
+    sim.reset(1)
+    with CameraRenderer(sim.model, 160, 120, quality="pretty") as pretty:
+        shaded = pretty.render(sim.qpos(), "cam_high")
+    plain = renderer.render(sim.qpos(), "cam_high")
+    assert shaded.astype(int).sum() < plain.astype(int).sum()
+
+
+def test_a_picture_is_its_own_array(sim: SimulatedAloha, renderer: CameraRenderer) -> None:
+    """A reused buffer would change a picture that waits in a queue."""
+    sim.reset(0)
+    first = renderer.render(sim.data, "cam_high")
+    kept = first.copy()
+    second = renderer.render(sim.data, "cam_left_wrist")
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_drawing_does_not_touch_the_simulation(
+    sim: SimulatedAloha, renderer: CameraRenderer
+) -> None:
+    sim.reset(0)
+    elsewhere = sim.qpos()
+    elsewhere[0] += 0.5
+    tool = sim.tool_position("left")
+    renderer.render(elsewhere, "cam_high")
+    np.testing.assert_array_equal(sim.tool_position("left"), tool)
+    assert sim.model.vis.quality.offsamples == SimulatedAloha(cubes=()).model.vis.quality.offsamples
+
+
+def test_draws_in_a_thread_while_physics_steps() -> None:
+    """Pictures come from the copied configuration, and physics comes out as without a camera."""
+    sim, reference = SimulatedAloha(), SimulatedAloha()
+    sim.reset(0)
+    reference.reset(0)
+    start = sim.qpos()
+    pictures: list[np.ndarray] = []
+    drawing = threading.Event()
+
+    def draw() -> None:
+        with CameraRenderer(sim.model, 160, 120) as renderer:
+            for _ in range(12):
+                pictures.append(renderer.render(start, "cam_high"))
+                drawing.set()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert drawing.wait(timeout=30)
+    targets = HOME_POSITIONS + 0.2
+    sim.set_targets(targets)
+    reference.set_targets(targets)
+    for _ in range(100):
+        sim.step()
+    thread.join(timeout=30)
+    reference.step(100)
+    assert len(pictures) == 12
+    assert all((picture == pictures[0]).all() for picture in pictures)
+    np.testing.assert_array_equal(sim.qpos(), reference.qpos())
+
+
+def test_another_thread_is_refused(sim: SimulatedAloha, renderer: CameraRenderer) -> None:
+    """OpenGL would draw nothing, or crash."""
+    caught: list[BaseException] = []
+
+    def draw() -> None:
+        try:
+            renderer.render(sim.data, "cam_high")
+        except RuntimeError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    thread.join()
+    assert "thread that made it" in str(caught[0])
+
+
+def test_wrong_requests_are_named(sim: SimulatedAloha, renderer: CameraRenderer) -> None:
+    with pytest.raises(ValueError, match="cam_low"):
+        renderer.render(sim.data, "cam_low")
+    with pytest.raises(ValueError, match="qpos"):
+        renderer.render(np.zeros(3), "cam_high")
+    with pytest.raises(ValueError, match="0×10"):
+        CameraRenderer(sim.model, width=0, height=10)
+    with pytest.raises(ValueError, match="ugly"):
+        CameraRenderer(sim.model, quality="ugly")  # type: ignore[arg-type]
+
+
+def test_a_closed_renderer_says_so(sim: SimulatedAloha) -> None:
+    renderer = CameraRenderer(sim.model, 32, 24)
+    renderer.close()
+    renderer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        renderer.render(sim.data, "cam_high")
+
+
+@pytest.mark.parametrize("backend", ["egl", "osmesa"])
+def test_missing_opengl_names_the_packages(
+    sim: SimulatedAloha, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.setitem(sys.modules, f"mujoco.{backend}", None)
+    with pytest.raises(RenderingUnavailable, match="apt-get install -y libegl1"):
+        CameraRenderer(sim.model)

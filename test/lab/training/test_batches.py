@@ -1,0 +1,219 @@
+"""Batches; faults: a resumed training that sees other data, held-out frames that are learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from squares_world import (  # type: ignore[import-not-found]
+    HORIZON,
+    make_config,
+    squares,
+    stage,
+    write_dataset,
+)
+
+from pi05_lab.data.lerobot_dataset import LeRobotDataset
+from pi05_lab.data.lerobot_format import Extra, Features
+from pi05_lab.data.lerobot_writer import DatasetWriter
+from pi05_lab.data.simulated import CUBES_KEY, PIXELS_KEY
+from pi05_lab.training.batches import Batch, Examples, describe, group_frames
+from pi05_lab.training.config import ConfigError, TrainConfig
+from pi05_lab.training.loader import Loader
+from pi05_lab.training.preparation import start
+from pi05_lab.training.words import PromptLayout
+
+
+def load(config: TrainConfig) -> Examples:
+    datasets = [LeRobotDataset(d.root) for d in config.data.datasets]
+    _, preparation = start(config, datasets)
+    layout = PromptLayout(preparation.tokenizer, 2, config.helpers.names)
+    return Examples(datasets, config, preparation, layout)
+
+
+@pytest.fixture(scope="module")
+def config(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    stages = [stage(batch=3, tasks_per_picture=2, samples_per_prefix=2)]
+    return make_config(tmp_path_factory.mktemp("out"), dataset, stages=stages)
+
+
+@pytest.fixture(scope="module")
+def examples(config: TrainConfig) -> Examples:
+    return load(config)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(
+        torch.equal(torch.nan_to_num(x, 9.0), torch.nan_to_num(y, 9.0))
+        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+    )
+
+
+def test_a_seed_decides_the_batch(examples: Examples, config: TrainConfig) -> None:
+    chosen = config.stages[0]
+    assert same(examples.batch(chosen, (0, 1, 2)), examples.batch(chosen, (0, 1, 2)))
+    assert not same(examples.batch(chosen, (0, 1, 2)), examples.batch(chosen, (0, 1, 3)))
+
+
+def test_shapes_and_ranges(examples: Examples, config: TrainConfig) -> None:
+    batch = examples.batch(config.stages[0], (0,))
+    assert batch.images.shape == (3, 1, 3, 32, 32)
+    assert batch.actions.shape == (6, HORIZON, 32) and not batch.actions[:, :, 2:].any()
+    assert batch.noise.shape == (12, HORIZON, 32) and batch.times.shape == (12,)
+    assert batch.times.min() > 0 and batch.times.max() <= 1
+    assert batch.images.abs().max() <= 1
+    assert batch.positions.shape == (3, 2, 3)
+    # both instructions of every picture, in any order
+    assert [sorted(pair) for pair in batch.named.view(3, 2).tolist()] == [[0, 1]] * 3
+
+
+def test_times_are_beta_distributed(examples: Examples) -> None:
+    """Fault: uniform times, or Beta with its parameters exchanged: mean 0.6 becomes 0.4."""
+    many = stage(batch=8, tasks_per_picture=2, samples_per_prefix=200)
+    config = make_config(Path("x"), Path("x"), stages=[many])
+    times = examples.batch(config.stages[0], (5,)).times.double()
+    assert times.mean() == pytest.approx(0.6 * 0.999 + 0.001, abs=0.02)
+    assert times.std() == pytest.approx(0.999 * (1.5 / (2.5**2 * 3.5)) ** 0.5, abs=0.02)
+
+
+def test_rows_belong_together(examples: Examples, config: TrainConfig) -> None:
+    """Fault: a picture with another frame's actions. The goal is where the named square is."""
+    batch = examples.batch(config.stages[0], (3,))
+    for row in range(6):
+        picture = (batch.images[row // 2, 0] + 1) / 2 * 255
+        channel = 0 if batch.named[row] == 0 else 2
+        y, x = torch.nonzero(picture[channel] > 180)[0].tolist()
+        goal = examples.preparation.processing.action.unnormalize(batch.actions[row, -1, :2])
+        np.testing.assert_allclose(goal, np.array([x, y]) / 26 * 2 - 1, atol=1e-5)
+
+
+def test_held_out_pictures_are_never_learnt(examples: Examples, config: TrainConfig) -> None:
+    held = {frame for group in examples.held_out for frame in group.frames}
+    learnt = {frame for group in examples.train for frame in group.frames}
+    assert held and not held & learnt
+    episodes = examples.datasets[0].episode_index
+    assert not set(episodes[list(held)]) & set(episodes[list(learnt)])
+    assert describe(examples) == {"pictures": 36, "frames": 72, "held_out_pictures": 4}
+
+
+def test_validation_is_the_same_every_time(examples: Examples) -> None:
+    first, again = (list(examples.validation(3, 2, seed=0)) for _ in range(2))
+    assert [len(batch.tokens) for batch in first] == [2, 1]
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    (other, _) = examples.validation(3, 2, seed=0, other_text=True)
+    assert torch.equal(other.images, first[0].images)
+    assert torch.equal(other.actions, first[0].actions)
+    assert other.named.tolist() == first[0].named.tolist()[::-1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loader_gives_the_steps_in_order(
+    examples: Examples, config: TrainConfig, workers: int
+) -> None:
+    """Fault: batches that depend on who prepares them, or on where a resumed training begins."""
+    chosen = config.stages[0]
+    with Loader(examples, chosen, (0, 0), 2, workers) as loader:
+        for step in (2, 3, 4):
+            assert same(loader.next(), examples.batch(chosen, (0, 0, step)))
+
+
+def test_the_loader_passes_errors_on(
+    examples: Examples, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a training that waits for ever when its data cannot be read."""
+
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(examples, "batch", fail)
+    with (
+        Loader(examples, config.stages[0], (0,), 0, 0) as loader,
+        pytest.raises(OSError, match="the disk is gone"),
+    ):
+        loader.next()
+
+
+def test_weights_of_datasets_and_tasks(tmp_path: Path, dataset: Path) -> None:
+    other = write_dataset(tmp_path / "other", 3, seed=9)
+    data = {
+        "datasets": [{"root": str(dataset), "weight": 0.0}, {"root": str(other), "weight": 2}],
+        "held_out": 0.1,
+        "task_weights": {"red": 0.0},
+    }
+    examples = load(make_config(tmp_path, data=data))
+    batch = examples.batch(make_config(tmp_path, other, stages=[stage(batch=20)]).stages[0], (1,))
+    assert set(batch.named.tolist()) == {1}
+    source = examples.datasets[1]
+    learnt = {source.state[f].tobytes() for g in examples.train if g.dataset for f in g.frames}
+    states = examples.preparation.processing.state.unnormalize(batch.states[:, :2])
+    nearest = np.abs(source.state[None] - states[:, None]).max(-1).argmin(1)
+    assert {source.state[f].tobytes() for f in nearest} <= learnt
+
+
+def test_recordings_without_labels(tmp_path: Path) -> None:
+    """A user's own recording: every frame alone, actions those that followed, no positions."""
+    root = write_dataset(tmp_path / "plain", 3, chunks=False)
+    source = LeRobotDataset(root)
+    assert group_frames(source, np.arange(4)) == [(0,), (1,), (2,), (3,)]
+    config = make_config(tmp_path, root, helpers={"positions": "none"})
+    examples = load(config)
+    batch = examples.batch(make_config(tmp_path, root, stages=[stage()]).stages[0], (0,))
+    assert examples.objects == 0 and batch.positions.shape == (4, 0, 3)
+
+
+def test_positions_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> None:
+    helpers = {"names": ["red", "green", "blue"]}
+    with pytest.raises(ConfigError, match=r"has 6 numbers, for the 3 names .* must have 9"):
+        load(make_config(tmp_path, dataset, helpers=helpers))
+
+
+def test_pixels_are_where_the_padded_picture_shows_them(tmp_path: Path) -> None:
+    """Fault: coordinates of the recorded picture, which padding moves; another camera's."""
+    features = Features(
+        {"left": (24, 32), "right": (24, 32)}, ["x"], ["x"], {PIXELS_KEY: Extra((8,))}
+    )
+    pictures = np.zeros((2, 24, 32, 3), dtype=np.uint8)
+    pictures[0, 4:8, 20:24, 0] = 255  # the left camera sees red at column 22, row 6
+    pictures[1, 16:20, 8:12, 2] = 255  # and the right one sees blue at 10, 18
+    pixels = [22 / 32, 6 / 24, -1, -1, -1, -1, 10 / 32, 18 / 24]
+    with DatasetWriter(tmp_path / "data", 10, features, robot_type="squares") as writer:
+        for _ in range(2):
+            for _ in range(HORIZON + 1):
+                images = dict(zip(("left", "right"), pictures, strict=True))
+                writer.add_frame(images, np.zeros(1), np.zeros(1), "go", {PIXELS_KEY: pixels})
+            writer.end_episode()
+    config = make_config(
+        tmp_path / "out", tmp_path / "data", stages=[stage(losses={"pixels": 1.0}, batch=1)]
+    )
+    examples = load(config)
+    assert examples.has_pixels
+    batch = examples.batch(config.stages[0], (0,))
+    for camera, channel in ((0, 0), (1, 2)):
+        rows, columns = np.nonzero(batch.images[0, camera, channel].numpy() > 0)
+        middle = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / batch.images.shape[-1]
+        np.testing.assert_allclose(batch.pixels[0, camera, camera], middle, atol=1e-3)
+        assert (batch.pixels[0, camera, 1 - camera] < 0).all()
+
+
+def test_pixels_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> None:
+    config = make_config(tmp_path, dataset, stages=[stage(losses={"pixels": 1.0})])
+    config = replace(config, helpers=replace(config.helpers, pixels=CUBES_KEY))
+    with pytest.raises(ConfigError, match=r"has 6 numbers, for 1 cameras and the 2 names.*4"):
+        load(config)
+
+
+def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, dataset: Path) -> None:
+    """Fault: the state cut off the prompt's end, in silence, for the whole training."""
+    examples = load(make_config(tmp_path, dataset))
+    state = examples.datasets[0].state[0]
+    with pytest.raises(ConfigError, match="shorten the instruction"):
+        examples.preparation.numbers(state, np.zeros((HORIZON, 2), np.float32), "x" * 100)
+
+
+def test_squares_do_not_overlap() -> None:
+    picture, _ = squares(np.random.default_rng(0))
+    assert (picture[:, :, 0] > 200).sum() == (picture[:, :, 2] > 200).sum() == 36

@@ -1,0 +1,82 @@
+"""`pi05 train`; faults: a traceback instead of a line, exit code 0 after an error."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from squares_world import make_config, stage  # type: ignore[import-not-found]
+
+from pi05_lab.training import command
+from pi05_lab.training.state import has_state
+
+
+def call(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(list(arguments)))
+
+
+@pytest.fixture
+def file(dataset: Path, tmp_path: Path) -> Path:
+    config = make_config(tmp_path / "out", dataset, stages=[stage(steps=2)])
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    return path
+
+
+def test_it_trains(
+    file: Path, tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(tmp_path / "elsewhere")
+    assert call(str(file), "--output", other, "--data", str(dataset)) == 0
+    assert (tmp_path / "elsewhere" / "checkpoint" / "model.safetensors").is_file()
+    shown = capsys.readouterr().err
+    assert "train 2:" in shown and "done" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "unknown key colour"),
+        ({"evaluation": {"function": "pi05_ros.nothing:f"}}, "evaluation.function"),
+        ({"evaluation": {"function": "pi05_ros.types"}}, "module:function"),
+        ({"data": {"datasets": [{"root": "/nowhere"}]}}, "/nowhere is no LeRobot dataset"),
+        ({"network": {"start": "/nowhere"}}, "/nowhere"),
+        ({"device": "tpu9"}, "device: 'tpu9' is unknown"),
+        ({"robot": "aloha"}, "state_dim 14"),
+    ],
+)
+def test_errors_are_one_line(
+    file: Path, change: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | change))
+    assert call(str(file)) == 1
+    shown = capsys.readouterr().err
+    assert message in " ".join(shown.split()) and "Traceback" not in shown
+
+
+def test_a_signal_stops_and_says_how_to_go_on(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: Ctrl-C loses the time since the last state."""
+    from pi05_lab.training.trainer import Trainer
+
+    step = Trainer._step
+
+    def interrupted(self: Trainer, *arguments: object) -> None:
+        step(self, *arguments)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", interrupted)
+        assert call(str(file), "--quiet") == 130
+    assert has_state(tmp_path / "out")
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"pi05 train {file} --resume" in shown
+    assert call(str(file), "--quiet", "--resume") == 0
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

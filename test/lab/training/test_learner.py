@@ -1,0 +1,307 @@
+"""The losses; faults: another objective than π0.5's, helpers that change the network's result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from squares_world import HORIZON, make_config, stage  # type: ignore[import-not-found]
+
+from pi05_lab.training.batches import Batch
+from pi05_lab.training.config import ConfigError, HelperConfig, StageConfig
+from pi05_lab.training.heads import PixelHead, watch
+from pi05_lab.training.initial import answer
+from pi05_lab.training.learner import Learner, checkpoint_layers, choose_parameters, part_of
+from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
+from pi05_ros.policy.model import Pi0
+
+PICTURES, TASKS, CAMERAS, LENGTH, JOINTS = 2, 2, 2, 9, 3
+NAMES = (3, 4)
+"""Tokens that name the two objects."""
+LOSSES = {"flow", "chunk", "named_position", "scene", "pixels"}
+HELPERS = HelperConfig(
+    names=("red", "blue"), position_layers=(1, 2), chunk_layers=(2,), scene_camera="b"
+)
+
+
+def tiny_network(kind: str = "pi05") -> Pi0:
+    torch.manual_seed(0)
+    network = Pi0(
+        PolicyConfig(
+            kind=kind,
+            sizes=Sizes(
+                vlm=GemmaSize(24, 3, 32, 2, 1, 8),
+                exp=GemmaSize(16, 3, 24, 2, 1, 8),
+                vis=VisionSize(16, 1, 2, 24),
+                vocab=50,
+                image=16,
+                patch=8,
+            ),
+            horizon=HORIZON,
+            max_action_dim=5,
+            max_state_dim=5,
+            cameras=("a", "b"),
+            state_dim=JOINTS,
+            action_dim=JOINTS,
+        )
+    )
+    if network.experts.action.modulation is not None:
+        torch.nn.init.normal_(network.experts.action.modulation.weight, std=0.2)
+    return network
+
+
+def make_batch(repeats: int = 1, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    rows = PICTURES * TASKS
+    lengths = torch.tensor([9, 7, 8, 8])
+    noise = torch.randn(rows * repeats, HORIZON, 5, generator=generator)
+    actions = torch.randn(rows, HORIZON, 5, generator=generator)
+    actions[:, :, JOINTS:] = 0
+    return Batch(
+        images=torch.rand(PICTURES, CAMERAS, 3, 16, 16, generator=generator) * 2 - 1,
+        image_masks=torch.ones(PICTURES, CAMERAS, dtype=torch.bool),
+        tokens=torch.randint(0, 50, (rows, LENGTH + 3), generator=generator),
+        token_masks=torch.arange(LENGTH + 3) < lengths[:, None],
+        actions=actions,
+        states=torch.randn(rows, 5, generator=generator),
+        noise=noise,
+        times=torch.rand(rows * repeats, generator=generator),
+        positions=torch.randn(PICTURES, 2, 3, generator=generator),
+        pixels=torch.rand(PICTURES, CAMERAS, 2, 2, generator=generator),
+        named=torch.tensor([0, 1, -1, 1]),
+        name_tokens=torch.tensor([3, 2, 0, 4]),
+        state_tokens=lengths[:, None] - 4 + torch.arange(JOINTS),
+    )
+
+
+def rows_of(batch: Batch) -> Any:
+    """The pictures once per instruction, as `Pi0.loss` wants them."""
+    return {
+        "images": batch.images.repeat_interleave(TASKS, 0),
+        "image_masks": batch.image_masks.repeat_interleave(TASKS, 0),
+        "tokens": batch.tokens,
+        "token_masks": batch.token_masks,
+    }
+
+
+@pytest.fixture
+def learner() -> Iterator[Learner]:
+    yield Learner(tiny_network(), HELPERS, LOSSES, NAMES)
+
+
+@pytest.mark.parametrize("kind", ["pi05", "pi0"])
+@pytest.mark.parametrize("missing_camera", [False, True])
+def test_the_flow_loss_is_the_networks_own(kind: str, missing_camera: bool) -> None:
+    """Fault: another time, target or mean than `Pi0.loss`, which the goldens hold."""
+    network, batch = tiny_network(kind), make_batch()
+    if missing_camera:
+        batch.image_masks[:, 0] = False
+    state = batch.states if kind == "pi0" else None
+    expected = network.loss(
+        **rows_of(batch), actions=batch.actions, state=state, noise=batch.noise, time=batch.times
+    )
+    total, parts = Learner(network, HELPERS, {"flow"})(batch, {"flow": 1.0})
+    torch.testing.assert_close(total, expected[:, :, :JOINTS].mean(), atol=1e-6, rtol=1e-5)
+    assert parts["flow"] == total
+
+
+def test_several_noises_per_prefix_are_their_mean(learner: Learner) -> None:
+    """Fault: rows of K and V that meet another row's noise."""
+    several = make_batch(repeats=3)
+    losses = [
+        learner(
+            replace(several, noise=several.noise[k::3], times=several.times[k::3]), {"flow": 1.0}
+        )[0]
+        for k in range(3)
+    ]
+    total = learner(several, {"flow": 1.0})[0]
+    torch.testing.assert_close(total, torch.stack(losses).mean())
+
+
+def test_watching_changes_nothing(learner: Learner) -> None:
+    """Fault: pictures that reach another instruction's row when the tower runs once for all."""
+    network, batch = learner.network, make_batch()
+    plain = network.encode_prefix(**rows_of(batch))
+    with watch(network, len(batch.tokens), TASKS) as seen:
+        watched = network.encode_prefix(**rows_of(batch))
+    for mine, other in zip(plain.cache, watched.cache, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+    assert seen.features is not None and len(seen.features) == PICTURES * CAMERAS
+    assert len(seen.hidden) == 3
+    again = network.encode_prefix(**rows_of(batch))
+    torch.testing.assert_close(again.cache[2].key, plain.cache[2].key, atol=0, rtol=0)
+
+
+def test_losses_are_weighted_and_each_reported(learner: Learner) -> None:
+    batch = make_batch()
+    total, parts = learner(batch, {"flow": 2.0, "chunk": 0.5, "scene": 0.0, "named_position": 1.0})
+    assert set(parts) == {"flow", "chunk", "named_position"}
+    expected = 2 * parts["flow"] + 0.5 * parts["chunk"] + parts["named_position"]
+    torch.testing.assert_close(total.detach(), expected)
+
+
+def test_helpers_read_where_they_say(learner: Learner) -> None:
+    """Fault: off by one between the prompt's tokens and the packed prefix."""
+    batch = make_batch()
+    network = learner.network
+    with watch(network, len(batch.tokens), TASKS) as seen:
+        network.encode_prefix(**rows_of(batch))
+    seen.hidden[2].retain_grad()
+    learner.helpers.chunk_loss(batch, seen).backward()
+    gradient = seen.hidden[2].grad
+    assert gradient is not None
+    first = CAMERAS * 4
+    read = [
+        sorted((gradient[row].abs().sum(1) > 0).nonzero().flatten().tolist()) for row in range(4)
+    ]
+    assert read == [(first + batch.state_tokens[row]).tolist() for row in range(4)]
+
+
+def test_unknown_positions_teach_nothing(learner: Learner) -> None:
+    """Fault: NaN, or a pull towards 0, from data without positions or a task without an object."""
+    batch = make_batch()
+    batch.positions[1] = torch.nan
+    full = learner(batch, {"named_position": 1.0})[0]
+    batch.positions[1] = 5.0
+    batch.named[2:] = -1
+    torch.testing.assert_close(learner(batch, {"named_position": 1.0})[0], full)
+    batch.positions[:] = torch.nan
+    batch.pixels[:] = torch.nan
+    for loss in ("named_position", "scene", "pixels"):
+        total = learner(batch, {loss: 1.0})[0]
+        assert total.item() == 0
+        total.backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in learner.parameters())
+
+
+def test_pixels_are_columns_and_rows_of_patches() -> None:
+    """Fault: column and row exchanged, patches counted in another order than the tower's."""
+    head, side, width = PixelHead(12), 3, 12
+    head.scale.data.fill_(5.0)
+    names = torch.eye(2, width) * 3
+    tokens = torch.eye(width)[-1].repeat(1, side * side, 1)
+    tokens[0, 1 * side + 2] = answer(names[0])  # row 1, column 2
+    pixels = torch.tensor([[[2.5 / 3, 1.5 / 3], [-1.0, -1.0]]])
+    head.within.weight.data.zero_()
+    head.within.bias.data.zero_()
+    head.absent.data.fill_(5.0)
+    assert head.loss(tokens, names, pixels) < 0.1
+    assert head.loss(tokens, names, pixels.flip(-1)) > 5
+    assert head.loss(tokens, names, pixels.flip(1)) > 1
+    edge = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    assert torch.isfinite(head.loss(tokens, names, edge))
+
+
+def test_the_tower_runs_once_for_all_helpers(learner: Learner) -> None:
+    """Fault: helpers beside the flow loss that read other features than the prefix's."""
+    batch = make_batch()
+    alone = [learner(batch, {loss: 1.0})[0] for loss in ("pixels", "scene")]
+    together = learner(batch, {"flow": 1.0, "pixels": 1.0, "scene": 1.0})[1]
+    torch.testing.assert_close(together["pixels"], alone[0].detach())
+    torch.testing.assert_close(together["scene"], alone[1].detach())
+
+
+def gradients(learner: Learner, batch: Batch, losses: dict[str, float], insulate: bool) -> set[str]:
+    """The parts that a loss reaches."""
+    learner.zero_grad()
+    learner(batch, losses, insulate)[0].backward()
+    return {
+        str(part_of(name, 3))
+        for name, p in learner.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
+
+
+def test_insulation_keeps_the_flow_loss_out_of_the_prefix(learner: Learner) -> None:
+    batch = make_batch(repeats=2)
+    everything = {"vision", "projector", "embedder", "prefix", "bridge", "expert"}
+    assert gradients(learner, batch, {"flow": 1.0}, False) == everything
+    assert gradients(learner, batch, {"flow": 1.0}, True) == {"bridge", "expert"}
+    helped = gradients(learner, batch, {"flow": 1.0, "chunk": 1.0}, True)
+    assert helped == everything | {"helpers"}
+    torch.testing.assert_close(
+        learner(batch, {"flow": 1.0}, True)[0], learner(batch, {"flow": 1.0}, False)[0]
+    )
+
+
+def test_every_part_is_somewhere(learner: Learner) -> None:
+    """Fault: a parameter that belongs to no part and never learns, but the prefix's dead end."""
+    idle = {name for name, _ in learner.named_parameters() if part_of(name, 3) is None}
+    end = "network.experts.vlm.layers.2."
+    assert idle == {
+        f"{end}out.weight",
+        f"{end}mlp_norm.weight",
+        f"{end}gate_up.weight",
+        f"{end}down.weight",
+        "network.experts.vlm.final_norm.weight",
+    }
+
+
+@pytest.mark.parametrize(
+    ("switches", "train", "parts"),
+    [
+        ({}, ["expert", "bridge"], {"expert", "bridge", "helpers"}),
+        (
+            {"freeze_vision_encoder": True},
+            ["vision", "projector", "prefix", "expert"],
+            {"projector", "prefix", "expert", "helpers"},
+        ),
+        ({"train_expert_only": True}, ["vision", "prefix", "expert"], {"expert", "helpers"}),
+    ],
+)
+def test_switches_as_lerobot_means_them(
+    learner: Learner, tmp_path: Path, switches: dict[str, bool], train: list[str], parts: set[str]
+) -> None:
+    """LeRobot 0.6.1: freeze_vision_encoder leaves the projector, train_expert_only PaliGemma."""
+    config = make_config(tmp_path, tmp_path, stages=[stage(train=train)], **switches)
+    chosen = choose_parameters(learner, config.stages[0], config)
+    assert {part_of(name, 3) for name in chosen} == parts
+    assert {n for n, p in learner.named_parameters() if p.requires_grad} == set(chosen)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory() -> None:
+    batch = make_batch(repeats=2)
+    results = []
+    for checkpointed in (False, True):
+        learner = Learner(tiny_network(), HELPERS, {"flow"})
+        if checkpointed:
+            checkpoint_layers(learner.network)
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            total = learner(batch, {"flow": 1.0})[0]
+        saved = kept
+        total.backward()
+        results.append((saved, {n: p.grad for n, p in learner.named_parameters()}))
+    (much, plain), (little, checked) = results
+    assert little < 0.6 * much
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checked[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("helpers", "losses", "message"),
+    [
+        ({"scene_camera": "front"}, {"scene"}, "scene_camera 'front'.*a, b"),
+        ({"chunk_layers": (3,)}, {"chunk"}, "chunk_layers: 3 is not from 1 to 2"),
+        ({"position_layers": (0,)}, {"named_position"}, "position_layers: 0"),
+    ],
+)
+def test_helpers_that_do_not_fit_are_named(
+    helpers: dict[str, object], losses: set[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Learner(tiny_network(), replace(HELPERS, **helpers), losses)  # type: ignore[arg-type]
+
+
+def test_stages_have_all_parts_by_default() -> None:
+    assert "vision" in StageConfig("a", {"flow": 1.0}, steps=1).train

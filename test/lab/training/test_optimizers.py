@@ -1,0 +1,159 @@
+"""Optimisers; faults: parameters updated twice or never, rates that jump, averages off by one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pi05_lab.training.config import StageConfig
+from pi05_lab.training.optimizers import (
+    AveragedWeights,
+    Muon,
+    learning_rate,
+    make_optimizers,
+    orthogonalize,
+)
+
+
+def stage(**values: Any) -> StageConfig:
+    defaults: dict[str, Any] = {"name": "a", "losses": {"flow": 1.0}, "steps": 10}
+    return StageConfig(**(defaults | values))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 24),
+    columns=st.integers(1, 24),
+    scale=st.sampled_from([1e-6, 1.0, 1e4]),
+    seed=st.integers(0, 1000),
+)
+def test_every_direction_gets_about_the_same_speed(
+    rows: int, columns: int, scale: float, seed: int
+) -> None:
+    """Fault: wide matrices, or those with tiny gradients, that learn at another speed."""
+    generator = torch.Generator().manual_seed(seed)
+    size = max(rows, columns)
+    left = torch.linalg.qr(torch.randn(size, size, generator=generator))[0][:rows]
+    right = torch.linalg.qr(torch.randn(size, size, generator=generator))[0][:columns]
+    count = min(rows, columns)
+    values = torch.linspace(1.0, 0.2, size)
+    matrix = scale * (left * values) @ right.T
+    wanted = torch.linalg.svdvals(matrix)
+    result = torch.linalg.svdvals(orthogonalize(matrix[None])[0])
+    assert result.max() < 1.3
+    # directions that the gradient hardly has are not blown up in five rounds
+    strong = int((wanted > 0.1 * wanted.max()).sum())
+    assert 0 < strong <= count
+    assert result[:strong].min() > 0.5
+
+
+def test_muon_takes_matrices_of_one_shape_together_like_each_alone() -> None:
+    """Fault: parameters of a stack that get each other's update."""
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 6) for _ in range(3)]
+    gradients = [torch.randn(4, 6) for _ in range(3)]
+
+    def updated(indices: list[int]) -> list[torch.Tensor]:
+        parameters = [nn.Parameter(weights[i].clone()) for i in indices]
+        optimizer = Muon(parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(2):
+            for parameter, i in zip(parameters, indices, strict=True):
+                parameter.grad = gradients[i].clone()
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    together = updated([0, 1, 2])
+    for i in range(3):
+        torch.testing.assert_close(together[i], updated([i])[0], atol=1e-3, rtol=1e-2)
+    assert (together[0] - weights[0]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_has_one_optimiser(optimizer: str) -> None:
+    names = {
+        "network.experts.vlm.layers.0.qkv.weight": (8, 4),
+        "network.vision.layers.0.qkv.bias": (8,),
+        "network.vision.patch.weight": (4, 3, 2, 2),
+        "network.embedder.weight": (9, 4),
+        "network.experts.action.modulation.weight": (12, 4),
+        "network.action_in_proj.weight": (4, 4),
+        "helpers.chunk.0.weight": (2, 4, 3),
+    }
+    parameters = {name: nn.Parameter(torch.ones(shape)) for name, shape in names.items()}
+    optimizers = make_optimizers(parameters, stage(optimizer=optimizer))
+    found = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in parameters.values())
+    muons = [p for o in optimizers if isinstance(o, Muon) for p in o.param_groups[0]["params"]]
+    matrix = parameters["network.experts.vlm.layers.0.qkv.weight"]
+    assert [id(p) for p in muons] == ([id(matrix)] if optimizer == "muon" else [])
+    undecayed = [
+        id(p)
+        for o in optimizers
+        for g in o.param_groups
+        if not g["weight_decay"]
+        for p in g["params"]
+    ]
+    plain = ("network.vision.layers.0.qkv.bias", "network.embedder.weight")
+    assert sorted(undecayed) == sorted(id(parameters[name]) for name in plain)
+
+
+@example(hold=0.9999999999999999, final=0.0, warmup=0, steps=1)
+@settings(max_examples=60, deadline=None)
+@given(
+    hold=st.floats(0, 1),
+    final=st.floats(0, 1),
+    warmup=st.integers(0, 20),
+    steps=st.integers(1, 200),
+)
+def test_the_rate_stays_between_its_ends(
+    hold: float, final: float, warmup: int, steps: int
+) -> None:
+    """Fault: a rate above the one asked for, below 0, or that rises again after it fell."""
+    settings_ = stage(lr=2.0, hold=hold, final_lr=final, warmup_steps=warmup)
+    rates = [learning_rate(settings_, step, step / steps) for step in range(steps)]
+    assert all(0 <= rate <= 2.0 for rate in rates)
+    later = rates[warmup:]
+    assert all(b <= a + 1e-12 for a, b in pairwise(later))
+    if hold < 1:
+        assert learning_rate(settings_, 10**6, 1.0) == pytest.approx(2.0 * final)
+
+
+def test_the_rate_is_openpis() -> None:
+    """openpi: linear warm-up, then a cosine from the peak to a tenth of it."""
+    settings_ = stage(lr=2.5e-5, warmup_steps=1000, final_lr=0.1)
+    assert learning_rate(settings_, 0, 0.0) == pytest.approx(2.5e-5 / 1001)
+    assert learning_rate(settings_, 15_000, 0.5) == pytest.approx((2.5e-5 + 2.5e-6) / 2)
+
+
+def test_averaged_weights() -> None:
+    """Fault: an average that remembers random weights, or moves what does not learn."""
+    module = nn.Linear(1, 1)
+    module.bias.requires_grad_(False)
+    start = module.bias.item()
+    average = AveragedWeights(module, decay=0.99)
+    expected = module.weight.item()
+    for step, value in enumerate((1.0, 2.0, 5.0)):
+        with torch.no_grad():
+            module.weight.fill_(value)
+            module.bias.fill_(7.0)
+        average.update(module, step)
+        decay = min(0.99, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    average.copy_to(module)
+    assert module.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert module.bias.item() == start
+
+
+def test_no_average_is_the_newest_weights() -> None:
+    module = nn.Linear(1, 1)
+    average = AveragedWeights(module, decay=0.0)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    average.update(module, 50)
+    assert average.shadow["weight"].item() == 3.0

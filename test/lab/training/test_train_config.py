@@ -1,0 +1,104 @@
+"""The training's YAML; faults: a misspelt key that is a default in silence, vague errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pi05_lab.training.config import ConfigError, parse_config, read_config
+
+ROOT = Path(__file__).parents[3]
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "output": "runs/x",
+        "data": {"datasets": [{"root": "d"}]},
+        "stages": [{"name": "a", "losses": {"flow": 1}, "steps": 5}],
+    }
+    return base | changes
+
+
+def stages(**changes: Any) -> dict[str, Any]:
+    return document(stages=[{"name": "a", "losses": {"flow": 1.0}, "steps": 5} | changes])
+
+
+def test_defaults_are_openpis_optimiser() -> None:
+    """Fault: fine-tuning of a published checkpoint with a small network's rates."""
+    (stage,) = parse_config(document()).stages
+    assert (stage.lr, stage.betas, stage.clip, stage.ema) == (2.5e-5, (0.9, 0.95), 1.0, 0.99)
+    assert stage.optimizer == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (document(stage=[]), r"unknown key stage; did you mean 'stages'"),
+        (stages(learning=1), r"unknown key stages\[0\]\.learning; known: name"),
+        (stages(sample_per_prefix=2), r"stages\[0\].*did you mean 'samples_per_prefix'"),
+        ({"output": "x", "stages": []}, r"^data is missing"),
+        (document(data={}), r"data\.datasets is missing"),
+        (document(seed="one"), r"seed must be a whole number, not 'one'"),
+        (document(seed=True), r"seed must be a whole number"),
+        (document(accelerate=1), r"accelerate must be true or false"),
+        (document(stages={}), r"stages must be a list"),
+        (stages(betas=[0.9]), r"stages\[0\]\.betas must have 2 entries"),
+        (stages(losses={"flow": "much"}), r"stages\[0\]\.losses\.flow must be a number"),
+        (stages(losses={"sound": 1}), r"stage 'a': losses: 'sound' is unknown; known: flow"),
+        (stages(losses={"flow": 0}), r"losses needs a weight above 0"),
+        (stages(train=["tower"]), r"train: 'tower' is unknown"),
+        (stages(minutes=2), r"either steps or minutes"),
+        (stages(steps=None), r"either steps or minutes"),
+        (stages(batch=0), r"batch must be at least 1"),
+        (stages(lr=0), r"lr must be above 0"),
+        (stages(hold=1.5), r"hold must be from 0 to 1"),
+        (document(precision="float16"), r"precision: 'float16' is unknown"),
+        (document(log_steps=0), r"log_steps must be at least 1, not 0"),
+        (document(validation={"every_steps": 0}), r"validation\.every_steps must be at least 1"),
+        (document(stages=[]), r"at least one"),
+        (document(data={"datasets": []}), r"data\.datasets: at least one"),
+        (document(stages=document()["stages"] * 2), r"every name must be there once"),
+        (
+            stages(steps=None, minutes=1) | {"accelerate": True},
+            r"with accelerate give steps",
+        ),
+        ([], r"the file must be a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named(bad: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(bad)
+
+
+def test_numbers_that_yaml_takes_for_text() -> None:
+    """Fault: YAML 1.1 reads 2e-3 as a string, and the training refuses what looks like a number."""
+    config = parse_config(yaml.safe_load(yaml.safe_dump(stages()).replace("steps: 5", "steps: 5")))
+    assert config.stages[0].steps == 5
+    assert parse_config(stages(lr=yaml.safe_load("2e-3"))).stages[0].lr == 2e-3
+
+
+def test_what_is_written_is_read_again() -> None:
+    """Fault: the configuration beside the checkpoint does not repeat the training."""
+    config = parse_config(stages(betas=[0.8, 0.9], train=["expert"]))
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"bad\.yaml is not valid YAML"):
+        read_config(tmp_path / "bad.yaml")
+    (tmp_path / "key.yaml").write_text("colour: red")
+    with pytest.raises(ConfigError, match=r"key\.yaml: unknown key colour"):
+        read_config(tmp_path / "key.yaml")
+
+
+def test_the_shipped_configuration_is_valid() -> None:
+    """Fault: the recipe of the shipped checkpoint has a key that the code dropped."""
+    config = read_config(ROOT / "config" / "train_small.yaml")
+    assert config.robot == "aloha"
+    assert any("flow" in stage.losses for stage in config.stages)
