@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -328,8 +328,6 @@ def human_bytes(count: float) -> str:
     return f"{count / 1024**power:.{digits}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-if TYPE_CHECKING:
-
 KIND_NAMES = {"pi05": "π0.5", "pi0": "π0"}
 
 
@@ -351,7 +349,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 when it would run, 1 when not."""
-
     report = check(options.checkpoint, options.robot, values=not options.no_values)
     if options.json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
