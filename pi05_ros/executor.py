@@ -156,7 +156,7 @@ class Watchdog:
         busy_s = now_s - busy_since_s
         return f"policy: no answer for {busy_s:.1f} s, limit {self.hang_timeout_s:g} s"
 
-    def look(self, busy_since_s: float | None, now_s: float) -> str | None:
+    def check_hang(self, busy_since_s: float | None, now_s: float) -> str | None:
         """A hang that was not seen before; it is counted."""
         hang = self.hang(busy_since_s, now_s)
         if hang is None or self._known_s == busy_since_s:
@@ -165,7 +165,7 @@ class Watchdog:
         self.hangs += 1
         return hang
 
-    def judge(self, result: InferenceResult) -> Fault | None:
+    def record_result(self, result: InferenceResult) -> Fault | None:
         """Count a result; the fault that it completes."""
         if result.chunk is not None:
             self._failures = 0
@@ -180,7 +180,7 @@ class Watchdog:
             device=False,
         )
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """A new activation: earlier failures do not count."""
         self._failures = 0
 

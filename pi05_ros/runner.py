@@ -24,13 +24,13 @@ from pi05_ros.control.braking import Braking, Rest
 from pi05_ros.control.chunks import ChunkScheduler
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.scheduler import SyncScheduler
-from pi05_ros.control.speed import Approach, PlanClock, TargetFollower
+from pi05_ros.control.speed import LowPassFilter, SpeedScaler, StartRamp
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
 from pi05_ros.executor import ExecutorState, Fault, InferenceExecutor, InferenceResult, Watchdog
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer, RoundIncomplete, Snapshot
-from pi05_ros.observation.frame_sync import Rounds
+from pi05_ros.observation.frame_sync import FrameSync
 from pi05_ros.types import (
     ActionChunk,
     ActionPrefix,
@@ -154,18 +154,18 @@ class Requests:
         self._joints = joints
         self._decode_image = decode_image
         self._watchdog = watchdog
-        self._rounds = Rounds()
+        self._rounds = FrameSync()
         self._last_observation_s = -math.inf
         self._ready_s = self._free_s = -math.inf
 
-    def watch(self) -> tuple[Fault | None, str | None]:
+    def poll(self) -> tuple[Fault | None, str | None]:
         """The fault that ends the motion, and the hang that begins now, if there is one."""
         if self._watchdog is None:
             return None, None
         if self._executor.state is ExecutorState.FAILED:
             message = f"the inference thread ended: {self._executor.failure}"
             return Fault(message, device=True, sticky=self._executor.device_lost), None
-        hang = self._watchdog.look(self._executor.busy_since_s, time.monotonic())
+        hang = self._watchdog.check_hang(self._executor.busy_since_s, time.monotonic())
         if hang:
             self._executor.discard()
         return None, hang
@@ -176,9 +176,9 @@ class Requests:
             return None
         return self._watchdog.hang(self._executor.busy_since_s, time.monotonic())
 
-    def judge(self, result: InferenceResult) -> Fault | None:
+    def record_result(self, result: InferenceResult) -> Fault | None:
         """The fault that this result completes."""
-        return None if self._watchdog is None else self._watchdog.judge(result)
+        return None if self._watchdog is None else self._watchdog.record_result(result)
 
     def measure(self, result: InferenceResult, latency_s: float) -> None:
         """Take a usable chunk's latencies."""
@@ -187,11 +187,11 @@ class Requests:
         self.start_wait.add(max(0.0, result.started_s - max(self._ready_s, self._free_s)))
         self._free_s = result.finished_s
 
-    def ask(
+    def request_inference(
         self,
         now_s: float,
         scheduler: ChunkScheduler,
-        pace: PlanClock,
+        pace: SpeedScaler,
         reaction_s: float,
         instruction: str,
         plausible: Callable[[float, FloatArray], bool],
@@ -235,14 +235,16 @@ class Requests:
             prefix = self._prefix(scheduler, pace.plan_s(stamp_s), pace.plan_s(effect_s))
             if prefix is not None and self._buffer.instruction != instruction:
                 # nothing beyond what happens anyway should hold a new instruction back
-                prefix = ActionPrefix(prefix.actions[: prefix.frozen], prefix.frozen)
+                prefix = ActionPrefix(
+                    prefix.actions[: prefix.committed_steps], prefix.committed_steps
+                )
         self._executor.submit(lambda: self._observe(snapshot), prefix)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Throw away what was asked for; the next observation may be of any time."""
         self._executor.discard()
         self._last_observation_s = -math.inf
-        self._rounds.forget()
+        self._rounds.reset()
 
     def _prefix(
         self, scheduler: ChunkScheduler, stamp_s: float, frozen_until_s: float
@@ -250,7 +252,7 @@ class Requests:
         prefix = scheduler.prefix(stamp_s, frozen_until_s)
         if prefix is None:
             return None
-        return ActionPrefix(self._joints.to_policy(prefix.actions), prefix.frozen)
+        return ActionPrefix(self._joints.to_policy(prefix.actions), prefix.committed_steps)
 
     def _observe(self, snapshot: Snapshot) -> Observation:
         """Decode; called on the inference thread."""
@@ -280,8 +282,8 @@ class PolicyRunner:
         joints: JointGroup,
         decode_image: Callable[[Any], ImageArray],
         *,
-        follower: TargetFollower | None = None,
-        approach: Approach | None = None,
+        follower: LowPassFilter | None = None,
+        approach: StartRamp | None = None,
         start_check: StartCheck | None = None,
         tracking: TrackingMonitor | None = None,
         watchdog: Watchdog | None = None,
@@ -310,7 +312,7 @@ class PolicyRunner:
         """
         self.follower = follower
         self.watchdog = watchdog
-        self.pace = PlanClock(speed_scale, speed_ramp_s)
+        self.pace = SpeedScaler(speed_scale, speed_ramp_s)
         self.buffer = buffer
         self.executor = executor
         self.scheduler = scheduler
@@ -366,7 +368,7 @@ class PolicyRunner:
         self._forget()
         self.buffer.accept_sizes()
         if self.watchdog is not None:
-            self.watchdog.forget()
+            self.watchdog.reset()
         self._active = True
 
     def deactivate(self, now_s: float) -> Braking | None:
@@ -469,21 +471,21 @@ class PolicyRunner:
         self.scheduler = scheduler
         self._publish_by_s = -math.inf
 
-    def attend(self, now_s: float) -> Tick:
+    def process_results(self, now_s: float) -> Tick:
         """Between two ticks: a chunk that has come makes a tick of its own.
 
         Its trajectory should go out at once, and `ask` follow.
         """
         if not self._active or self._stopped or not self.executor.has_results:
             return Tick()
-        return self.tick(now_s, ask=False)
+        return self.tick(now_s, request=False)
 
     def published(self, tick: Tick) -> None:
         """The tick's trajectory is out."""
         if tick.finished_s is not None and tick.trajectory is not None:
             self.publish_wait.add(max(0.0, time.monotonic() - tick.finished_s))
 
-    def ask(self, now_s: float) -> None:
+    def request_inference(self, now_s: float) -> None:
         """Ask for the next inference, if it is time for one; part of a tick."""
         if not self._active or self._stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
             return
@@ -491,11 +493,11 @@ class PolicyRunner:
             # Joint states that do not prove a start would be the state that the network sees.
             return
         effect_s = self.stream.lead_s + self.stream.dt_s
-        self._requests.ask(
+        self._requests.request_inference(
             now_s, self.scheduler, self.pace, effect_s, self._instruction, self._plausible
         )
 
-    def tick(self, now_s: float, ask: bool = True) -> Tick:
+    def tick(self, now_s: float, request: bool = True) -> Tick:
         """Advance to `now_s`; returns what to publish.
 
         Without `ask`, the caller does that when the rest is published: the inference's first steps
@@ -510,7 +512,7 @@ class PolicyRunner:
                 return ended
         else:
             self._start_at = self._start_gate.positions(now_s)
-        fault, hang = self._requests.watch()
+        fault, hang = self._requests.poll()
         if hang:
             tick.failures.append(hang)
         results = self.executor.results()
@@ -520,8 +522,8 @@ class PolicyRunner:
             tick = replace(tick, finished_s=results[-1].finished_s)
         if fault is not None:
             return replace(tick, fault=fault)
-        if ask:
-            self.ask(now_s)
+        if request:
+            self.request_inference(now_s)
         self._count_misses(now_s)
         self._began = False
         if not self.stream.active:
@@ -617,7 +619,7 @@ class PolicyRunner:
         return self._approach.course(np.minimum(plan_s, self._plan_end_s), targets)
 
     def _take(self, result: InferenceResult, now_s: float, tick: Tick) -> Fault | None:
-        fault = self._requests.judge(result)
+        fault = self._requests.record_result(result)
         if result.chunk is None:
             tick.failures.append(result.error or "inference failed without a reason")
             return fault
@@ -656,7 +658,7 @@ class PolicyRunner:
         return braking
 
     def _forget(self) -> None:
-        self._requests.forget()
+        self._requests.reset()
         self.scheduler.clear()
         self.stream.stop()
         if self.follower is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pi05_ros.config import CameraParameters, FaultParameters, PolicyParameters, SchedulerParameters
 from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.speed import Approach, TargetFollower
+from pi05_ros.control.speed import LowPassFilter, StartRamp
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import CommandStream
@@ -61,7 +61,7 @@ def make_runner(
     )
     follower = None
     if scheduling.smoothing_hz > 0:
-        follower = TargetFollower(scheduling.smoothing_hz, joints.gripper)
+        follower = LowPassFilter(scheduling.smoothing_hz, joints.gripper)
     return PolicyRunner(
         buffer,
         executor,
@@ -70,7 +70,7 @@ def make_runner(
         joints,
         decode_image,
         follower=follower,
-        approach=Approach(
+        approach=StartRamp(
             joints, faults.first_command, faults.first_command_distance, faults.first_command_speed
         ),
         start_check=StartCheck(

@@ -61,7 +61,7 @@ class ActionPrefix:
 
     actions: FloatArray
     """[n, action_dim] absolute, step k due at the stamp + k * dt_s; n may be below the horizon."""
-    frozen: int
+    committed_steps: int
     """The first so many are executed before a chunk from that observation can arrive."""
 
 

@@ -154,7 +154,9 @@ class World:
         if self.scheduler.guided:
             prefix = self.scheduler.prefix(self.now_s, self.now_s + latency_s + DT_S)
             if prefix is not None and self.instruction != self._executed:
-                prefix = type(prefix)(prefix.actions[: prefix.frozen], prefix.frozen)
+                prefix = type(prefix)(
+                    prefix.actions[: prefix.committed_steps], prefix.committed_steps
+                )
         seen = self.position + self.rng.normal(size=2) * OBSERVATION_NOISE_M
         chunk = self._policy.infer(seen, self.now_s, self.instruction, prefix)
         self._in_flight = (self.now_s + self._delay.draw(self.rng), chunk)

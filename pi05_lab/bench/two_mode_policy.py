@@ -108,7 +108,7 @@ class TwoModePolicy:
 
     def _correction(self, prefix: ActionPrefix, estimate: FloatArray) -> FloatArray:
         given = min(len(prefix.actions), HORIZON)
-        weights = self.guidance.weights(prefix.frozen, given, HORIZON)
+        weights = self.guidance.weights(prefix.committed_steps, given, HORIZON)
         error = np.zeros((HORIZON, 2))
         error[:given] = prefix.actions[:given] / SCALE_M - (VECTORS @ estimate)[:given]
         return VECTORS.T @ (error * weights[:, None])

@@ -24,7 +24,7 @@ from pi05_lab.data import images as pictures
 from pi05_lab.data.bags import BagWriter
 from pi05_lab.data.lerobot_format import DatasetError
 from pi05_lab.data.lerobot_writer import DatasetWriter
-from pi05_lab.data.simulated import PICTURE_KEY, Frame, GripperUnits, Recipe, features
+from pi05_lab.data.simulated import PICTURE_KEY, Frame, GripperUnits, RecordConfig, features
 from pi05_lab.data.workers import MakeActor, episodes
 
 BAG_START_S = 1.0
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, make_actor: MakeActor | None = None) -> int
     return 0
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
+def _recipe(options: argparse.Namespace) -> RecordConfig:
     for name, least in (("episodes", 1), ("workers", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise DatasetError(f"--{name} must be at least {least}, got {getattr(options, name)}")
@@ -114,7 +114,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
             weights.append(float(weight or 1.0))
         except ValueError:
             raise DatasetError(f"--tasks: {weight!r} is no weight of {verb!r}") from None
-    return Recipe(
+    return RecordConfig(
         verbs=tuple(verbs),
         weights=tuple(weights),
         seed=options.seed,
@@ -128,7 +128,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _record_dataset(
-    recipe: Recipe,
+    recipe: RecordConfig,
     options: argparse.Namespace,
     console: Console,
     make_actor: MakeActor | None,
@@ -152,7 +152,7 @@ def _record_dataset(
     _report(console, options.output, writer.frames, pictured, time.monotonic() - started_s)
 
 
-def _record_bags(recipe: Recipe, options: argparse.Namespace, console: Console) -> None:
+def _record_bags(recipe: RecordConfig, options: argparse.Namespace, console: Console) -> None:
     from pi05_lab.sim.scene import ARM_JOINTS, JOINT_NAMES, SIDES
 
     units = GripperUnits()

@@ -45,7 +45,7 @@ _NEAR_M = 0.08
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecordConfig:
     """What is recorded. The same recipe and episode number give the same episode.
 
     Args:
@@ -106,7 +106,7 @@ class Frame:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def features(recipe: Recipe, use_video: bool = False) -> Features:
+def features(recipe: RecordConfig, use_video: bool = False) -> Features:
     """The features of a dataset of this recipe."""
     from pi05_lab.sim.arms import JOINT_NAMES, SimulatedAloha
     from pi05_lab.sim.rendering import CAMERAS
@@ -164,7 +164,7 @@ class SimulatedRecorder:
         RenderingUnavailable: no OpenGL on this machine.
     """
 
-    def __init__(self, recipe: Recipe, actor: Actor | None = None) -> None:
+    def __init__(self, recipe: RecordConfig, actor: Actor | None = None) -> None:
         # Mesa's threads would fight for the cores that other recorders use
         os.environ.setdefault("LP_NUM_THREADS", "1")
         from pi05_lab.sim.arms import SimulatedAloha

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from pi05_lab.data.lerobot_format import DatasetError
-from pi05_lab.data.simulated import Actor, Frame, Recipe, SimulatedRecorder
+from pi05_lab.data.simulated import Actor, Frame, RecordConfig, SimulatedRecorder
 
 _AHEAD = 3
 """Episodes per worker that may wait for an earlier one: bounds the memory."""
@@ -19,7 +19,7 @@ _AHEAD = 3
 MakeActor = Callable[[], Actor]
 """If the actor has `begin(episode)`, it is called before each episode; what is random in the actor
 must follow from it, because a worker plays whichever episode is next."""
-_recipe: Recipe | None = None
+_recipe: RecordConfig | None = None
 _make_actor: MakeActor | None = None
 _player: _Player | None = None
 
@@ -27,7 +27,7 @@ _player: _Player | None = None
 class _Player:
     """A recorder with its actor; belongs to the thread that made it."""
 
-    def __init__(self, recipe: Recipe, make_actor: MakeActor | None) -> None:
+    def __init__(self, recipe: RecordConfig, make_actor: MakeActor | None) -> None:
         self._actor = make_actor() if make_actor else None
         self.recorder = SimulatedRecorder(recipe, self._actor)
 
@@ -39,7 +39,7 @@ class _Player:
 
 
 def episodes(
-    recipe: Recipe, count: int, workers: int = 1, make_actor: MakeActor | None = None
+    recipe: RecordConfig, count: int, workers: int = 1, make_actor: MakeActor | None = None
 ) -> Iterator[list[Frame]]:
     """Episodes 0 … count − 1, the same ones whatever the number of workers.
 
@@ -83,7 +83,7 @@ def episodes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(recipe: Recipe, make_actor: MakeActor | None) -> None:
+def _start(recipe: RecordConfig, make_actor: MakeActor | None) -> None:
     global _recipe, _make_actor
     _recipe, _make_actor = recipe, make_actor
     # each process has one core for itself: torch reads this when it is loaded

@@ -18,7 +18,7 @@ from pi05_lab.data.lerobot_dataset import LeRobotDataset, Sample
 from pi05_lab.data.simulated import PICTURE_KEY
 from pi05_lab.training.config import ConfigError, StageConfig, TrainConfig
 from pi05_lab.training.objects import read_pixels, read_positions
-from pi05_lab.training.preparation import Preparation
+from pi05_lab.training.preparation import DataProcessor
 from pi05_lab.training.words import PromptLayout
 
 VALIDATION = 1 << 20
@@ -77,7 +77,7 @@ class Examples:
         self,
         datasets: Sequence[LeRobotDataset],
         config: TrainConfig,
-        preparation: Preparation,
+        preparation: DataProcessor,
         layout: PromptLayout | None,
     ) -> None:
         self.datasets = list(datasets)

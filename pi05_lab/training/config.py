@@ -67,7 +67,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class HelperConfig:
+class AuxLossConfig:
     """Losses that only help training; what they add to the network is not saved.
 
     `named_position` and `scene` need the dataset feature `positions`, `pixels` needs the feature
@@ -150,7 +150,7 @@ class TrainConfig:
     data: DataConfig
     stages: tuple[StageConfig, ...]
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    helpers: HelperConfig = field(default_factory=HelperConfig)
+    helpers: AuxLossConfig = field(default_factory=AuxLossConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     robot: str = "aloha"

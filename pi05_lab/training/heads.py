@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pi05_lab.training.batches import Batch
-from pi05_lab.training.config import ConfigError, HelperConfig
+from pi05_lab.training.config import AuxLossConfig, ConfigError
 from pi05_lab.training.initial import answer
 from pi05_ros.policy.config import PolicyConfig
 from pi05_ros.policy.model import Pi0
@@ -169,7 +169,7 @@ class Helpers(nn.Module):
     def __init__(
         self,
         config: PolicyConfig,
-        settings: HelperConfig,
+        settings: AuxLossConfig,
         losses: set[str],
         name_ids: Sequence[int] = (),
     ) -> None:

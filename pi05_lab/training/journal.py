@@ -18,7 +18,7 @@ from pi05_lab.training.config import ConfigError
 LOG_FILE = "training_log.jsonl"
 
 
-class Journal:
+class MetricsLogger:
     """The log of one training.
 
     Args:
@@ -96,7 +96,7 @@ class Journal:
         if self._board is not None:
             self._board.close()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> MetricsLogger:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pi05_lab.training.batches import Batch
-from pi05_lab.training.config import HelperConfig, StageConfig, TrainConfig
+from pi05_lab.training.config import AuxLossConfig, StageConfig, TrainConfig
 from pi05_lab.training.heads import Helpers, Seen, watch
 from pi05_ros.policy.model import KeyValue, Pi0, Prefix, Rotary
 
 _PREFIX_LOSSES = ("flow", "chunk", "named_position")
 
 
-class Learner(nn.Module):
+class TrainModule(nn.Module):
     """What the optimiser sees: the network, and the heads of the losses that helped it."""
 
     def __init__(
         self,
         network: Pi0,
-        helpers: HelperConfig,
+        helpers: AuxLossConfig,
         losses: set[str],
         name_ids: Sequence[int] = (),
     ) -> None:
@@ -136,7 +136,7 @@ def part_of(name: str, depth: int) -> str | None:
 
 
 def choose_parameters(
-    learner: Learner, stage: StageConfig, config: TrainConfig
+    learner: TrainModule, stage: StageConfig, config: TrainConfig
 ) -> dict[str, nn.Parameter]:
     """Mark what learns in a stage, by `requires_grad`, and return it by name."""
     parts = {"helpers", *stage.train}

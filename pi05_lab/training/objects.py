@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.config import ConfigError, TrainConfig
-from pi05_lab.training.preparation import Preparation
+from pi05_lab.training.preparation import DataProcessor
 from pi05_ros.policy.images import fitted_size
 
 
@@ -42,7 +42,7 @@ def read_positions(
 
 
 def read_pixels(
-    dataset: LeRobotDataset, config: TrainConfig, preparation: Preparation
+    dataset: LeRobotDataset, config: TrainConfig, preparation: DataProcessor
 ) -> NDArray[np.float32] | None:
     """[n, n_cameras, objects, 2] in the network's cameras and squares.
 

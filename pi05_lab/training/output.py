@@ -16,7 +16,7 @@ import yaml
 
 from pi05_lab.training.config import TrainConfig
 from pi05_lab.training.journal import LOG_FILE, read_log
-from pi05_lab.training.preparation import Preparation, copy_tokenizer
+from pi05_lab.training.preparation import DataProcessor, copy_tokenizer
 from pi05_lab.training.state import Position
 from pi05_ros import __version__
 from pi05_ros.policy import processing as processors
@@ -31,7 +31,7 @@ CARD_FILE = "README.md"
 def save_checkpoint(
     directory: Path,
     network: Pi0,
-    preparation: Preparation,
+    preparation: DataProcessor,
     config: TrainConfig,
     position: Position,
     counts: Mapping[str, int],
@@ -94,7 +94,9 @@ def _stored(network: Pi0, precision: str) -> Pi0:
     return stored
 
 
-def _settings(config: TrainConfig, preparation: Preparation, position: Position) -> dict[str, Any]:
+def _settings(
+    config: TrainConfig, preparation: DataProcessor, position: Position
+) -> dict[str, Any]:
     minutes = position.total_s / 60
     note = config.note or f"{position.total_steps} steps in {minutes:.0f} min, seed {config.seed}"
     settings: dict[str, Any] = {"robot": preparation.robot.name}

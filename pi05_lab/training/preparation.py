@@ -42,7 +42,7 @@ STATISTICS_FRAMES = 20_000
 
 
 @dataclass(frozen=True)
-class Preparation:
+class DataProcessor:
     """A network's robot, statistics and tokenizer: all that turns a frame into its inputs."""
 
     config: PolicyConfig
@@ -88,7 +88,7 @@ class Preparation:
         return normalized_state.astype(np.float32), normalized.astype(np.float32), tokens
 
 
-def start(config: TrainConfig, datasets: Sequence[LeRobotDataset]) -> tuple[Pi0, Preparation]:
+def start(config: TrainConfig, datasets: Sequence[LeRobotDataset]) -> tuple[Pi0, DataProcessor]:
     """The network that training begins with, and its processing.
 
     Raises:
@@ -102,7 +102,7 @@ def start(config: TrainConfig, datasets: Sequence[LeRobotDataset]) -> tuple[Pi0,
 
 def _start_fresh(
     config: TrainConfig, datasets: Sequence[LeRobotDataset]
-) -> tuple[Pi0, Preparation]:
+) -> tuple[Pi0, DataProcessor]:
     policy_config = _fresh_config(config, datasets[0])
     with tempfile.TemporaryDirectory() as folder:
         small_tokenizer.write_tokenizer(Path(folder))
@@ -142,7 +142,7 @@ def _fresh_config(config: TrainConfig, dataset: LeRobotDataset) -> PolicyConfig:
 
 def _start_from(
     path: Path, config: TrainConfig, datasets: Sequence[LeRobotDataset]
-) -> tuple[Pi0, Preparation]:
+) -> tuple[Pi0, DataProcessor]:
     wanted = config.network
     for key in ("vlm", "exp", "vis", "image", "patch", "horizon"):
         if getattr(wanted, key):
@@ -164,7 +164,7 @@ def _prepare(
     tokenizer_folder: Path,
     config: TrainConfig,
     datasets: Sequence[LeRobotDataset],
-) -> Preparation:
+) -> DataProcessor:
     tokenizer = PromptTokenizer.from_directory(
         tokenizer_folder, policy_config.token_length, policy_config.sizes.vocab
     )
@@ -201,7 +201,7 @@ def _prepare(
         processing = processors.read_processing(
             Path(folder), policy_config, robot.state_dim, robot.action_dim
         )
-    return Preparation(policy_config, robot, processing, tokenizer, cameras, statistics, files)
+    return DataProcessor(policy_config, robot, processing, tokenizer, cameras, statistics, files)
 
 
 def _check_alike(datasets: Sequence[LeRobotDataset], config: PolicyConfig) -> None:
@@ -258,10 +258,10 @@ def _statistics(values: NDArray[np.float64], floor: float) -> dict[str, NDArray[
     }
 
 
-def copy_tokenizer(preparation: Preparation, directory: Path) -> None:
+def copy_tokenizer(preparation: DataProcessor, directory: Path) -> None:
     """Write the tokenizer's files into a checkpoint's folder."""
     for name, content in preparation.tokenizer_files.items():
         (directory / name).write_bytes(content)
 
 
-__all__ = ["Preparation", "compute_statistics", "copy_tokenizer", "start"]
+__all__ = ["DataProcessor", "compute_statistics", "copy_tokenizer", "start"]

@@ -17,8 +17,8 @@ from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training import state
 from pi05_lab.training.batches import Examples, describe
 from pi05_lab.training.config import ConfigError, StageConfig, TrainConfig
-from pi05_lab.training.journal import LOG_FILE, Journal
-from pi05_lab.training.learner import Learner, checkpoint_layers, choose_parameters
+from pi05_lab.training.journal import LOG_FILE, MetricsLogger
+from pi05_lab.training.learner import TrainModule, checkpoint_layers, choose_parameters
 from pi05_lab.training.loader import Loader
 from pi05_lab.training.optimizers import AveragedWeights, learning_rate, make_optimizers
 from pi05_lab.training.output import CONFIG_FILE, save_checkpoint
@@ -81,7 +81,7 @@ def train(
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         (output / CONFIG_FILE).write_text(text, encoding="utf-8")
         directory = output
-    with Journal(directory, shown, config.tensorboard, kept) as journal:
+    with MetricsLogger(directory, shown, config.tensorboard, kept) as journal:
         done = trainer.run(journal)
     processes.close()
     return output / CHECKPOINT if done else None
@@ -125,7 +125,7 @@ class Trainer:
             checkpoint_layers(network)
         torch.manual_seed(config.seed)
         name_ids = layout.name_ids if layout is not None else ()
-        learner = Learner(network, config.helpers, losses, name_ids)
+        learner = TrainModule(network, config.helpers, losses, name_ids)
         self.learner = learner.to(processes.device)
         self.average = AveragedWeights(self.learner, 0.0)
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -154,7 +154,7 @@ class Trainer:
             self.average.shadow[name].copy_(value)
         self._restored = parts
 
-    def run(self, journal: Journal) -> bool:
+    def run(self, journal: MetricsLogger) -> bool:
         """All stages from where the training is; False if it was stopped."""
         while self.position.stage < len(self.config.stages):
             stage = self.config.stages[self.position.stage]
@@ -168,7 +168,7 @@ class Trainer:
         self._processes.wait()
         return True
 
-    def _run_stage(self, stage: StageConfig, journal: Journal) -> bool:
+    def _run_stage(self, stage: StageConfig, journal: MetricsLogger) -> bool:
         position, processes = self.position, self._processes
         parameters = choose_parameters(self.learner, stage, self.config)
         if not parameters:
@@ -238,7 +238,7 @@ class Trainer:
         meter.add(losses, rate, float(norm), took, waited, len(batch.tokens))
 
     def _after_step(
-        self, stage: StageConfig, journal: Journal, meter: _Meter, stopped: bool
+        self, stage: StageConfig, journal: MetricsLogger, meter: _Meter, stopped: bool
     ) -> None:
         config, position = self.config, self.position
         if not self._processes.is_main:
@@ -258,7 +258,7 @@ class Trainer:
         if stopped or position.total_steps % config.checkpoint_steps == 0:
             self._save_state([optimizer.state_dict() for optimizer in self._optimizers])
 
-    def _end_stage(self, stage: StageConfig, journal: Journal, meter: _Meter) -> None:
+    def _end_stage(self, stage: StageConfig, journal: MetricsLogger, meter: _Meter) -> None:
         position = self.position
         self.average.copy_to(self.learner)
         figures: dict[str, float] = {"steps": position.step, "minutes": position.stage_s / 60}
@@ -272,7 +272,7 @@ class Trainer:
         if self._processes.is_main:
             self._save_state([])
 
-    def _validate(self, stage: StageConfig, journal: Journal) -> dict[str, float]:
+    def _validate(self, stage: StageConfig, journal: MetricsLogger) -> dict[str, float]:
         settings = self.config.validation
         with averaged(self.learner, self.average), self._autocast():
             figures = validate(
@@ -287,7 +287,7 @@ class Trainer:
             journal.write("validation", self.position.total_steps, figures)
         return figures
 
-    def _run_evaluation(self, journal: Journal) -> None:
+    def _run_evaluation(self, journal: MetricsLogger) -> None:
         self.position.evaluated_s = self.position.total_s
         if self._evaluate is None:
             return

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from pi05_lab.training.batches import Batch, Examples
-from pi05_lab.training.learner import Learner
+from pi05_lab.training.learner import TrainModule
 from pi05_lab.training.optimizers import AveragedWeights
 from pi05_ros.policy.images import EMPTY
 
@@ -20,7 +20,7 @@ SAMPLED = 2
 
 
 @contextmanager
-def averaged(learner: Learner, weights: AveragedWeights) -> Iterator[None]:
+def averaged(learner: TrainModule, weights: AveragedWeights) -> Iterator[None]:
     """The learner with its averaged weights for a while."""
     own = {name: p.detach().clone() for name, p in learner.named_parameters()}
     weights.copy_to(learner)
@@ -34,7 +34,7 @@ def averaged(learner: Learner, weights: AveragedWeights) -> Iterator[None]:
 
 @torch.no_grad()
 def validate(
-    learner: Learner,
+    learner: TrainModule,
     examples: Examples,
     losses: Mapping[str, float],
     frames: int,
@@ -79,7 +79,7 @@ def validate(
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _action_error(learner: Learner, batch: Batch) -> torch.Tensor:
+def _action_error(learner: TrainModule, batch: Batch) -> torch.Tensor:
     network = learner.network
     sampled = network.sample_actions(
         batch.images,

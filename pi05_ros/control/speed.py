@@ -22,7 +22,7 @@ Targets = Callable[[FloatArray], FloatArray | None]
 _TIME_TOLERANCE_S = 1e-6
 
 
-class TargetFollower:
+class LowPassFilter:
     """A critically damped second-order low-pass on the targets, joint by joint.
 
     y'' = ω²·(target - y) - 2ω·y', exact for a target that is constant over a step. The output is
@@ -97,7 +97,7 @@ _PEAK = 1.5
 """Largest slope of the smooth step 3s² - 2s³."""
 
 
-class Approach:
+class StartRamp:
     """Leads from the measured positions into a plan that begins elsewhere.
 
     Only a plan whose first target is farther than `distance` from a joint is touched: its targets
@@ -193,7 +193,7 @@ class _Segment:
         return self.rate + share * (self.target - self.rate)
 
 
-class PlanClock:
+class SpeedScaler:
     """The time that a plan has reached, `scale` seconds a second.
 
     The scale goes from 0, where the plan stands, to 1, where chunks are executed as fast as they

@@ -199,7 +199,7 @@ class CommandStream:
         self._followed = rows > 1
         self._active = True
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The controllers no longer command what was published, because they were restarted, say.
 
         The next `start` then begins at the measured positions.

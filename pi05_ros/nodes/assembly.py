@@ -110,7 +110,7 @@ def make_executor(
 def warmup_prefixes(policy: types.Policy) -> Iterable[ActionPrefix]:
     """A prefix of half a chunk: guided sampling has kernels of its own to choose or compile."""
     steps = max(1, policy.horizon // 2)
-    return [ActionPrefix(np.zeros((steps, policy.action_dim)), frozen=min(2, steps))]
+    return [ActionPrefix(np.zeros((steps, policy.action_dim)), committed_steps=min(2, steps))]
 
 
 def usable_instruction(policy: types.Policy | None, text: str, max_chars: int) -> str:

@@ -315,10 +315,10 @@ class ControlThread:
         lost = self.without_subscriber()
         if lost:
             # a controller that comes back commands what it measures, not what was published
-            runner.stream.forget()
+            runner.stream.reset()
         if lost or (self.conflicts and not self._dry_run):
             return runner.come_to_rest(now_s)
-        tick = runner.attend(now_s) if in_between else runner.tick(now_s, ask=False)
+        tick = runner.process_results(now_s) if in_between else runner.tick(now_s, request=False)
         self._report(tick)
         if tick.fault is not None:
             return self._give_up(runner, tick.fault)
@@ -326,7 +326,7 @@ class ControlThread:
         if braking is None:
             if not self._dry_run and not runner.stopped:
                 self._send(runner, tick, in_between)
-            runner.ask(now_s)
+            runner.request_inference(now_s)
         for chunk, latency_s in tick.chunks:
             self._chunks.publish(chunk_message(chunk, self._names, latency_s))
         return braking

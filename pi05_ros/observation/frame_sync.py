@@ -12,7 +12,7 @@ RELEARN_S = 2.0
 """How long cameras that had no round are taken as they come."""
 
 
-class Rounds:
+class FrameSync:
     """Cameras that are triggered together are looked through together.
 
     Their messages arrive one after the other, and an inference that begins in between would see one
@@ -23,9 +23,9 @@ class Rounds:
     """
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Start over, as after a jump of the clock."""
         self._since_s: float | None = None
         self._none_until_s = -math.inf

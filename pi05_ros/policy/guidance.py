@@ -223,12 +223,14 @@ def make_guide(
         raise ValueError(f"prefix must have shape [n, {action_dim}], got {list(actions.shape)}")
     if not np.isfinite(actions).all():
         raise ValueError("prefix has values that are not finite")
-    if not 0 <= prefix.frozen <= len(actions):
-        raise ValueError(f"prefix.frozen is {prefix.frozen} of {len(actions)} steps")
+    if not 0 <= prefix.committed_steps <= len(actions):
+        raise ValueError(
+            f"prefix.committed_steps is {prefix.committed_steps} of {len(actions)} steps"
+        )
     actions = actions[: config.horizon]
     if not len(actions):
         return None
-    frozen = min(prefix.frozen, len(actions))
+    frozen = min(prefix.committed_steps, len(actions))
     if guidance.method == "trained" and frozen > trained_delay(config):
         logger.warning(
             "%d steps are executed before the chunk arrives, the checkpoint was trained for %d: "

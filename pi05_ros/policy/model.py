@@ -408,7 +408,7 @@ class Expert(nn.Module):
         return self.modulation(condition).unflatten(-1, (-1, 3, self.size.width))
 
 
-class TwoExperts(nn.Module):
+class PaliGemmaWithExpert(nn.Module):
     """PaliGemma's language model for the prefix, the action expert for the suffix."""
 
     def __init__(self, vlm: GemmaSize, action: GemmaSize, adaptive: bool) -> None:
@@ -549,7 +549,7 @@ class Pi0(nn.Module):
         self.vision = VisionTower(sizes)
         self.embedder = nn.Embedding(sizes.vocab, sizes.vlm.width)
         nn.init.normal_(self.embedder.weight, std=sizes.vlm.width**-0.5)
-        self.experts = TwoExperts(sizes.vlm, sizes.exp, adaptive=self.adaptive)
+        self.experts = PaliGemmaWithExpert(sizes.vlm, sizes.exp, adaptive=self.adaptive)
         width = sizes.exp.width
         self.action_in_proj = Linear(config.max_action_dim, width)
         self.action_out_proj = Linear(width, config.max_action_dim)

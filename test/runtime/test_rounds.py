@@ -7,12 +7,12 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pi05_ros.observation.frame_sync import PATIENCE_S, RELEARN_S, ROUND_S, Rounds
+from pi05_ros.observation.frame_sync import PATIENCE_S, RELEARN_S, ROUND_S, FrameSync
 
 
 def test_the_rest_of_a_round_is_waited_for_and_no_longer_than_it_may_take() -> None:
     """Pins: one camera seen a period later than the next; a camera that died stops inference."""
-    rounds = Rounds()
+    rounds = FrameSync()
     assert rounds.within_s(1.0) == ROUND_S
     rounds.missed(1.0)
     rounds.missed(1.0 + 0.9 * PATIENCE_S)
@@ -22,7 +22,7 @@ def test_the_rest_of_a_round_is_waited_for_and_no_longer_than_it_may_take() -> N
 
 def test_cameras_without_rounds_are_taken_as_they_come() -> None:
     """Pins: a wait at every inference for cameras that run by clocks of their own."""
-    rounds = Rounds()
+    rounds = FrameSync()
     rounds.missed(1.0)
     rounds.taken(2 * ROUND_S, 1.0 + PATIENCE_S)
     assert rounds.within_s(1.1) == math.inf
@@ -33,7 +33,7 @@ def test_cameras_without_rounds_are_taken_as_they_come() -> None:
 
 
 def test_a_round_that_comes_about_is_no_reason_to_give_up_on_rounds() -> None:
-    rounds = Rounds()
+    rounds = FrameSync()
     rounds.missed(1.0)
     rounds.taken(0.0, 1.0 + 0.5 * PATIENCE_S)
     assert rounds.within_s(1.1) == ROUND_S
@@ -43,17 +43,17 @@ def test_a_round_that_comes_about_is_no_reason_to_give_up_on_rounds() -> None:
 
 def test_a_clock_that_jumps_is_forgotten() -> None:
     """Pins: no wait, or one without end, after a bag's loop."""
-    rounds = Rounds()
+    rounds = FrameSync()
     rounds.missed(1000.0)
     rounds.taken(2 * ROUND_S, 1000.1)
-    rounds.forget()
+    rounds.reset()
     assert rounds.within_s(1.0) == ROUND_S
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 0.5), st.floats(0.0, 0.05)), max_size=60))
 def test_no_wait_is_longer_than_its_limit(asks: list[tuple[float, float]]) -> None:
     """Whatever the frames do: an ask that comes `PATIENCE_S` after the first is served."""
-    rounds, now_s, waiting_since_s = Rounds(), 0.0, None
+    rounds, now_s, waiting_since_s = FrameSync(), 0.0, None
     for gap_s, skew_s in asks:
         now_s += gap_s
         if skew_s > rounds.within_s(now_s):

@@ -12,7 +12,7 @@ import pytest
 from runner_rig import DT_S, HOME, Rig  # type: ignore[import-not-found]
 
 from pi05_ros.control.scheduler import make_scheduler
-from pi05_ros.control.speed import Approach, TargetFollower
+from pi05_ros.control.speed import LowPassFilter, StartRamp
 from pi05_ros.executor import ExecutorState, Watchdog
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import Tick
@@ -78,13 +78,13 @@ def test_a_chunk_is_taken_when_it_is_there(rig: Rig) -> None:
         assert time.monotonic() < deadline_s
         time.sleep(0.002)
     inferred = len(rig.policy.seen)
-    tick = rig.runner.attend(rig.now_s + 0.4 * DT_S)
+    tick = rig.runner.process_results(rig.now_s + 0.4 * DT_S)
     assert tick.chunks and tick.trajectory is not None and tick.finished_s is not None
-    assert rig.runner.attend(rig.now_s + 0.5 * DT_S) == Tick()
+    assert rig.runner.process_results(rig.now_s + 0.5 * DT_S) == Tick()
     rig.runner.published(tick)
     rig.now_s += 0.6 * DT_S
     rig.see()
-    rig.runner.ask(rig.now_s)
+    rig.runner.request_inference(rig.now_s)
     while len(rig.policy.seen) == inferred:
         assert time.monotonic() < deadline_s
         time.sleep(0.002)
@@ -97,12 +97,12 @@ def test_nothing_is_asked_between_ticks_when_it_must_not(rig: Rig) -> None:
     """Pins: an inference after stop, before activation, or on a clock that has jumped."""
     rig.runner.set_instruction("wave")
     rig.see()
-    rig.runner.ask(rig.now_s)
+    rig.runner.request_inference(rig.now_s)
     rig.runner.activate()
-    rig.runner.ask(rig.now_s)
-    assert rig.runner.attend(rig.now_s) == Tick()
+    rig.runner.request_inference(rig.now_s)
+    assert rig.runner.process_results(rig.now_s) == Tick()
     rig.runner.stop(rig.now_s)
-    rig.runner.ask(rig.now_s)
+    rig.runner.request_inference(rig.now_s)
     time.sleep(0.05)
     assert rig.policy.seen == []
 
@@ -246,8 +246,8 @@ def test_a_guided_method_gives_the_policy_what_will_be_executed(rig: Rig) -> Non
     np.testing.assert_allclose(prefix.actions, np.tile([0.5, 1.0], (len(prefix.actions), 1)))
     estimate_s = rig.runner.latency.estimate_s
     assert estimate_s is not None
-    assert prefix.frozen * DT_S >= rig.runner.stream.lead_s + DT_S
-    assert prefix.frozen <= len(prefix.actions) <= rig.policy.horizon
+    assert prefix.committed_steps * DT_S >= rig.runner.stream.lead_s + DT_S
+    assert prefix.committed_steps <= len(prefix.actions) <= rig.policy.horizon
 
 
 def test_a_method_that_is_not_guided_gives_no_prefix(rig: Rig) -> None:
@@ -268,7 +268,7 @@ def test_a_new_instruction_is_not_held_back_by_the_old_ones_plan(rig: Rig) -> No
     rig.until(lambda _: any(o.instruction == "right" for o in rig.policy.seen[seen:]))
     first = next(i for i, o in enumerate(rig.policy.seen) if o.instruction == "right")
     prefix = rig.policy.prefixes[first]
-    assert prefix is not None and len(prefix.actions) == prefix.frozen
+    assert prefix is not None and len(prefix.actions) == prefix.committed_steps
 
 
 def test_the_method_changes_in_motion_without_a_jump(rig: Rig) -> None:
@@ -427,7 +427,7 @@ def test_a_thread_that_ended_is_handed_up(rig: Rig) -> None:
 
 
 def test_a_far_first_command_is_ramped_to(rig: Rig) -> None:
-    watched(rig, Watchdog(), approach=Approach(rig.joints, "ramp", 0.2, 0.1))
+    watched(rig, Watchdog(), approach=StartRamp(rig.joints, "ramp", 0.2, 0.1))
     rig.until(lambda tick: tick.trajectory is not None)
     for _ in range(60):
         rig.tick()
@@ -437,7 +437,7 @@ def test_a_far_first_command_is_ramped_to(rig: Rig) -> None:
 
 def test_a_ramp_ends_with_the_plan(rig: Rig) -> None:
     """Pins: arms that go on to a far target for seconds after the last chunk is over."""
-    watched(rig, Watchdog(), approach=Approach(rig.joints, "ramp", 0.2, 0.05))
+    watched(rig, Watchdog(), approach=StartRamp(rig.joints, "ramp", 0.2, 0.05))
     rig.until(lambda tick: tick.trajectory is not None)
     rig.until(lambda _: rig.runner.misses == 1, see=False)
     for _ in range(15):
@@ -456,7 +456,7 @@ def test_a_ramp_ends_with_the_plan(rig: Rig) -> None:
 
 
 def test_a_far_first_command_is_refused(rig: Rig) -> None:
-    watched(rig, Watchdog(), approach=Approach(rig.joints, "refuse", 0.2))
+    watched(rig, Watchdog(), approach=StartRamp(rig.joints, "refuse", 0.2))
     rig.until(lambda _: rig.runner.refusal)
     assert not rig.runner.stream.active
     assert any("'elbow'" in problem for problem in rig.runner.problems(rig.now_s))
@@ -539,7 +539,7 @@ def test_on_change_publishes_less_and_never_lets_the_lookahead_end(rig: Rig) -> 
 
 
 def test_a_follower_starts_at_the_measured_positions(rig: Rig) -> None:
-    rig.runner.follower = TargetFollower(2.0, rig.joints.gripper)
+    rig.runner.follower = LowPassFilter(2.0, rig.joints.gripper)
     rig.runner.set_instruction("wave")
     rig.runner.activate()
     first = rig.until(lambda tick: tick.trajectory is not None).trajectory

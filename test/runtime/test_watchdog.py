@@ -22,20 +22,20 @@ LOST = replace(BAD, error="AcceleratorError: CUDA error: device-side assert", ki
 
 def test_a_hang_is_told_once_and_shown_until_it_is_over() -> None:
     watchdog = Watchdog(hang_timeout_s=2.0)
-    assert watchdog.look(None, 100.0) is None
-    assert watchdog.look(100.0, 102.0) is None
-    assert "no answer for 2.5 s, limit 2 s" in (watchdog.look(100.0, 102.5) or "")
-    assert watchdog.look(100.0, 103.0) is None
+    assert watchdog.check_hang(None, 100.0) is None
+    assert watchdog.check_hang(100.0, 102.0) is None
+    assert "no answer for 2.5 s, limit 2 s" in (watchdog.check_hang(100.0, 102.5) or "")
+    assert watchdog.check_hang(100.0, 103.0) is None
     assert "no answer for 4.0 s" in (watchdog.hang(100.0, 104.0) or "")
     assert watchdog.hang(None, 104.1) is None
-    assert watchdog.look(105.0, 108.0) is not None
+    assert watchdog.check_hang(105.0, 108.0) is not None
     assert watchdog.hangs == 2
 
 
 def test_failures_in_a_row_are_a_fault() -> None:
     watchdog = Watchdog(max_failures=3)
-    assert [watchdog.judge(r) for r in (BAD, BAD, GOOD, BAD, BAD)] == [None] * 5
-    fault = watchdog.judge(BAD)
+    assert [watchdog.record_result(r) for r in (BAD, BAD, GOOD, BAD, BAD)] == [None] * 5
+    fault = watchdog.record_result(BAD)
     assert fault is not None and not fault.device
     assert "3 inferences failed in a row" in fault.message
     assert "3 of 8 actions are not finite" in fault.message
@@ -46,8 +46,8 @@ def test_out_of_memory_counts_as_a_failure_and_does_not_unload_the_policy(
     stamp_s: float | None,
 ) -> None:
     watchdog = Watchdog(max_failures=2)
-    assert watchdog.judge(replace(FULL, stamp_s=stamp_s)) is None
-    fault = watchdog.judge(replace(FULL, stamp_s=stamp_s))
+    assert watchdog.record_result(replace(FULL, stamp_s=stamp_s)) is None
+    fault = watchdog.record_result(replace(FULL, stamp_s=stamp_s))
     assert fault is not None and not fault.device and not fault.sticky
 
 
@@ -55,7 +55,7 @@ def test_out_of_memory_counts_as_a_failure_and_does_not_unload_the_policy(
 def test_a_lost_device_is_a_fault_at_once(stamp_s: float | None) -> None:
     """Fault: three inferences on a CUDA context that is dead, then a policy loaded into it."""
     watchdog = Watchdog(max_failures=3)
-    assert watchdog.judge(replace(LOST, stamp_s=stamp_s)) == Fault(
+    assert watchdog.record_result(replace(LOST, stamp_s=stamp_s)) == Fault(
         "the device is lost: AcceleratorError: CUDA error: device-side assert",
         device=True,
         sticky=True,
@@ -64,15 +64,15 @@ def test_a_lost_device_is_a_fault_at_once(stamp_s: float | None) -> None:
 
 def test_damaged_pictures_are_not_the_policys_failures() -> None:
     watchdog = Watchdog(max_failures=2)
-    assert [watchdog.judge(DAMAGED) for _ in range(10)] == [None] * 10
-    assert watchdog.judge(BAD) is None
+    assert [watchdog.record_result(DAMAGED) for _ in range(10)] == [None] * 10
+    assert watchdog.record_result(BAD) is None
 
 
 def test_an_activation_begins_a_new_count() -> None:
     watchdog = Watchdog(max_failures=2)
-    watchdog.judge(BAD)
-    watchdog.forget()
-    assert watchdog.judge(BAD) is None
+    watchdog.record_result(BAD)
+    watchdog.reset()
+    assert watchdog.record_result(BAD) is None
 
 
 def test_values_out_of_range_are_refused() -> None:

@@ -42,7 +42,7 @@ class TrajectoryCheck:
         self.found: Counter[str] = Counter()
         """Violations by kind; a message may have several."""
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The next message follows on none: some were lost, or another process sends."""
         self._before = None
 

@@ -255,6 +255,6 @@ class Faults:
     def _start_node(self) -> None:
         from pi05_ros.msg import PolicyStatus
 
-        self._watcher.forget()
+        self._watcher.reset()
         self._watcher.problems, self._watcher.state = (), PolicyStatus.UNCONFIGURED
         self._processes.start("node")

@@ -97,7 +97,7 @@ class Watcher:
 
     def listen(self, controller: str) -> None:
         """Subscribe as the controller does."""
-        self._checks[controller].forget()
+        self._checks[controller].reset()
         self._listeners[controller] = self.node.create_subscription(
             self._message_type,
             f"{controller}/joint_trajectory",
@@ -121,10 +121,10 @@ class Watcher:
         (_, publisher), self._second = self._second, None
         self.node.destroy_publisher(publisher)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Another process sends the trajectories from here on."""
         for check in self._checks.values():
-            check.forget()
+            check.reset()
 
     def call(self, service: str, request: Any, timeout_s: float = 10.0) -> Any:
         """The service's response; None without one in time."""

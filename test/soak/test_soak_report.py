@@ -92,7 +92,7 @@ def test_the_streams_messages_pass_the_checks() -> None:
         assert check.check(points, now_s) == []
     assert check.compared == 6  # three of nine boundaries are at rest
     # a message that is lost is no jump
-    check.forget()
+    check.reset()
     for now_s, points in (messages[3], messages[5], messages[6]):
         assert check.check(points, now_s) == []
 
@@ -103,9 +103,9 @@ def test_a_jump_a_late_first_point_and_a_speed_are_found() -> None:
     check.check(before, now_s)
     jumped = Points(points.stamp_s, points.positions + 1e-3, points.velocities)
     assert check.check(jumped, now_s) == ["chunk boundary"]
-    check.forget()
+    check.reset()
     assert check.check(points, points.stamp_s - 0.01) == ["begins in the future"]
-    check.forget()
+    check.reset()
     assert check.check(Points(now_s, points.positions, 40 * points.velocities), now_s) == ["limits"]
     assert check.found == {"chunk boundary": 1, "begins in the future": 1, "limits": 1}
 

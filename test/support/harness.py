@@ -218,7 +218,7 @@ class Peer:
         """Publish pictures of all cameras and joint states from here on."""
         self.cameras, self.publish_joints = CAMERAS, True
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         for kept in (self.statuses, self.chunks, *self.trajectories.values()):
             kept.clear()
         self.diagnostics.clear()

@@ -17,7 +17,7 @@ from pi05_lab.evaluation.open_loop.fit import (
     other_instruction,
 )
 from pi05_lab.evaluation.open_loop.notes import Notes
-from pi05_lab.evaluation.open_loop.reference import MAX_GAP_S, Truth
+from pi05_lab.evaluation.open_loop.reference import MAX_GAP_S, ReferenceTrajectory
 from pi05_lab.evaluation.open_loop.series import Decimated, percentiles, rounded
 from pi05_lab.evaluation.open_loop.settings import OfflineSettings
 from pi05_lab.evaluation.open_loop.sources import (
@@ -96,7 +96,7 @@ class OfflineEvaluation:
             PolicyTrack(name, policy, config, settings, self._cameras, self._decode, self._notes)
             for name, policy in policies.items()
         ]
-        self._truth = Truth(len(config.joints), recording.commanded())
+        self._truth = ReferenceTrajectory(len(config.joints), recording.commanded())
         self._arm_columns = np.flatnonzero(~config.joints.gripper).tolist()
         self._streams: dict[str, StreamStatistics] = {}
         self._episodes: list[Episode] = []

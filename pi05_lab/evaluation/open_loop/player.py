@@ -75,7 +75,7 @@ class RecordedExecutor(SimulatedExecutor):
         self._waiting.clear()
 
 
-class Player:
+class SchedulerReplay:
     """The node's runner with one scheduler, fed with a recording and a policy's chunks.
 
     Args:

@@ -101,7 +101,7 @@ class Timeline:
         del self.times_s[:count], self._values[:count]
 
 
-class Truth:
+class ReferenceTrajectory:
     """The reference trajectory of all joints.
 
     Where the recording has a controller's commands, its joints follow them and nothing else: what

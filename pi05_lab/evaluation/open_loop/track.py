@@ -14,8 +14,8 @@ import numpy as np
 from pi05_lab.evaluation.open_loop.figures import Episode, Traces, TrackFigures
 from pi05_lab.evaluation.open_loop.fit import for_policy
 from pi05_lab.evaluation.open_loop.notes import Notes, one_line
-from pi05_lab.evaluation.open_loop.player import Player
-from pi05_lab.evaluation.open_loop.reference import Truth
+from pi05_lab.evaluation.open_loop.player import SchedulerReplay
+from pi05_lab.evaluation.open_loop.reference import ReferenceTrajectory
 from pi05_lab.evaluation.open_loop.series import Decimated
 from pi05_lab.evaluation.open_loop.settings import OfflineSettings
 from pi05_lab.evaluation.open_loop.worst import WorstMoments
@@ -79,7 +79,7 @@ class PolicyTrack:
         self._memo: dict[tuple[float, str], ActionChunk | Exception] = {}
         self._lagged: deque[tuple[float, Episode, dict[str, FloatArray]]] = deque()
         self.players = [
-            Player(method, robot, cameras, self._infer, settings.delay_s, decode)
+            SchedulerReplay(method, robot, cameras, self._infer, settings.delay_s, decode)
             for method in settings.schedulers or (robot.scheduler.method,)
         ]
 
@@ -96,7 +96,12 @@ class PolicyTrack:
         return min(times_s, default=np.inf)
 
     def observe(
-        self, observation: Observation, episode: Episode, truth: Truth, decode_s: float, other: str
+        self,
+        observation: Observation,
+        episode: Episode,
+        truth: ReferenceTrajectory,
+        decode_s: float,
+        other: str,
     ) -> FloatArray | None:
         """Infer on an observation; the chunk [horizon, n_joints] in rad and m, None for a failure.
 
@@ -160,9 +165,12 @@ class PolicyTrack:
         return commanded
 
     def settle(
-        self, now_s: float, truth: Truth, current: Callable[[], Mapping[str, ImageArray]],
+        self,
+        now_s: float,
+        truth: ReferenceTrajectory,
+        current: Callable[[], Mapping[str, ImageArray]],
         final: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Compare what has come true by now.
 
         Args:
@@ -205,7 +213,9 @@ class PolicyTrack:
         check_chunk(chunk, self.policy, observation)
         return chunk
 
-    def _baselines(self, now: FloatArray, stamp_s: float, truth: Truth) -> dict[str, FloatArray]:
+    def _baselines(
+        self, now: FloatArray, stamp_s: float, truth: ReferenceTrajectory
+    ) -> dict[str, FloatArray]:
         joints, horizon = self._joints, self.policy.horizon
         velocity = truth.velocity(stamp_s)
         ahead_s = self.policy.dt_s * np.arange(horizon)[:, None]
@@ -246,7 +256,7 @@ class PolicyTrack:
         self,
         pending: _Pending,
         now_s: float,
-        truth: Truth,
+        truth: ReferenceTrajectory,
         current: Callable[[], Mapping[str, ImageArray]],
     ) -> None:
         times_s = pending.stamp_s + self.policy.dt_s * np.arange(
@@ -282,7 +292,7 @@ class PolicyTrack:
         episode: Episode,
         commanded: dict[str, FloatArray],
         now_s: float,
-        truth: Truth,
+        truth: ReferenceTrajectory,
     ) -> None:
         real, known = truth.at(np.array([time_s]), now_s)
         if not known[0]:

@@ -16,7 +16,7 @@ from pi05_lab.data.simulated import (
     HORIZON,
     Frame,
     GripperUnits,
-    Recipe,
+    RecordConfig,
     SimulatedRecorder,
     features,
 )
@@ -29,7 +29,7 @@ GRIPPERS = [k for k, name in enumerate(JOINT_NAMES) if name.endswith("gripper")]
 @pytest.fixture(scope="module")
 def demonstration() -> Iterator[list[Frame]]:
     recorder = SimulatedRecorder(
-        Recipe(verbs=("pick",), seed=3, chunks=True, fps=25, size_px=(32, 24))
+        RecordConfig(verbs=("pick",), seed=3, chunks=True, fps=25, size_px=(32, 24))
     )
     yield recorder.episode(0)
     recorder.close()
@@ -37,7 +37,9 @@ def demonstration() -> Iterator[list[Frame]]:
 
 @pytest.fixture(scope="module")
 def visit() -> Iterator[list[Frame]]:
-    recorder = SimulatedRecorder(Recipe(verbs=("touch", "wave"), visits=True, size_px=(32, 24)))
+    recorder = SimulatedRecorder(
+        RecordConfig(verbs=("touch", "wave"), visits=True, size_px=(32, 24))
+    )
     yield recorder.episode(2)
     recorder.close()
 
@@ -94,7 +96,7 @@ def test_an_actor_moves_the_arms_and_the_expert_labels() -> None:
         target[GRIPPERS] = 1.0
         return np.repeat(target[None], HORIZON, axis=0)
 
-    recipe = Recipe(verbs=("touch",), visits=True, instructions=2, size_px=(32, 24))
+    recipe = RecordConfig(verbs=("touch",), visits=True, instructions=2, size_px=(32, 24))
     recorder = SimulatedRecorder(recipe, stretch)
     frames = recorder.episode(0)
     recorder.close()
@@ -111,8 +113,8 @@ def test_an_actor_moves_the_arms_and_the_expert_labels() -> None:
 
 def test_frames_fit_their_features(visit: list[Frame], demonstration: list[Frame]) -> None:
     for frame, recipe in (
-        (visit[0], Recipe(visits=True, size_px=(32, 24))),
-        (demonstration[0], Recipe(chunks=True, size_px=(32, 24))),
+        (visit[0], RecordConfig(visits=True, size_px=(32, 24))),
+        (demonstration[0], RecordConfig(chunks=True, size_px=(32, 24))),
     ):
         expected = features(recipe)
         assert set(frame.images or {}) == set(expected.cameras)
@@ -136,7 +138,7 @@ def same(a: Frame, b: Frame) -> bool:
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
-    recipe = Recipe(verbs=("home", "wave"), visits=True, size_px=(32, 24), seed=5)
+    recipe = RecordConfig(verbs=("home", "wave"), visits=True, size_px=(32, 24), seed=5)
     alone = list(workers.episodes(recipe, 4, workers=1))
     together = list(workers.episodes(recipe, 4, workers=2))
     assert [len(frames) for frames in alone] == [len(frames) for frames in together]
@@ -151,7 +153,7 @@ class Doomed(SimulatedRecorder):
 
 
 def test_an_expert_that_keeps_failing_ends_the_recording() -> None:
-    recorder = Doomed(Recipe(visits=True, size_px=(32, 24)))
+    recorder = Doomed(RecordConfig(visits=True, size_px=(32, 24)))
     with pytest.raises(DatasetError, match="failed 20 times at episode 7"):
         recorder.episode(7)
     recorder.close()
@@ -170,4 +172,4 @@ def test_an_expert_that_keeps_failing_ends_the_recording() -> None:
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(DatasetError, match=reason):
-        Recipe(**change)
+        RecordConfig(**change)

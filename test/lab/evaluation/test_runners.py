@@ -209,5 +209,5 @@ def test_there_is_one_factory() -> None:
     for module in (closed_loop, offline_player):
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
         assert "evaluation_runner(" in source
-        for part in ("MotionLimiter", "CommandStream", "TargetFollower", "PolicyRunner("):
+        for part in ("MotionLimiter", "CommandStream", "LowPassFilter", "PolicyRunner("):
             assert part not in source

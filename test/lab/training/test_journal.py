@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from pi05_lab.training.config import ConfigError
-from pi05_lab.training.journal import LOG_FILE, Journal, keep_until, read_log
+from pi05_lab.training.journal import LOG_FILE, MetricsLogger, keep_until, read_log
 
 
 def test_lines_are_figures(tmp_path: Path) -> None:
-    with Journal(tmp_path) as journal:
+    with MetricsLogger(tmp_path) as journal:
         journal.write("train", 5, {"flow": 0.5, "stage": "a"})
         journal.write("validation", 5, {"flow": 0.75})
     entries = read_log(tmp_path / LOG_FILE)
@@ -25,20 +25,20 @@ def test_lines_are_figures(tmp_path: Path) -> None:
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path: Path) -> None:
-    with Journal(tmp_path) as journal:
+    with MetricsLogger(tmp_path) as journal:
         for step in range(1, 6):
             journal.write("train", step, {"flow": step})
     path = tmp_path / LOG_FILE
     path.write_text(path.read_text() + '{"kind": "train", "st')
     keep_until(path, 3)
-    with Journal(tmp_path, kept_steps=3) as journal:
+    with MetricsLogger(tmp_path, kept_steps=3) as journal:
         journal.write("train", 4, {"flow": 40})
     assert [(e["step"], e["flow"]) for e in read_log(path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
 
 
 def test_a_new_training_begins_a_new_log(tmp_path: Path) -> None:
     (tmp_path / LOG_FILE).write_text('{"kind": "train", "step": 1}\n')
-    with Journal(tmp_path) as journal:
+    with MetricsLogger(tmp_path) as journal:
         journal.write("train", 2, {})
     assert [e["step"] for e in read_log(tmp_path / LOG_FILE)] == [2]
 
@@ -48,7 +48,7 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     for terminal in (True, False):
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=100)
-        with Journal(None, console) as journal:
+        with MetricsLogger(None, console) as journal:
             journal.progress("expert", 0.5)
             journal.write("train", 7, {"flow": 0.123456})
         assert "flow" in text.getvalue() and "0.1235" in text.getvalue()
@@ -58,7 +58,7 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
 def test_tensorboard_has_the_figures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing import event_accumulator  # type: ignore
 
-    with Journal(tmp_path, tensorboard=True) as journal:
+    with MetricsLogger(tmp_path, tensorboard=True) as journal:
         journal.write("train", 3, {"flow": 0.5, "stage": "a"})
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -69,4 +69,4 @@ def test_tensorboard_has_the_figures(tmp_path: Path) -> None:
 def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pi05_ros\[train\]"):
-        Journal(tmp_path, tensorboard=True)
+        MetricsLogger(tmp_path, tensorboard=True)

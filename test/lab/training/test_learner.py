@@ -12,10 +12,10 @@ import torch
 from squares_world import HORIZON, make_config, stage  # type: ignore[import-not-found]
 
 from pi05_lab.training.batches import Batch
-from pi05_lab.training.config import ConfigError, HelperConfig, StageConfig
+from pi05_lab.training.config import AuxLossConfig, ConfigError, StageConfig
 from pi05_lab.training.heads import PixelHead, watch
 from pi05_lab.training.initial import answer
-from pi05_lab.training.learner import Learner, checkpoint_layers, choose_parameters, part_of
+from pi05_lab.training.learner import TrainModule, checkpoint_layers, choose_parameters, part_of
 from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
 from pi05_ros.policy.model import Pi0
 
@@ -23,7 +23,7 @@ PICTURES, TASKS, CAMERAS, LENGTH, JOINTS = 2, 2, 2, 9, 3
 NAMES = (3, 4)
 """Tokens that name the two objects."""
 LOSSES = {"flow", "chunk", "named_position", "scene", "pixels"}
-HELPERS = HelperConfig(
+HELPERS = AuxLossConfig(
     names=("red", "blue"), position_layers=(1, 2), chunk_layers=(2,), scene_camera="b"
 )
 
@@ -89,8 +89,8 @@ def rows_of(batch: Batch) -> Any:
 
 
 @pytest.fixture
-def learner() -> Iterator[Learner]:
-    yield Learner(tiny_network(), HELPERS, LOSSES, NAMES)
+def learner() -> Iterator[TrainModule]:
+    yield TrainModule(tiny_network(), HELPERS, LOSSES, NAMES)
 
 
 @pytest.mark.parametrize("kind", ["pi05", "pi0"])
@@ -104,12 +104,12 @@ def test_the_flow_loss_is_the_networks_own(kind: str, missing_camera: bool) -> N
     expected = network.loss(
         **rows_of(batch), actions=batch.actions, state=state, noise=batch.noise, time=batch.times
     )
-    total, parts = Learner(network, HELPERS, {"flow"})(batch, {"flow": 1.0})
+    total, parts = TrainModule(network, HELPERS, {"flow"})(batch, {"flow": 1.0})
     torch.testing.assert_close(total, expected[:, :, :JOINTS].mean(), atol=1e-6, rtol=1e-5)
     assert parts["flow"] == total
 
 
-def test_several_noises_per_prefix_are_their_mean(learner: Learner) -> None:
+def test_several_noises_per_prefix_are_their_mean(learner: TrainModule) -> None:
     """Fault: rows of K and V that meet another row's noise."""
     several = make_batch(repeats=3)
     losses = [
@@ -122,7 +122,7 @@ def test_several_noises_per_prefix_are_their_mean(learner: Learner) -> None:
     torch.testing.assert_close(total, torch.stack(losses).mean())
 
 
-def test_watching_changes_nothing(learner: Learner) -> None:
+def test_watching_changes_nothing(learner: TrainModule) -> None:
     """Fault: pictures that reach another instruction's row when the tower runs once for all."""
     network, batch = learner.network, make_batch()
     plain = network.encode_prefix(**rows_of(batch))
@@ -136,7 +136,7 @@ def test_watching_changes_nothing(learner: Learner) -> None:
     torch.testing.assert_close(again.cache[2].key, plain.cache[2].key, atol=0, rtol=0)
 
 
-def test_losses_are_weighted_and_each_reported(learner: Learner) -> None:
+def test_losses_are_weighted_and_each_reported(learner: TrainModule) -> None:
     batch = make_batch()
     total, parts = learner(batch, {"flow": 2.0, "chunk": 0.5, "scene": 0.0, "named_position": 1.0})
     assert set(parts) == {"flow", "chunk", "named_position"}
@@ -144,7 +144,7 @@ def test_losses_are_weighted_and_each_reported(learner: Learner) -> None:
     torch.testing.assert_close(total.detach(), expected)
 
 
-def test_helpers_read_where_they_say(learner: Learner) -> None:
+def test_helpers_read_where_they_say(learner: TrainModule) -> None:
     """Fault: off by one between the prompt's tokens and the packed prefix."""
     batch = make_batch()
     network = learner.network
@@ -161,7 +161,7 @@ def test_helpers_read_where_they_say(learner: Learner) -> None:
     assert read == [(first + batch.state_tokens[row]).tolist() for row in range(4)]
 
 
-def test_unknown_positions_teach_nothing(learner: Learner) -> None:
+def test_unknown_positions_teach_nothing(learner: TrainModule) -> None:
     """Fault: NaN, or a pull towards 0, from data without positions or a task without an object."""
     batch = make_batch()
     batch.positions[1] = torch.nan
@@ -196,7 +196,7 @@ def test_pixels_are_columns_and_rows_of_patches() -> None:
     assert torch.isfinite(head.loss(tokens, names, edge))
 
 
-def test_the_tower_runs_once_for_all_helpers(learner: Learner) -> None:
+def test_the_tower_runs_once_for_all_helpers(learner: TrainModule) -> None:
     """Fault: helpers beside the flow loss that read other features than the prefix's."""
     batch = make_batch()
     alone = [learner(batch, {loss: 1.0})[0] for loss in ("pixels", "scene")]
@@ -205,7 +205,9 @@ def test_the_tower_runs_once_for_all_helpers(learner: Learner) -> None:
     torch.testing.assert_close(together["scene"], alone[1].detach())
 
 
-def gradients(learner: Learner, batch: Batch, losses: dict[str, float], insulate: bool) -> set[str]:
+def gradients(
+    learner: TrainModule, batch: Batch, losses: dict[str, float], insulate: bool
+) -> set[str]:
     """The parts that a loss reaches."""
     learner.zero_grad()
     learner(batch, losses, insulate)[0].backward()
@@ -216,7 +218,7 @@ def gradients(learner: Learner, batch: Batch, losses: dict[str, float], insulate
     }
 
 
-def test_insulation_keeps_the_flow_loss_out_of_the_prefix(learner: Learner) -> None:
+def test_insulation_keeps_the_flow_loss_out_of_the_prefix(learner: TrainModule) -> None:
     batch = make_batch(repeats=2)
     everything = {"vision", "projector", "embedder", "prefix", "bridge", "expert"}
     assert gradients(learner, batch, {"flow": 1.0}, False) == everything
@@ -228,7 +230,7 @@ def test_insulation_keeps_the_flow_loss_out_of_the_prefix(learner: Learner) -> N
     )
 
 
-def test_every_part_is_somewhere(learner: Learner) -> None:
+def test_every_part_is_somewhere(learner: TrainModule) -> None:
     """Fault: a parameter that belongs to no part and never learns, but the prefix's dead end."""
     idle = {name for name, _ in learner.named_parameters() if part_of(name, 3) is None}
     end = "network.experts.vlm.layers.2."
@@ -254,7 +256,11 @@ def test_every_part_is_somewhere(learner: Learner) -> None:
     ],
 )
 def test_switches_as_lerobot_means_them(
-    learner: Learner, tmp_path: Path, switches: dict[str, bool], train: list[str], parts: set[str]
+    learner: TrainModule,
+    tmp_path: Path,
+    switches: dict[str, bool],
+    train: list[str],
+    parts: set[str],
 ) -> None:
     """LeRobot 0.6.1: freeze_vision_encoder leaves the projector, train_expert_only PaliGemma."""
     config = make_config(tmp_path, tmp_path, stages=[stage(train=train)], **switches)
@@ -267,7 +273,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory() -> No
     batch = make_batch(repeats=2)
     results = []
     for checkpointed in (False, True):
-        learner = Learner(tiny_network(), HELPERS, {"flow"})
+        learner = TrainModule(tiny_network(), HELPERS, {"flow"})
         if checkpointed:
             checkpoint_layers(learner.network)
         kept = 0
@@ -300,7 +306,7 @@ def test_helpers_that_do_not_fit_are_named(
     helpers: dict[str, object], losses: set[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        Learner(tiny_network(), replace(HELPERS, **helpers), losses)  # type: ignore[arg-type]
+        TrainModule(tiny_network(), replace(HELPERS, **helpers), losses)  # type: ignore[arg-type]
 
 
 def test_stages_have_all_parts_by_default() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pi05_ros.control.speed import Approach
+from pi05_ros.control.speed import StartRamp
 from pi05_ros.types import JointGroup, JointSpec
 
 JOINTS = JointGroup(
@@ -27,7 +27,7 @@ def there(waist: float, elbow: float, grip: float = 0.0) -> np.ndarray:
 
 
 def test_a_near_target_is_followed_at_once() -> None:
-    approach = Approach(JOINTS)
+    approach = StartRamp(JOINTS)
     target = there(0.5, -0.5, 0.06)
     assert approach.begin(HERE, target, 10.0) is None
     course = np.tile(target, (3, 1))
@@ -35,7 +35,7 @@ def test_a_near_target_is_followed_at_once() -> None:
 
 
 def test_a_far_target_is_refused_by_name() -> None:
-    approach = Approach(JOINTS, "refuse")
+    approach = StartRamp(JOINTS, "refuse")
     refusal = approach.begin(HERE, there(0.6, -1.0), 10.0)
     assert refusal is not None
     assert "'elbow' is at 0.500 and would go to -0.500, limit 0.5" in refusal
@@ -49,7 +49,7 @@ def test_a_far_target_is_refused_by_name() -> None:
 def test_a_ramp_keeps_its_share_of_the_velocity_limits(
     away: tuple[float, float], speed: float
 ) -> None:
-    approach = Approach(JOINTS, "ramp", 0.5, speed)
+    approach = StartRamp(JOINTS, "ramp", 0.5, speed)
     target = there(*away, 0.06)
     assert approach.begin(HERE, target, 10.0) is None
     far = max(np.abs(away)) > 0.5
@@ -74,4 +74,4 @@ def test_a_ramp_keeps_its_share_of_the_velocity_limits(
 )
 def test_other_values_are_refused(mode: str, distance: float, speed: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Approach(JOINTS, mode, distance, speed)
+        StartRamp(JOINTS, mode, distance, speed)

@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.control.speed import PlanClock
+from pi05_ros.control.speed import SpeedScaler
 
 NOW_S = 1.7e9
 
 
 def test_at_full_speed_the_plans_time_is_the_clocks() -> None:
-    clock = PlanClock()
+    clock = SpeedScaler()
     for time_s in (0.0, NOW_S + 0.1234567, -3.0):
         assert clock.plan_s(time_s) == time_s
 
 
 def test_zero_stands_still_after_the_ramp() -> None:
-    clock = PlanClock(ramp_s=0.5)
+    clock = SpeedScaler(ramp_s=0.5)
     clock.set_scale(0.0, NOW_S)
     assert clock.rate(NOW_S) == 1.0
     assert clock.rate(NOW_S + 0.25) == pytest.approx(0.5, abs=1e-6)
@@ -36,7 +36,7 @@ def test_zero_stands_still_after_the_ramp() -> None:
 
 def test_times_before_a_change_keep_their_place() -> None:
     """An observation that was made at full speed stays where it was in the plan."""
-    clock = PlanClock()
+    clock = SpeedScaler()
     clock.set_scale(0.25, NOW_S)
     clock.set_scale(1.0, NOW_S + 5.0)
     assert clock.plan_s(NOW_S - 0.3) == pytest.approx(NOW_S - 0.3, abs=1e-6)
@@ -45,7 +45,7 @@ def test_times_before_a_change_keep_their_place() -> None:
 
 
 def test_a_reset_begins_at_the_scale() -> None:
-    clock = PlanClock(0.5)
+    clock = SpeedScaler(0.5)
     clock.set_scale(0.2, NOW_S)
     clock.reset()
     assert clock.rate(NOW_S) == 0.2
@@ -61,7 +61,7 @@ def test_any_changes_of_speed_are_continuous(
     changes: list[tuple[float, float]], ramp_s: float
 ) -> None:
     """The plan never goes back, never faster than the clock, and its rate has no jump."""
-    clock = PlanClock(ramp_s=ramp_s)
+    clock = SpeedScaler(ramp_s=ramp_s)
     now_s = 1000.0
     for scale, wait_s in changes:
         before_s, rate = clock.plan_s(now_s), clock.rate(now_s)
@@ -80,15 +80,15 @@ def test_any_changes_of_speed_are_continuous(
 @pytest.mark.parametrize("scale", [-0.1, 1.1, float("nan")])
 def test_other_scales_are_refused(scale: float) -> None:
     with pytest.raises(ValueError, match="speed_scale"):
-        PlanClock().set_scale(scale, NOW_S)
+        SpeedScaler().set_scale(scale, NOW_S)
     with pytest.raises(ValueError, match="speed_scale"):
-        PlanClock(scale)
+        SpeedScaler(scale)
 
 
 @pytest.mark.parametrize("ramp_s", [-1.0, float("inf")])
 def test_other_ramps_are_refused(ramp_s: float) -> None:
     with pytest.raises(ValueError, match="speed_ramp_s"):
-        PlanClock(ramp_s=ramp_s)
+        SpeedScaler(ramp_s=ramp_s)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def fast_switches() -> Iterator[None]:
 @pytest.mark.usefixtures("fast_switches")
 def test_a_clock_can_be_read_while_another_thread_resets_it() -> None:
     """Pins: an IndexError or a mutated deque in the thread that reads, which ended the node."""
-    clock = PlanClock(0.5)
+    clock = SpeedScaler(0.5)
     stop = threading.Event()
 
     def write() -> None:
@@ -123,7 +123,7 @@ def test_a_clock_can_be_read_while_another_thread_resets_it() -> None:
 
 
 def test_the_oldest_changes_of_speed_are_forgotten() -> None:
-    clock = PlanClock(ramp_s=0.0)
+    clock = SpeedScaler(ramp_s=0.0)
     for k in range(1000):
         clock.set_scale(k % 2, float(k))
     assert clock.plan_s(1000.0) == pytest.approx(500.0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.control.speed import TargetFollower
+from pi05_ros.control.speed import LowPassFilter
 from pi05_ros.types import FloatArray
 
 DT_S = 0.02
@@ -20,7 +20,7 @@ def step_at_zero(times_s: FloatArray) -> FloatArray:
     return np.where(times_s >= -DT_S / 2, 1.0, 0.0)[:, None]
 
 
-def follow(follower: TargetFollower, until_s: float, ahead: int = 12) -> FloatArray:
+def follow(follower: LowPassFilter, until_s: float, ahead: int = 12) -> FloatArray:
     """The first value of each tick's course, as the robot executes it."""
     return np.array([
         follower.course(begin_s + DT_S * np.arange(float(ahead)), step_at_zero)[0, 0]  # type: ignore[index]
@@ -31,20 +31,20 @@ def follow(follower: TargetFollower, until_s: float, ahead: int = 12) -> FloatAr
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.3, 20.0))
 def test_a_step_is_followed_without_overshoot(cutoff_hz: float) -> None:
-    motion = follow(TargetFollower(cutoff_hz), 4.0)
+    motion = follow(LowPassFilter(cutoff_hz), 4.0)
     assert motion[0] == 0 and (motion <= 1 + 1e-9).all() and (np.diff(motion) >= -1e-9).all()
     assert motion[-1] > 0.9
 
 
 def test_ticks_that_overlap_continue_one_course() -> None:
     """The course of one long call and that of many short ones are the same."""
-    whole = TargetFollower(2.0).course(-0.2 + DT_S * np.arange(60.0), step_at_zero)
+    whole = LowPassFilter(2.0).course(-0.2 + DT_S * np.arange(60.0), step_at_zero)
     assert whole is not None
-    np.testing.assert_allclose(follow(TargetFollower(2.0), 0.98), whole[:59, 0], atol=1e-9)
+    np.testing.assert_allclose(follow(LowPassFilter(2.0), 0.98), whole[:59, 0], atol=1e-9)
 
 
 def test_the_lag_is_the_one_reported() -> None:
-    follower = TargetFollower(3.0)
+    follower = LowPassFilter(3.0)
     times_s = DT_S * np.arange(200.0)
     course = follower.course(times_s, lambda t: t[:, None] * 0.5)
     assert course is not None
@@ -54,7 +54,7 @@ def test_the_lag_is_the_one_reported() -> None:
 
 
 def test_the_cutoff_is_3_db() -> None:
-    follower = TargetFollower(2.0)
+    follower = LowPassFilter(2.0)
     times_s = 0.001 * np.arange(8000.0)
     course = follower.course(times_s, lambda t: np.sin(2 * math.pi * 2.0 * t)[:, None])
     assert course is not None
@@ -62,7 +62,7 @@ def test_the_cutoff_is_3_db() -> None:
 
 
 def test_grippers_pass_and_a_start_begins_where_the_robot_is() -> None:
-    follower = TargetFollower(2.0, exempt=np.array([False, True]))
+    follower = LowPassFilter(2.0, exempt=np.array([False, True]))
     follower.start(np.array([0.3, 0.0]))
     course = follower.course(DT_S * np.arange(5.0), lambda t: np.ones((len(t), 2)))
     assert course is not None
@@ -73,4 +73,4 @@ def test_grippers_pass_and_a_start_begins_where_the_robot_is() -> None:
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_a_bad_cutoff_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="cutoff_hz"):
-        TargetFollower(bad)
+        LowPassFilter(bad)

@@ -207,7 +207,7 @@ def test_a_start_elsewhere_begins_at_the_measured_positions() -> None:
     commands.start(moved, 2.0)
     np.testing.assert_array_equal(commands.tick(2.0, moving).positions[0], moved)
     commands, rest = at_rest_after_a_motion()
-    commands.forget()
+    commands.reset()
     commands.start(rest + 0.001, 2.0)
     np.testing.assert_array_equal(commands.tick(2.0, moving).positions[0], rest + 0.001)
 

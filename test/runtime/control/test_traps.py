@@ -101,10 +101,10 @@ def test_trap_the_prefix_is_what_is_executed_and_is_never_filled_up() -> None:
     prefix = scheduler.prefix(0.5, 0.5 + 0.13)
     assert prefix is not None
     np.testing.assert_allclose(prefix.actions[:, 0], 0.5 + DT_S * np.arange(25))
-    assert prefix.frozen == 7
+    assert prefix.committed_steps == 7
     assert scheduler.prefix(1.1, 1.2) is None
     late = scheduler.prefix(0.9, 2.0)
-    assert late is not None and late.frozen == len(late.actions) == 5
+    assert late is not None and late.committed_steps == len(late.actions) == 5
 
 
 @pytest.mark.parametrize("mode", REPLAN_MODES)

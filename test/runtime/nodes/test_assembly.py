@@ -111,7 +111,7 @@ def test_a_warm_up_prefix_fits_any_horizon(horizon: int) -> None:
     policy = FullPolicy()
     policy.horizon = horizon  # type: ignore[misc]
     (prefix,) = warmup_prefixes(policy)
-    assert 1 <= len(prefix.actions) <= horizon and prefix.frozen <= len(prefix.actions)
+    assert 1 <= len(prefix.actions) <= horizon and prefix.committed_steps <= len(prefix.actions)
 
 
 def fitting(names: Sequence[str], known: Sequence[str]) -> list[str]:

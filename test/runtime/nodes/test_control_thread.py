@@ -42,8 +42,8 @@ class FakeRunner:
     def activate(self) -> None:
         self.log.append("activate")
 
-    def tick(self, now_s: float, ask: bool) -> Tick:
-        assert not ask
+    def tick(self, now_s: float, request: bool) -> Tick:
+        assert not request
         self.log.append("tick")
         if callable(self.answer):
             self.answer()
@@ -59,7 +59,7 @@ class FakeRunner:
         speed = np.array([1.9, 1.9])
         return Tick(self.stream.tick(now_s, lambda times: np.outer(times - self.began_s, speed)))
 
-    def attend(self, now_s: float) -> Tick:
+    def process_results(self, now_s: float) -> Tick:
         self.log.append("attend")
         return Tick()
 
@@ -73,7 +73,7 @@ class FakeRunner:
         self.log.append("braking not published")
         return None
 
-    def ask(self, now_s: float) -> None:
+    def request_inference(self, now_s: float) -> None:
         self.log.append("ask")
 
     def come_to_rest(self, now_s: float) -> Braking | None:

@@ -37,7 +37,7 @@ def shared_peer() -> Iterator[Peer]:
 def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
     """The node is unconfigured before each test and again after it."""
     shared_peer.positions = HOME.copy()
-    shared_peer.forget()
+    shared_peer.reset()
     shared_peer.wait(lambda: shared_peer.statuses, "status", 60.0)
     yield shared_peer
     shared_peer.cameras, shared_peer.publish_joints = (), False
@@ -99,7 +99,7 @@ def test_an_instruction_becomes_trajectories(peer: Peer, process: NodeProcess) -
 
     assert peer.change_state("deactivate")
     time.sleep(0.3)
-    peer.forget()
+    peer.reset()
     time.sleep(0.5)
     assert not moved(peer)
 
@@ -117,7 +117,7 @@ def test_a_stopped_camera_stops_inference(peer: Peer, process: NodeProcess) -> N
         "problem that names the camera",
     )
     time.sleep(1.5)  # longer than the horizon
-    peer.forget()
+    peer.reset()
     time.sleep(0.5)
     assert not peer.chunks
     for name in CONTROLLERS:
@@ -137,7 +137,7 @@ def test_the_scheduler_changes_in_motion(peer: Peer, process: NodeProcess) -> No
     try:
         for method in ("rtc", "blend", "sync", "latest"):
             assert peer.set_parameter("policy", "scheduler.method", method).successful
-            peer.forget()
+            peer.reset()
             peer.wait(lambda: moved(peer) and peer.chunks, f"motion under {method}")
             peer.wait(lambda: peer.statuses and peer.statuses[-1].scheduler == method, method)  # noqa: B023
         refused = peer.set_parameter("policy", "scheduler.method", "newest")

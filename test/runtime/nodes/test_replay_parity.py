@@ -86,7 +86,7 @@ def by_library(bag: Path) -> dict[str, tuple[float, FloatArray]]:
     return found
 
 
-class Player:
+class SchedulerReplay:
     """Republishes a bag's messages as they are, with the clock that they were recorded by."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def player(notes: Path) -> Iterator[Player]:
+def player(notes: Path) -> Iterator[SchedulerReplay]:
     """With the node as a process of its own, active."""
     arguments = [
         "use_sim_time:=true", "autostart:=true", "dry_run:=true", "status_rate_hz:=10.0",
@@ -163,7 +163,7 @@ def player(notes: Path) -> Iterator[Player]:
     parameters = [word for argument in arguments for word in ("-p", argument)]
     program = Path(__file__).with_name("noted_policy_node.py")
     process = NodeProcess(program, notes.with_suffix(".log"), *parameters, NOTES=str(notes))
-    player = Player()
+    player = SchedulerReplay()
     deadline_s = time.monotonic() + 60.0
     while not player.ready():
         assert time.monotonic() < deadline_s, process.log
@@ -177,7 +177,7 @@ def player(notes: Path) -> Iterator[Player]:
 def test_equal_observations_give_equal_chunks(
     bag: Path,
     by_library: dict[str, tuple[float, FloatArray]],
-    player: Player,
+    player: SchedulerReplay,
     notes: Path,
     rate: float,
 ) -> None:

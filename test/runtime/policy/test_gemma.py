@@ -14,9 +14,9 @@ from pi05_ros.policy.config import GemmaSize
 from pi05_ros.policy.model import (
     AdaRMSNorm,
     Expert,
+    PaliGemmaWithExpert,
     RMSNorm,
     Rotary,
-    TwoExperts,
     block_mask,
     rotary,
     rotate,
@@ -79,7 +79,7 @@ def test_rotary_angles_stay_float32_in_a_bfloat16_network() -> None:
     """Frequencies in a buffer would be rounded: 0.4 % is 1.3 rad at position 968."""
     positions = torch.tensor([[968]])
     expected = rotary(positions, 256)
-    experts = TwoExperts(VLM, ACTION, adaptive=True).to(torch.bfloat16)
+    experts = PaliGemmaWithExpert(VLM, ACTION, adaptive=True).to(torch.bfloat16)
     assert list(experts.buffers()) == []
     assert expected.cos.dtype == expected.sin.dtype == torch.float32
     exact = 968 * 10_000.0 ** (-torch.arange(0, 256, 2, dtype=torch.float64) / 256)
@@ -106,7 +106,7 @@ def test_a_fresh_adaptive_expert_is_the_identity() -> None:
     modulations = expert.modulations(torch.randn(3, 16))
     assert modulations.shape == (3, 5, 3, 16)
     assert not modulations.any()
-    experts = TwoExperts(VLM, ACTION, adaptive=True)
+    experts = PaliGemmaWithExpert(VLM, ACTION, adaptive=True)
     cache, _ = experts.prefix(torch.randn(3, 4, 24), rotary(torch.arange(4)[None], 8), None)
     x = torch.randn(3, 2, 16)
     out = experts.suffix(x, cache, rotary(torch.arange(4, 6)[None], 8), None, modulations)
@@ -119,7 +119,11 @@ def test_modulations_of_a_plain_expert_are_an_error() -> None:
 
 
 def joint_attention(
-    experts: TwoExperts, prefix: Tensor, suffix: Tensor, valid: Tensor, modulations: Tensor | None
+    experts: PaliGemmaWithExpert,
+    prefix: Tensor,
+    suffix: Tensor,
+    valid: Tensor,
+    modulations: Tensor | None,
 ) -> Tensor:
     """Both experts in one pass, as the paper draws it: one softmax over [prefix | suffix]."""
     batch, n_prefix = valid.shape
@@ -163,7 +167,7 @@ def joint_attention(
 def test_two_passes_equal_the_joint_pass_and_its_gradient(adaptive: bool) -> None:
     """The gradient must reach the prefix through the cached keys and values."""
     torch.manual_seed(0)
-    experts = TwoExperts(VLM, ACTION, adaptive)
+    experts = PaliGemmaWithExpert(VLM, ACTION, adaptive)
     prefix, suffix = torch.randn(2, 5, 24), torch.randn(2, 3, 16)
     valid = torch.tensor([[True] * 5, [True, True, False, True, False]])
     modulations = None
@@ -202,7 +206,7 @@ def test_two_passes_equal_the_joint_pass_and_its_gradient(adaptive: bool) -> Non
 
 @torch.inference_mode()
 def test_the_last_hidden_state_does_not_change_the_cache() -> None:
-    experts = TwoExperts(VLM, ACTION, adaptive=False)
+    experts = PaliGemmaWithExpert(VLM, ACTION, adaptive=False)
     x, angles = torch.randn(2, 5, 24), rotary(torch.arange(5)[None], 8)
     short, nothing = experts.prefix(x, angles, None)
     full, hidden = experts.prefix(x, angles, None, last_hidden=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_lab.evaluation.open_loop.reference import MAX_GAP_S, Timeline, Truth
+from pi05_lab.evaluation.open_loop.reference import MAX_GAP_S, ReferenceTrajectory, Timeline
 from pi05_lab.evaluation.open_loop.sources import Command
 
 BOTH = (0, 1)
@@ -20,7 +20,7 @@ def command(start_s: float, times_s: list[float], rows: list[list[float]]) -> Co
 
 
 def test_set_points_count_from_their_stamp_and_are_linear_in_between() -> None:
-    truth = Truth(2)
+    truth = ReferenceTrajectory(2)
     for k in range(5):
         truth.put_command(command(1 + 0.1 * k, [0.0], [[k, -k]]))
     values, known = truth.at(np.array([1.0, 1.05, 1.4, 1.45]), until_s=9.0)
@@ -30,7 +30,7 @@ def test_set_points_count_from_their_stamp_and_are_linear_in_between() -> None:
 
 
 def test_a_trajectory_is_dated_point_by_point_and_replaced_from_its_successors_start() -> None:
-    truth = Truth(2)
+    truth = ReferenceTrajectory(2)
     truth.put_command(command(1.0, [0.0, 1.0], [[0, 0], [10, 0]]))
     truth.put_command(command(1.5, [0.5, 1.0], [[0, 0], [0, 0]]))
     values, known = truth.at(np.array([1.0, 1.25, 1.5, 1.75, 2.0]), until_s=9.0)
@@ -40,14 +40,14 @@ def test_a_trajectory_is_dated_point_by_point_and_replaced_from_its_successors_s
 
 
 def test_what_was_only_planned_is_not_known() -> None:
-    truth = Truth(2)
+    truth = ReferenceTrajectory(2)
     truth.put_command(command(1.0, [0.0, 1.0], [[0, 0], [10, 0]]))
     _, known = truth.at(np.array([1.2, 1.4]), until_s=1.3)
     assert known.tolist() == [True, False]
 
 
 def test_joints_without_commands_are_compared_with_their_measured_positions() -> None:
-    truth = Truth(3)
+    truth = ReferenceTrajectory(3)
     for k in range(11):
         truth.put_joints(1 + 0.1 * k, np.array([100.0, 100.0, k]))
         truth.put_command(command(1 + 0.1 * k, [0.0], [[k, -k]]))
@@ -58,7 +58,7 @@ def test_joints_without_commands_are_compared_with_their_measured_positions() ->
 
 def test_commands_that_begin_late_are_the_reference_from_then_on_and_nothing_is_before() -> None:
     """Else a whole recording is compared with measured positions, and said to be with commands."""
-    truth = Truth(2, [BOTH])
+    truth = ReferenceTrajectory(2, [BOTH])
     for k in range(20):
         truth.put_joints(1 + 0.1 * k, np.array([1.0, 1.0]))
     _, known = truth.at(np.array([1.05]), until_s=9.0)
@@ -72,7 +72,7 @@ def test_commands_that_begin_late_are_the_reference_from_then_on_and_nothing_is_
 
 
 def test_a_controllers_other_joints_are_measured_where_its_commands_leave_them_out() -> None:
-    truth = Truth(3, [(0, 1, 2)])
+    truth = ReferenceTrajectory(3, [(0, 1, 2)])
     for k in range(11):
         truth.put_joints(1 + 0.1 * k, np.array([100.0, 100.0, k]))
         truth.put_command(command(1 + 0.1 * k, [0.0], [[k, -k]]))
@@ -82,7 +82,7 @@ def test_a_controllers_other_joints_are_measured_where_its_commands_leave_them_o
 
 
 def test_only_commands_at_the_control_rate_describe_the_motion_between_them() -> None:
-    dense, sparse, measured = Truth(2), Truth(2), Truth(2)
+    dense, sparse, measured = ReferenceTrajectory(2), ReferenceTrajectory(2), ReferenceTrajectory(2)
     for k in range(50):
         dense.put_command(command(1 + 0.02 * k, [0.0], [[k, k]]))
         if k % 5 == 0:
@@ -101,7 +101,7 @@ def test_nothing_is_known_over_a_gap() -> None:
 
 
 def test_velocity_is_that_of_the_last_moment() -> None:
-    truth = Truth(1)
+    truth = ReferenceTrajectory(1)
     for k in range(20):
         truth.put_joints(0.02 * k, np.array([3 * 0.02 * k]))
     velocity = truth.velocity(0.38)

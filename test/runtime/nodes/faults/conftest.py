@@ -39,7 +39,7 @@ def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
     """The node is unconfigured before each test and again after it."""
     peer = shared_peer
     peer.positions = HOME.copy()
-    peer.forget()
+    peer.reset()
     peer.wait(lambda: peer.statuses, f"status: {process.log}", 60.0)
     yield peer
     peer.cameras, peer.publish_joints = (), False

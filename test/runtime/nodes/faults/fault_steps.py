@@ -32,7 +32,7 @@ def start_moving(peer: Peer) -> None:
 def quiet(peer: Peer, seconds: float = 0.3) -> bool:
     """Whether nothing is published; what is under way when it is called does not count."""
     time.sleep(0.15)
-    peer.forget()
+    peer.reset()
     time.sleep(seconds)
     return not peer.chunks and not any(peer.trajectories[name] for name in CONTROLLERS)
 

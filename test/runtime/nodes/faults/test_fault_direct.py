@@ -54,7 +54,7 @@ def arms(process: NodeProcess, shared_peer: Peer) -> Iterator[Arms]:
 
 def begin(arms: Arms, instruction: str = "fault fast") -> None:
     peer = arms.peer
-    peer.forget()
+    peer.reset()
     assert peer.change_state("configure")
     peer.run_robot()
     peer.instruct(instruction)

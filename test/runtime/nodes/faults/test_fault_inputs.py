@@ -195,7 +195,7 @@ def test_a_clock_that_jumps_starts_over(peer: Peer, process: NodeProcess) -> Non
             time.sleep(0.2)
             clock.jump(seconds)
             peer.wait(lambda: re.search(words, process.log), "notice")  # noqa: B023
-            peer.forget()
+            peer.reset()
             starts_at(peer, peer.positions)
             stamp_s = arrays(peer.trajectories[LEFT][0])[0]
             assert abs(stamp_s - clock()) < 1.0
@@ -204,7 +204,7 @@ def test_a_clock_that_jumps_starts_over(peer: Peer, process: NodeProcess) -> Non
         assert quiet(peer)
         assert peer.fresh_status().state == PolicyStatus.ACTIVE
         clock.frozen_s = None
-        peer.forget()
+        peer.reset()
         peer.wait(lambda: moved(peer), "motion when the clock goes on")
     finally:
         peer.change_state("deactivate")

@@ -93,7 +93,7 @@ def test_a_controller_that_is_gone_stops_the_stream(peer: Peer) -> None:
     peer.positions = ELSEWHERE
     time.sleep(0.3)
     assert peer.statuses[-1].trajectories == trajectories
-    peer.forget()
+    peer.reset()
     peer.start_controllers()
     starts_at(peer, ELSEWHERE)
     peer.wait(lambda: level(peer, "controllers") == DiagnosticStatus.OK, "end of the error")
@@ -118,7 +118,7 @@ def test_a_far_first_command_is_ramped_to_or_refused(peer: Peer) -> None:
     assert peer.set_parameter("policy", "faults.first_command", "refuse").successful
     try:
         peer.positions = HOME.copy()
-        peer.forget()
+        peer.reset()
         start(peer, "fault far")
         peer.wait(lambda: tells(peer, "first command: joint 'left_waist'"), "refusal")
         peer.wait(lambda: level(peer, "scheduler") == DiagnosticStatus.ERROR, "error")

@@ -23,7 +23,7 @@ def peer() -> Iterator[Peer]:
 
 def configure(peer: Peer) -> None:
     """Configure and activate the process that has just been started."""
-    peer.forget()
+    peer.reset()
     peer.positions = HOME.copy()
     peer.wait(lambda: len(peer.statuses) > 2, "status", 60.0)
     assert peer.change_state("configure") and peer.change_state("activate")
