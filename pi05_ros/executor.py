@@ -1,19 +1,13 @@
-"""The one thread that owns the device: it loads the policy, warms it up and runs it.
+"""Runs a policy on the one thread that owns the device.
 
-CUDA graphs and compiled code keep state per thread, so nothing of the policy runs anywhere else.
-Whoever submits never waits: a request that has not begun gives way to a newer one, and results
-are collected when it suits the caller.
-
-What an inference can come to, and what the executor says of itself.
-
-Whether the policy still answers, and answers with something that can be used.
+CUDA graphs and compiled code keep state per thread, so loading, warm-up and every inference run
+there. `submit` never blocks: a pending request is replaced by a newer one, and results are polled.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -28,64 +22,64 @@ from pi05_ros.types import ActionChunk, ActionPrefix, Observation, Policy
 
 
 class ExecutorError(RuntimeError):
-    """The policy cannot be run; one line says why."""
+    """The policy cannot run."""
 
 
 class ExecutorState(Enum):
-    """What the thread does."""
+    """State of the inference thread."""
 
     STARTING = "starting"
     """Loading and warming up."""
     READY = "ready"
     BUSY = "busy"
     FAILED = "failed"
-    """Loading, warming up or the thread itself raised; there is no thread any more."""
+    """Loading, warm-up or the thread itself raised; the thread has ended."""
     STOPPED = "stopped"
     """Not started, or ended by `stop`."""
 
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """What became of one request: a checked chunk, or an error."""
+    """Result of one request: a checked chunk, or an error."""
 
     chunk: ActionChunk | None
     error: str | None
-    """One line, if there is no chunk."""
+    """One line; None with a chunk."""
     stamp_s: float | None
-    """Of the observation, on its clock; None if there was none."""
+    """Of the observation, on its clock; None without an observation."""
     started_s: float
     """By time.monotonic, as `finished_s`."""
     finished_s: float
     decode_s: float
-    """Time for the observation."""
+    """Duration of making the observation."""
     infer_s: float
-    """Time for the chunk, its check included."""
+    """Duration of inference and of the chunk's check."""
     kind: ErrorKind = ErrorKind.POLICY
-    """Of the error."""
+    """Kind of `error`."""
 
 
 @dataclass(frozen=True)
 class ExecutorStatistics:
-    """Counts of requests since the start, the warm-up left out."""
+    """Counts of requests since the start, without the warm-up."""
 
     completed: int
     failed: int
     replaced: int
-    """Gave way to a newer request before they began."""
+    """Pending requests replaced by a newer one."""
     discarded: int
-    """Thrown away by `discard`, or not collected in time."""
+    """Dropped by `discard`, or not collected in time."""
     latencies_s: tuple[float, ...]
     """Decoding and inference of the last completed requests, oldest first."""
     out_of_memory: int = 0
-    """Inferences that ran out of memory; each was repeated once."""
+    """Inferences that ran out of memory; each is repeated once."""
 
 
 def check_chunk(chunk: ActionChunk, policy: Policy, observation: Observation) -> None:
-    """Refuse a chunk that must not reach a robot.
+    """Check what a policy returns before it can reach a robot.
 
     Raises:
-        ValueError: If the actions are not finite float64 [horizon, action_dim], `dt_s` is not a
-            time, or the stamp is not the observation's, which would shift all steps in time.
+        ValueError: the actions are not finite float64 [horizon, action_dim], `dt_s` is not above
+            0, or the stamp is not the observation's, which would shift all steps in time.
     """
     actions = chunk.actions
     expected = (policy.horizon, policy.action_dim)
@@ -117,75 +111,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why the motion must end; one line for a person."""
-
-    message: str
-    device: bool
-    """The policy must be loaded again: its device failed, or its thread ended."""
-    sticky: bool = False
-    """The device fails until the process ends: only a new process can load a policy."""
-
-
-class Watchdog:
-    """Looks at the executor from outside; nothing here waits.
-
-    An inference that takes longer than `hang_timeout_s` counts as hung until it returns. After
-    `max_failures` failed ones in a row there is a fault, after one that lost the device there is
-    one at once. An observation that could not be made, because an image is damaged, is not the
-    policy's failure.
-    """
-
-    def __init__(self, hang_timeout_s: float = 2.0, max_failures: int = 3) -> None:
-        """Raises ValueError for a time that is not above 0 or a count below 1."""
-        if not (math.isfinite(hang_timeout_s) and hang_timeout_s > 0):
-            raise ValueError(f"hang_timeout_s must be finite and > 0, got {hang_timeout_s}")
-        if max_failures < 1:
-            raise ValueError(f"max_failures must be at least 1, got {max_failures}")
-        self.hang_timeout_s = hang_timeout_s
-        self.max_failures = max_failures
-        self.hangs = 0
-        self._known_s: float | None = None
-        self._failures = 0
-
-    def hang(self, busy_since_s: float | None, now_s: float) -> str | None:
-        """The hang in words, while there is one; times by time.monotonic."""
-        if busy_since_s is None or now_s - busy_since_s <= self.hang_timeout_s:
-            return None
-        busy_s = now_s - busy_since_s
-        return f"policy: no answer for {busy_s:.1f} s, limit {self.hang_timeout_s:g} s"
-
-    def check_hang(self, busy_since_s: float | None, now_s: float) -> str | None:
-        """A hang that was not seen before; it is counted."""
-        hang = self.hang(busy_since_s, now_s)
-        if hang is None or self._known_s == busy_since_s:
-            return None
-        self._known_s = busy_since_s
-        self.hangs += 1
-        return hang
-
-    def record_result(self, result: InferenceResult) -> Fault | None:
-        """Count a result; the fault that it completes."""
-        if result.chunk is not None:
-            self._failures = 0
-        elif result.kind is ErrorKind.STICKY:
-            return Fault(f"the device is lost: {result.error}", device=True, sticky=True)
-        elif result.stamp_s is not None or result.kind is ErrorKind.OUT_OF_MEMORY:
-            self._failures += 1
-        if self._failures < self.max_failures:
-            return None
-        return Fault(
-            f"{self._failures} inferences failed in a row, the last with {result.error}",
-            device=False,
-        )
-
-    def reset(self) -> None:
-        """A new activation: earlier failures do not count."""
-        self._failures = 0
-
-
 MAX_RESULTS = 16
+"""Older results that were not collected count as discarded."""
 LATENCY_HISTORY = 1000
 
 _logger = logging.getLogger(__name__)
@@ -199,7 +126,7 @@ class _Request:
 
 
 def black_observation(policy: Policy) -> Observation:
-    """What a policy is warmed up with: black 480 × 640 pictures of all cameras, a zero state."""
+    """Observation for the warm-up: black 480 × 640 images of all cameras, a zero state."""
     return Observation(
         images={name: np.zeros((480, 640, 3), dtype=np.uint8) for name in policy.cameras},
         state=np.zeros(policy.state_dim),
@@ -209,10 +136,10 @@ def black_observation(policy: Policy) -> Observation:
 
 
 class InferenceExecutor:
-    """Runs a policy on a thread of its own, newest observation first.
+    """Runs a policy on its own thread, newest request first.
 
-    All methods may be called from any thread and return at once, but for `wait_ready` and `stop`,
-    which take a time limit. One object is started once.
+    All methods are thread safe and return at once, except `wait_ready` and `stop`, which take a
+    time limit. An executor starts once.
     """
 
     def __init__(
@@ -227,21 +154,19 @@ class InferenceExecutor:
         on_out_of_memory: Callable[[], None] | None = None,
         on_thread_end: Callable[[], None] | None = None,
     ) -> None:
-        """Nothing runs before `start`.
+        """Take the policy's loader and hooks, all of which run on the thread.
 
         Args:
-            load: Makes the policy.
-            warmup_runs: Inferences before the policy counts as ready; they pay for compilation
-                and must give valid chunks.
-            warmup_observation: What these infer on.
-            warmup_prefixes: Prefixes to infer with too, where chunks will be guided.
-            on_thread_start: Called first, to set up the thread or the device.
-            on_result: Called after a result was queued. It must be short and must not raise.
-            on_out_of_memory: Called when an inference ran out of memory and what it held is
-                dropped, to give memory back to the device; the inference is then repeated once.
-            on_thread_end: Called last, when the policy is dropped, to give its memory back.
-
-        All of them run on the thread.
+            load: makes the policy.
+            warmup_runs: inferences before the policy is ready. They pay for compilation and must
+                give valid chunks.
+            warmup_observation: makes the observation of the warm-up.
+            warmup_prefixes: makes further prefixes of the warm-up, for guided chunks.
+            on_thread_start: sets up the thread or the device.
+            on_result: called after a result is queued; short, must not raise.
+            on_out_of_memory: frees device memory after an inference that ran out of it; the
+                inference is then repeated once.
+            on_thread_end: frees device memory after the policy is dropped.
         """
         self._load = load
         self._warmup_runs = warmup_runs
@@ -252,7 +177,7 @@ class InferenceExecutor:
         self._on_out_of_memory = on_out_of_memory
         self._on_thread_end = on_thread_end
         self._changed = threading.Condition()
-        # A daemon: a policy that hangs must not keep the process from ending.
+        # A daemon: a hung policy must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="pi05_executor", daemon=True)
         self._state = ExecutorState.STOPPED
         self._started = False
@@ -274,20 +199,20 @@ class InferenceExecutor:
 
     @property
     def failure(self) -> str | None:
-        """Why the thread ended by itself, in one line."""
+        """Error that ended the thread, in one line."""
         with self._changed:
             return None if self._failure is None else one_line(self._failure)
 
     @property
     def device_lost(self) -> bool:
-        """Whether the thread ended by an error that the device keeps until the process ends."""
+        """Whether the thread ended by an error that persists until the process ends."""
         with self._changed:
             failure = self._failure
             return failure is not None and error_kind(failure) is ErrorKind.STICKY
 
     @property
     def busy_since_s(self) -> float | None:
-        """When the request in work was begun, by time.monotonic; None if there is none."""
+        """Start of the running request, by time.monotonic; None without one."""
         with self._changed:
             return self._busy_since_s
 
@@ -304,10 +229,10 @@ class InferenceExecutor:
             )
 
     def start(self) -> None:
-        """Start the thread, which loads and warms up.
+        """Start the thread, which loads the policy and warms it up.
 
         Raises:
-            ExecutorError: If it was started or stopped before.
+            ExecutorError: the executor was started or stopped before.
         """
         with self._changed:
             if self._started or self._stopping:
@@ -317,11 +242,11 @@ class InferenceExecutor:
             self._thread.start()
 
     def wait_ready(self, timeout_s: float) -> Policy:
-        """The policy, once it is warm. It may be asked for its properties, not run.
+        """Wait for the warm policy and return it, for its properties; only the thread runs it.
 
         Raises:
-            ExecutorError: If loading or warming up raised (the original is the cause), it takes
-                longer than `timeout_s`, or the executor is not running.
+            ExecutorError: loading or warm-up raised (the cause is attached) or takes longer than
+                `timeout_s`, or the executor is not running.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._state is not ExecutorState.STARTING, timeout_s)
@@ -332,13 +257,14 @@ class InferenceExecutor:
             return self._policy
 
     def submit(self, source: Callable[[], Observation], prefix: ActionPrefix | None = None) -> None:
-        """Ask for an inference on what `source` returns; it is called on the thread.
+        """Request an inference; a pending request is replaced.
 
-        The chunk is to continue `prefix`, in the policy's units, if it is given. A request that has
-        not begun is replaced. Before the policy is ready, requests wait.
+        Args:
+            source: makes the observation, on the thread.
+            prefix: actions in policy units that the chunk continues.
 
         Raises:
-            ExecutorError: If the executor has failed, is stopping or was not started.
+            ExecutorError: the executor has failed, is stopping or was not started.
         """
         with self._changed:
             self._check_running()
@@ -349,31 +275,28 @@ class InferenceExecutor:
 
     @property
     def has_results(self) -> bool:
-        """Whether `results` would have one."""
+        """Whether a result waits."""
         with self._changed:
             return bool(self._results)
 
     def results(self) -> list[InferenceResult]:
-        """Results that were not collected yet, in the order of their requests.
-
-        At most 16 are kept; older ones give way and count as discarded.
-        """
+        """Take the results that wait, oldest first; at most `MAX_RESULTS` are kept."""
         with self._changed:
             results = list(self._results)
             self._results.clear()
             return results
 
     def discard(self) -> None:
-        """Throw away all that was requested so far: pending, in work or not yet collected."""
+        """Drop all requests so far: pending, running or not yet collected."""
         with self._changed:
             self._discard()
 
     def stop(self, timeout_s: float) -> bool:
-        """Throw away all requests and end the thread.
+        """Drop all requests and end the thread.
 
         Returns:
-            False if the thread is still inside the policy after `timeout_s`. It ends when the
-            policy returns, without a result; a process that exits does not wait for it.
+            False if the policy still runs after `timeout_s`. The thread ends when it returns;
+            the end of the process does not wait for it.
         """
         with self._changed:
             self._stopping = True
@@ -405,7 +328,7 @@ class InferenceExecutor:
         try:
             self._load_and_serve()
         except BaseException as error:
-            # the frames' variables would hold the weights for as long as the error lives
+            # The frames' variables would hold the weights as long as the error lives.
             release_frames(error)
             failure = error
         with self._changed:
@@ -449,7 +372,7 @@ class InferenceExecutor:
                 check_chunk(policy.infer(observation, prefix), policy, observation)
 
     def _next_request(self) -> _Request | None:
-        """Wait for a request; None when it is time to end."""
+        """Wait for a request; None when the thread is to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._pending is not None)
             request, self._pending = self._pending, None
@@ -484,7 +407,7 @@ class InferenceExecutor:
     def _repeat(
         self, policy: Policy, request: _Request, failed: InferenceResult
     ) -> InferenceResult:
-        """Once more, after an inference that ran out of memory and when that was given back."""
+        """Free memory and repeat an inference that ran out of it."""
         with self._changed:
             self._out_of_memory += 1
             wanted = request.generation == self._generation and not self._stopping
@@ -497,7 +420,7 @@ class InferenceExecutor:
 
 
 def _call_hook(hook: Callable[[], None] | None, when: str) -> None:
-    """Call a hook that gives memory back; a lost device makes it raise."""
+    """Call a hook that frees memory; it raises after the device is lost."""
     if hook is None:
         return
     try:
@@ -507,7 +430,7 @@ def _call_hook(hook: Callable[[], None] | None, when: str) -> None:
 
 
 def _infer(policy: Policy, request: _Request) -> InferenceResult:
-    """One inference; whatever is raised becomes the result's error."""
+    """Run one inference; an exception becomes the result's error."""
     chunk: ActionChunk | None = None
     error: str | None = None
     kind = ErrorKind.POLICY
@@ -521,11 +444,10 @@ def _infer(policy: Policy, request: _Request) -> InferenceResult:
         chunk = policy.infer(observation, request.prefix)
         check_chunk(chunk, policy, observation)
     except Exception as exception:
-        # Out of memory is an Exception too, Python's and torch's.
         _logger.debug("inference failed", exc_info=True)
         chunk, error = None, one_line(exception)
         kind = error_kind(exception)
-        # the frames' variables hold what the inference had made so far, on the device too
+        # The frames' variables hold the inference's tensors on the device.
         release_frames(exception)
     finished_s = time.monotonic()
     if decoded_s is None:

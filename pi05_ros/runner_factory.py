@@ -11,11 +11,12 @@ from pi05_ros.control.speed import LowPassFilter, StartRamp
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import CommandStream
-from pi05_ros.executor import InferenceExecutor, Watchdog
+from pi05_ros.executor import InferenceExecutor
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
 from pi05_ros.observation.image_watch import ImageRules
 from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import ImageArray, JointGroup
+from pi05_ros.watchdog import Watchdog
 
 
 def make_runner(
@@ -59,9 +60,9 @@ def make_runner(
         lookahead_steps=max(1, round(parameters.lookahead_s / dt_s)),
         lead_s=parameters.lead_s,
     )
-    follower = None
+    low_pass = None
     if scheduling.smoothing_hz > 0:
-        follower = LowPassFilter(scheduling.smoothing_hz, joints.gripper)
+        low_pass = LowPassFilter(scheduling.smoothing_hz, joints.gripper)
     return PolicyRunner(
         buffer,
         executor,
@@ -69,8 +70,8 @@ def make_runner(
         stream,
         joints,
         decode_image,
-        follower=follower,
-        approach=StartRamp(
+        low_pass=low_pass,
+        start_ramp=StartRamp(
             joints, faults.first_command, faults.first_command_distance, faults.first_command_speed
         ),
         start_check=StartCheck(

@@ -48,13 +48,16 @@ RUNTIME_PACKAGES = {
         "numpy torch safetensors transformers tokenizers huggingface_hub PIL yaml",
     ),
     "executor": package("types device_errors", "numpy"),
-    "runner": package("types control observation executor device_errors", "numpy"),
+    "watchdog": package("executor device_errors"),
+    "requests": package("types control observation executor watchdog"),
+    "start_gate": package("types control observation"),
+    "runner": package("types control observation executor watchdog requests start_gate", "numpy"),
     "robot_config": package("types config control observation topic_checks", "yaml"),
-    "runner_factory": package("types config control observation executor runner"),
+    "runner_factory": package("types config control observation executor watchdog runner"),
     "check": package("types policy cli", "numpy torch rich typer"),
     "nodes": package(
-        "types topic_checks device_errors control config observation policy executor runner "
-        "robot_config runner_factory",
+        "types topic_checks device_errors control config observation policy executor watchdog "
+        "runner robot_config runner_factory",
         "numpy ros launch launch_ros ament_index_python cv2 yaml",
     ),
     "cli": package(others="rich typer"),

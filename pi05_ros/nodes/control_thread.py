@@ -22,11 +22,12 @@ from rclpy.timer import Timer
 
 from pi05_ros.control.braking import Braking
 from pi05_ros.control.latency import LatencySummary, LatencyTracker
-from pi05_ros.executor import ExecutorState, Fault
+from pi05_ros.executor import ExecutorState
 from pi05_ros.msg import ActionChunk
 from pi05_ros.nodes.messages import chunk_message
 from pi05_ros.nodes.outputs import Output
 from pi05_ros.runner import PolicyRunner, Tick
+from pi05_ros.watchdog import Fault
 
 RATE_TICKS = 251
 """Ticks that the measured control rate is taken over."""

@@ -220,7 +220,7 @@ def _scheduler_part(
             "crossovers": statistics.crossovers,
             "delay estimate s": runner.latency.estimate_s or 0.0,
             "speed scale": runner.pace.scale,
-            "smoothing lag s": runner.follower.lag_s if runner.follower else 0.0,
+            "smoothing lag s": runner.low_pass.lag_s if runner.low_pass else 0.0,
         },
     )
 

@@ -13,10 +13,11 @@ from runner_rig import DT_S, HOME, Rig  # type: ignore[import-not-found]
 
 from pi05_ros.control.scheduler import make_scheduler
 from pi05_ros.control.speed import LowPassFilter, StartRamp
-from pi05_ros.executor import ExecutorState, Watchdog
+from pi05_ros.executor import ExecutorState
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import Tick
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
+from pi05_ros.watchdog import Watchdog
 
 
 @pytest.fixture()
@@ -427,7 +428,7 @@ def test_a_thread_that_ended_is_handed_up(rig: Rig) -> None:
 
 
 def test_a_far_first_command_is_ramped_to(rig: Rig) -> None:
-    watched(rig, Watchdog(), approach=StartRamp(rig.joints, "ramp", 0.2, 0.1))
+    watched(rig, Watchdog(), start_ramp=StartRamp(rig.joints, "ramp", 0.2, 0.1))
     rig.until(lambda tick: tick.trajectory is not None)
     for _ in range(60):
         rig.tick()
@@ -437,7 +438,7 @@ def test_a_far_first_command_is_ramped_to(rig: Rig) -> None:
 
 def test_a_ramp_ends_with_the_plan(rig: Rig) -> None:
     """Pins: arms that go on to a far target for seconds after the last chunk is over."""
-    watched(rig, Watchdog(), approach=StartRamp(rig.joints, "ramp", 0.2, 0.05))
+    watched(rig, Watchdog(), start_ramp=StartRamp(rig.joints, "ramp", 0.2, 0.05))
     rig.until(lambda tick: tick.trajectory is not None)
     rig.until(lambda _: rig.runner.misses == 1, see=False)
     for _ in range(15):
@@ -456,7 +457,7 @@ def test_a_ramp_ends_with_the_plan(rig: Rig) -> None:
 
 
 def test_a_far_first_command_is_refused(rig: Rig) -> None:
-    watched(rig, Watchdog(), approach=StartRamp(rig.joints, "refuse", 0.2))
+    watched(rig, Watchdog(), start_ramp=StartRamp(rig.joints, "refuse", 0.2))
     rig.until(lambda _: rig.runner.refusal)
     assert not rig.runner.stream.active
     assert any("'elbow'" in problem for problem in rig.runner.problems(rig.now_s))
@@ -538,8 +539,8 @@ def test_on_change_publishes_less_and_never_lets_the_lookahead_end(rig: Rig) -> 
     assert np.diff(stamps_s).max() < lookahead_s
 
 
-def test_a_follower_starts_at_the_measured_positions(rig: Rig) -> None:
-    rig.runner.follower = LowPassFilter(2.0, rig.joints.gripper)
+def test_the_low_pass_starts_at_the_measured_positions(rig: Rig) -> None:
+    rig.runner.low_pass = LowPassFilter(2.0, rig.joints.gripper)
     rig.runner.set_instruction("wave")
     rig.runner.activate()
     first = rig.until(lambda tick: tick.trajectory is not None).trajectory

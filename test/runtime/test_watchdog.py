@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pi05_ros.device_errors import ErrorKind
-from pi05_ros.executor import Fault, InferenceResult, Watchdog
+from pi05_ros.executor import InferenceResult
 from pi05_ros.types import ActionChunk
+from pi05_ros.watchdog import Fault, Watchdog
 
 CHUNK = ActionChunk(np.zeros((4, 2)), 1.0, 0.02)
 GOOD = InferenceResult(CHUNK, None, 1.0, 0.0, 0.1, 0.01, 0.09)
