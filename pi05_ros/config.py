@@ -1,9 +1,9 @@
-"""Every parameter of the nodes, declared once: name, type, default, range, unit and description.
+"""Every parameter of the nodes, declared once: name, type, default, range, unit, description.
 
-A block of parameters is a dataclass. The nodes declare ROS parameters from its fields
-(`nodes/parameters.py`), the evaluation reads the same YAML into them, and `docs/parameters.md` is
-generated from them: `python -m pi05_ros.config`. Cameras, joints and controllers are lists of names
-with a block of parameters for each name.
+Each block of parameters is a dataclass. `nodes/parameters.py` declares ROS parameters from its
+fields, `robot_config.py` reads the same YAML into it, and `python -m pi05_ros.config` generates
+`docs/parameters.md` from it. Cameras, joints and controllers are lists of names with a block of
+parameters for each name.
 """
 
 from __future__ import annotations
@@ -71,54 +71,54 @@ class PolicyParameters:
         choices=("auto", "eager", "graphs", "compile"),
     )
     fp8_prefix: bool = parameter(
-        False, "run the prefix pass in 8-bit floats; on a GPU with execution compile or auto"
+        False, "run the prefix pass in 8-bit floats; needs a GPU and execution compile or auto"
     )
     realtime_priority: int = parameter(
         50,
-        "SCHED_FIFO priority of the control thread where the system grants it (rtprio in "
-        "limits.conf); 0 does not ask",
+        "SCHED_FIFO priority of the control thread, where the system grants it (rtprio in "
+        "limits.conf); 0 leaves the scheduling as it is",
         lower=0,
         upper=99,
     )
     inference_nice: int = parameter(
-        5, "how much the inference thread gives way to others, as by nice; Linux", lower=0, upper=19
+        5, "nice value of the inference thread; Linux", lower=0, upper=19
     )
     num_steps: int = parameter(10, "Euler steps of the flow", lower=1, upper=100)
-    seed: int = parameter(-1, "seed of the flow's noise; -1 takes a fresh one", lower=-1)
+    seed: int = parameter(-1, "seed of the flow's noise; -1 takes a random one", lower=-1)
     threads: int = parameter(
         0, "CPU threads of the network; 0 leaves one core to the control loop", lower=0, upper=256
     )
     load_timeout_s: float = parameter(
-        600.0, "how long configure waits for loading and warm-up", lower=1.0, upper=86400.0
+        600.0, "time limit of loading and warm-up in configure", lower=1.0, upper=86400.0
     )
-    autostart: bool = parameter(False, "configure and activate without being asked")
-    instruction: str = parameter("", "instruction from the start; empty waits for the topic")
+    autostart: bool = parameter(False, "configure and activate at the start")
+    instruction: str = parameter("", "first instruction; empty waits for the topic")
     max_instruction_chars: int = parameter(
         300, "longer instructions are refused", lower=1, upper=10000
     )
-    dry_run: bool = parameter(False, "do everything but publish trajectories")
+    dry_run: bool = parameter(False, "run without publishing trajectories")
     control_rate_hz: float = parameter(50.0, "rate of the control timer", lower=1.0, upper=1000.0)
     publish: str = parameter(
         "control_rate",
-        "trajectories at the control rate, or when the plan changed or lookahead_s/2 is over",
+        "publish at the control rate, or when the plan changes or lookahead_s/2 has passed",
         choices=("control_rate", "on_change"),
     )
     lookahead_s: float = parameter(
         0.2,
-        "how far a trajectory follows the chunks before its zero-velocity tail",
+        "part of a trajectory that follows the chunks, before its zero-velocity tail",
         lower=0.02,
         upper=2.0,
     )
     lead_s: float = parameter(
         0.03,
-        "how late a trajectory may reach its controller, one controller period included; changes "
+        "largest delay of a trajectory to its controller, one controller period included; changes "
         "take effect that much later",
         lower=0.0,
         upper=0.5,
     )
     position_margin: float = parameter(
         0.02,
-        "kept between commands and position limits, share of the range; none for grippers",
+        "distance of commands from position limits, share of the range; none for grippers",
         lower=0.0,
         upper=0.4,
     )
@@ -141,51 +141,54 @@ class SchedulerParameters:
     """Parameters `scheduler.*`; all but smoothing_hz may be changed in motion."""
 
     method: str = parameter(
-        "temporal_ensemble", "how overlapping chunks become one motion", choices=SCHEDULERS
+        "temporal_ensemble", "how overlapping chunks are combined", choices=SCHEDULERS
     )
     ensemble_m: float = parameter(
         0.01, "weight exp(-m*i) of the i-th chunk; 0 is the mean", lower=-10.0, upper=10.0
     )
-    ensemble_order: str = parameter(
-        "oldest_first", "which end i counts from", choices=ENSEMBLE_ORDERS
-    )
+    ensemble_order: str = parameter("oldest_first", "the chunk with i = 0", choices=ENSEMBLE_ORDERS)
     ensemble_max_chunks: int = parameter(
-        16, "no more than this, the newest, are averaged", lower=1, upper=64
+        16, "at most this many chunks, the newest, are averaged", lower=1, upper=64
     )
     guard_disagreement: float = parameter(
-        0.2, "rad; RMS beyond which a chunk replaces the mean, 0 never", lower=0.0, upper=10.0
+        0.2,
+        "rad; a chunk whose RMS distance is above replaces the mean; 0 is off",
+        lower=0.0,
+        upper=10.0,
     )
     guard_crossover_s: float = parameter(
-        0.2, "time in which the motion passes to that chunk", lower=0.01, upper=2.0
+        0.2, "time of the transition to that chunk", lower=0.01, upper=2.0
     )
     guard_confirmations: int = parameter(
-        2, "disagreeing chunks in a row that make another plan", lower=1, upper=10
+        2, "disagreeing chunks in a row before the transition", lower=1, upper=10
     )
-    blend_old_share: float = parameter(0.3, "blend: share of the old course", lower=0.0, upper=1.0)
+    blend_old_share: float = parameter(
+        0.3, "blend: share of the old trajectory", lower=0.0, upper=1.0
+    )
     newest_only: list[str] = parameter(
-        [""], "joints besides the grippers that are never averaged, by name"
+        [""], "names of joints that are never averaged; grippers never are"
     )
     replan: str = parameter(
         "free",
-        "when to infer again: whenever the executor is free, after replan_steps, or when no more "
-        "than replan_remaining_s is left; always in time before the chunks run out",
+        "when to infer again: when the executor is free, after replan_steps, or when at most "
+        "replan_remaining_s is left; always before the chunks run out",
         choices=REPLAN_MODES,
     )
     replan_steps: int = parameter(10, "steps of a chunk between observations", lower=1, upper=1000)
     replan_remaining_s: float = parameter(
-        0.3, "of the chunks when the next one arrives", lower=0.0, upper=10.0
+        0.3, "remaining time of the chunks when the next one arrives", lower=0.0, upper=10.0
     )
     replan_interval_s: float = parameter(
         0.0, "shortest time between two observations", lower=0.0, upper=10.0
     )
     speed_scale: float = parameter(
         1.0,
-        "below 1 chunks are executed slower than they were meant; at 0 the arms come to rest",
+        "below 1 chunks are executed slower than predicted; at 0 the arms come to rest",
         lower=0.0,
         upper=1.0,
     )
     smoothing_hz: float = parameter(
-        0.0, "low-pass in front of the limits, 0 is off; its lag is in /diagnostics",
+        0.0, "cut-off of the low-pass before the limits, 0 is off; /diagnostics has its lag",
         lower=0.0, upper=50.0,
     )  # fmt: skip
 
@@ -229,7 +232,7 @@ class FaultParameters:
 
     hang_timeout_s: float = parameter(
         2.0,
-        "an inference that takes longer counts as hung: ERROR, and its result is thrown away",
+        "a longer inference is hung: ERROR, and its result is discarded",
         lower=0.05,
         upper=3600.0,
     )
@@ -237,28 +240,28 @@ class FaultParameters:
         3, "failed inferences in a row that deactivate the node", lower=1, upper=1000
     )
     error_after_s: float = parameter(
-        1.0, "a stream that is not as it should be is a WARN, after this time an ERROR",
+        1.0, "a faulty stream is a WARN, after this time an ERROR",
         lower=0.0, upper=3600.0,
     )  # fmt: skip
     frozen_image_s: float = parameter(
         1.0,
-        "a camera whose images are equal to the byte for so long is a WARN, after error_after_s "
-        "more an ERROR and without inference; 0 is off, for a simulator without noise",
+        "a camera whose images stay equal to the byte this long is a WARN, after error_after_s "
+        "more an ERROR that stops inference; 0 is off, for a simulator without noise",
         lower=0.0,
         upper=3600.0,
     )
     refuse_one_colour: bool = parameter(
         True,
-        "a camera whose images have one colour is a WARN, after error_after_s an ERROR and without "
+        "a camera whose images have one colour is a WARN, after error_after_s an ERROR that stops "
         "inference",
     )
     first_command: str = parameter(
         "ramp",
-        "a first command that is far from the measured joints: go there slowly, or not at all",
+        "a first command far from the measured joints: approach it slowly, or refuse it",
         choices=FIRST_COMMANDS,
     )
     first_command_distance: float = parameter(
-        0.5, "rad or m, from which on that is far; grippers excepted", lower=0.0, upper=10.0
+        0.5, "rad or m; a larger distance is far; grippers excepted", lower=0.0, upper=10.0
     )
     first_command_speed: float = parameter(
         0.25, "ramp: share of the velocity limits", lower=0.01, upper=1.0
@@ -271,25 +274,25 @@ class FaultParameters:
     )
     start_tolerance: float = parameter(
         0.03,
-        "how far outside its limits a joint may be when a motion starts, share of its range",
+        "distance outside its limits that a joint may have at a start, share of its range",
         lower=0.0,
         upper=0.5,
     )
     tracking_time_s: float = parameter(
         0.5,
-        "a joint farther from its command than joints.<name>.max_tracking_error is a WARN, after "
-        "this time the arms brake and wait for ~/resume; joint states that stop during motion end "
-        "it after the same time; 0 switches both off",
+        "a joint farther from its command than joints.<name>.max_tracking_error is a WARN; after "
+        "this time the arms brake and wait for ~/resume. Missing joint states end a motion after "
+        "the same time. 0 switches both off",
         lower=0.0,
         upper=60.0,
     )
     speed_ramp_s: float = parameter(
-        0.5, "time in which scheduler.speed_scale goes from 0 to 1", lower=0.0, upper=10.0
+        0.5, "duration of a change of scheduler.speed_scale from 0 to 1", lower=0.0, upper=10.0
     )
     new_instruction: str = parameter(
         "replace",
-        "replace: the chunks of the instruction before give way to the first of the new one, and "
-        "one in flight is thrown away; blend: the scheduler merges them until they end",
+        "replace: the first chunk of a new instruction replaces the old chunks, and a running "
+        "inference is discarded; blend: the scheduler merges both until the old ones end",
         choices=("replace", "blend"),
     )
 
@@ -300,13 +303,15 @@ class LimitsParameters:
 
     source: str = parameter(
         "params",
-        "params: joints.*.lower, upper, max_velocity, max_acceleration; urdf: what these and the "
-        "URDF both allow",
+        "params: joints.*.lower, upper, max_velocity, max_acceleration; urdf: the tighter of these "
+        "and the URDF's",
         choices=LIMIT_SOURCES,
     )
-    topic: str = parameter("robot_description", "urdf: a latched String, robot_state_publisher's")
+    topic: str = parameter(
+        "robot_description", "urdf: topic of the latched String from robot_state_publisher"
+    )
     timeout_s: float = parameter(
-        5.0, "urdf: how long configure waits for it", lower=0.1, upper=600.0
+        5.0, "urdf: time limit of waiting for it in configure", lower=0.1, upper=600.0
     )
 
 
@@ -316,17 +321,17 @@ class GuidanceParameters:
 
     method: str = parameter(
         "identity",
-        "identity: the error itself corrects (LeRobot); vjp: pulled back through the network (the "
-        "paper), slower; trained: clean prefix, for checkpoints trained for it",
+        "identity: correction by the error itself (LeRobot); vjp: by the error pulled back through "
+        "the network (the paper), slower; trained: clean prefix, for checkpoints trained with it",
         choices=("identity", "vjp", "trained"),
     )
     schedule: str = parameter(
-        "exp", "how the pull to the old chunk decays", choices=("zeros", "ones", "linear", "exp")
+        "exp", "decay of the weight of the old chunk", choices=("zeros", "ones", "linear", "exp")
     )
     execution_horizon: int = parameter(
-        0, "steps of the old chunk that have a say; 0 is all that it has left", lower=0, upper=1000
+        0, "steps of the old chunk with a weight; 0 is all that remain", lower=0, upper=1000
     )
-    max_weight: float = parameter(10.0, "cap of the guidance", lower=0.0, upper=1000.0)
+    max_weight: float = parameter(10.0, "upper bound of the guidance gain", lower=0.0, upper=1000.0)
 
 
 @dataclass(frozen=True)
@@ -337,7 +342,7 @@ class CameraParameters:
     transport: str = parameter(
         "raw", "compressed takes <topic>/compressed", choices=("raw", "compressed")
     )
-    required: bool = parameter(True, "without its pictures no inference; else it is masked")
+    required: bool = parameter(True, "no inference without its images; else it is masked")
 
     def topic_of(self, name: str) -> str:
         """The topic that is subscribed to for the camera `name`."""
@@ -352,14 +357,14 @@ class JointParameters:
     upper: float = parameter(0.0, "upper position limit, rad or m")
     max_velocity: float = parameter(0.0, "velocity limit, rad/s or m/s")
     max_acceleration: float = parameter(0.0, "acceleration limit, rad/s2 or m/s2")
-    policy_zero: float = parameter(0.0, "the position that the policy calls 0")
-    policy_one: float = parameter(1.0, "the position that the policy calls 1")
+    policy_zero: float = parameter(0.0, "position at the policy's 0")
+    policy_one: float = parameter(1.0, "position at the policy's 1")
     gripper: bool = parameter(False, "taken from the newest chunk, never averaged")
     max_tracking_error: float = parameter(
         0.0,
-        "rad or m that the joint may be from its command, for arms that lag by more than 0.15 s "
-        "say; 0: the distance at max_velocity in the measured delay plus 0.045 s, at least 2 % of "
-        "the range, for grippers no limit",
+        "rad or m; largest distance of the joint from its command. Set it for arms that lag by "
+        "more than 0.15 s. 0: the distance at max_velocity in the measured delay plus 0.045 s, at "
+        "least 2 % of the range; no limit for grippers",
         lower=0.0,
         upper=100.0,
     )
@@ -369,21 +374,20 @@ class JointParameters:
 class ControllerParameters:
     """Parameters `controllers.<name>.*`."""
 
-    joints: list[str] = parameter([""], "the joints it commands, in its order")
+    joints: list[str] = parameter([""], "joints of the controller, in its order")
     output: str = parameter(
         "joint_trajectory",
-        "what it takes: trajectories, Float64MultiArray at the control rate, or Interbotix's "
+        "message type: trajectories, Float64MultiArray at the control rate, or Interbotix's "
         "JointGroupCommand (positions)",
         choices=OUTPUTS,
     )
     topic: str = parameter(
         "", "empty is <controller>/joint_trajectory, /commands or /commands/joint_group"
     )
-    group: str = parameter("arm", "interbotix: the name of the joint group")
+    group: str = parameter("arm", "interbotix: name of the joint group")
     node: str = parameter(
         "",
-        "the node that must subscribe before anything moves; empty accepts any but recorders and "
-        "viewers",
+        "node that must subscribe before motion; empty accepts any but recorders and viewers",
     )
 
     def topic_of(self, name: str) -> str:
@@ -395,25 +399,23 @@ class ControllerParameters:
 class SimParameters:
     """Parameters of the node `aloha_sim`."""
 
-    cameras: list[str] = parameter(
-        ["cam_high", "cam_left_wrist", "cam_right_wrist"], "the cameras that it has"
-    )
+    cameras: list[str] = parameter(["cam_high", "cam_left_wrist", "cam_right_wrist"], "cameras")
     active_cameras: list[str] = parameter(
         ["cam_high", "cam_left_wrist", "cam_right_wrist"],
-        "the cameras that publish; may be changed at run time to try out failures",
+        "cameras that publish; may be changed at run time to test failures",
     )
-    width: int = parameter(640, "of the pictures, pixels", lower=16, upper=4096)
-    height: int = parameter(480, "of the pictures, pixels", lower=16, upper=4096)
+    width: int = parameter(640, "of the images, pixels", lower=16, upper=4096)
+    height: int = parameter(480, "of the images, pixels", lower=16, upper=4096)
     camera_rate_hz: float = parameter(30.0, "rate of each camera", lower=0.1, upper=240.0)
     joint_rate_hz: float = parameter(100.0, "rate of joint_states", lower=1.0, upper=1000.0)
-    seed: int = parameter(0, "seed of the cubes' places at the start and at ~/reset", lower=0)
+    seed: int = parameter(0, "seed of the cube positions at the start and at ~/reset", lower=0)
     publish_clock: bool = parameter(
-        False, "publish /clock and stamp with simulation time, for use_sim_time elsewhere"
+        False, "publish /clock and stamp with simulation time, for nodes with use_sim_time"
     )
 
 
 def joint_group(joints: Mapping[str, JointParameters]) -> JointGroup:
-    """The commanded joints of `joints.*`, in the policy's order."""
+    """Commanded joints of `joints.*`, in the policy's order."""
     specs = []
     for name, joint in joints.items():
         try:
@@ -460,9 +462,9 @@ def markdown() -> str:
     """The parameters as the tables of docs/parameters.md."""
     sections = [
         ("Node `policy`", "", PolicyParameters),
-        ("Scheduler, docs/scheduling.md says which when", "scheduler.", SchedulerParameters),
-        ("When something is wrong, docs/reliability.md", "faults.", FaultParameters),
-        ("Where the joints' limits come from", "limits.", LimitsParameters),
+        ("Scheduler, see docs/scheduling.md", "scheduler.", SchedulerParameters),
+        ("Faults, see docs/reliability.md", "faults.", FaultParameters),
+        ("Source of the joint limits", "limits.", LimitsParameters),
         ("Guidance of the sampler", "guidance.", GuidanceParameters),
         ("Cameras, one block for each of `cameras.names`", "cameras.<name>.", CameraParameters),
         ("Joints, one block for each of `joints.names`", "joints.<name>.", JointParameters),
@@ -475,7 +477,12 @@ def markdown() -> str:
     ]
     lines = ["# Parameters", "", "Generated by `python -m pi05_ros.config`.", ""]
     for title, prefix, declaration in sections:
-        lines += [f"## {title}", "", "| parameter | default | range | what |", "|---|---|---|---|"]
+        lines += [
+            f"## {title}",
+            "",
+            "| parameter | default | range | meaning |",
+            "|---|---|---|---|",
+        ]
         for entry in fields_of(declaration):
             meta = entry.metadata
             default = (

@@ -1,6 +1,6 @@
-"""What an error of an inference means: the policy's failure, out of memory, or a lost device.
+"""Classifies errors of an inference: failure of the policy, out of memory, or a lost device.
 
-torch's classes and texts are compared by name: the executor runs any policy and loads no torch.
+Classes and texts of torch are compared by name, because the executor does not import torch.
 
 Sources: PyTorch `c10/cuda/CUDAException.cpp` ("CUDA error: " and cudaGetErrorString's text, raised
 as torch.AcceleratorError with `error_code` from 2.8 on), `ATen/cuda/Exceptions.h` ("cuDNN error: ",
@@ -31,7 +31,7 @@ class ErrorKind(Enum):
 _MEMORY, _POLICY, _STICKY = ErrorKind.OUT_OF_MEMORY, ErrorKind.POLICY, ErrorKind.STICKY
 
 _CLASSES = {"OutOfMemoryError": _MEMORY, "MemoryError": _MEMORY}
-"""Exceptions by the name of their class or of one that it derives from."""
+"""Exceptions by the name of their class or of a base class."""
 
 _CODES = {
     1: _POLICY,  # cudaErrorInvalidValue
@@ -55,7 +55,7 @@ _PREFIXES = (
     "cuDNN Frontend error:",
     "Triton Error [CUDA]:",
 )
-"""What a RuntimeError of the device begins with, or has behind the place that raised it."""
+"""Beginnings of a RuntimeError of the device, at the start or after the place that raised it."""
 
 _TEXTS = (
     ("CUBLAS_STATUS_ALLOC_FAILED", _MEMORY),
@@ -80,9 +80,9 @@ _TEXTS = (
     ("stream is capturing", _POLICY),
     ("capture", _POLICY),  # "operation failed due to a previous error during capture", …
 )
-"""What follows a prefix, the first that is found. A "CUDA" or "Triton" error with none of them is
-sticky, a cuDNN error is the policy's. PyTorch's own rule (`isStickyGpuError` in
-`c10/cuda/CUDAMiscFunctions.h`) takes every CUDA error but "invalid argument" for sticky."""
+"""Texts after a prefix; the first match counts. Without a match, a CUDA or Triton error is sticky
+and a cuDNN error is a failure of the policy. PyTorch's rule (`isStickyGpuError` in
+`c10/cuda/CUDAMiscFunctions.h`) takes every CUDA error but "invalid argument" as sticky."""
 
 _ALLOCATOR_TEXTS = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory",
                     "DefaultCPUAllocator: not enough memory")  # fmt: skip
@@ -105,7 +105,7 @@ def error_kind(error: BaseException) -> ErrorKind:
     prefix = next((prefix for prefix in _PREFIXES if prefix in text), None)
     if prefix is None:
         return _STICKY if "AcceleratorError" in names else _POLICY
-    # one line: torch appends advice, with more names of errors in it
+    # One line: torch appends advice that names other errors.
     said = text[text.index(prefix) + len(prefix) :].strip().split("\n")[0]
     for part, kind in _TEXTS:
         if part in said:

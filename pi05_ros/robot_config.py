@@ -1,7 +1,6 @@
-"""The policy node's params file, read without ROS into the dataclasses of `pi05_ros.config`.
+"""Reads the policy node's params file into the dataclasses of `pi05_ros.config`, without ROS.
 
-Types, ranges and choices are checked as the node checks them, and unknown names are refused as
-there.
+Types, ranges, choices and unknown names are checked as in the node.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ T = TypeVar("T")
 
 MAX_ERROR_CHARS = 500
 MAX_ENTRIES = 10_000
-"""Of one file; YAML's aliases make few lines into more entries than there is memory for."""
+"""Of one file; YAML aliases can turn a few lines into more entries than fit in memory."""
 MAX_DEPTH = 20
 _OF_ROS = ("use_sim_time", "start_type_description_service", "qos_overrides")
-"""Parameters that every ROS node has; the last one is a prefix."""
+"""Parameters of every ROS node; the last one is a prefix."""
 _KINDS = {
     "str": ("text", str),
     "bool": ("true or false", bool),
@@ -63,7 +62,7 @@ class RobotConfigError(ValueError):
 
 @dataclass(frozen=True)
 class RobotConfig:
-    """A robot as its params file describes it."""
+    """The contents of a params file."""
 
     parameters: PolicyParameters
     scheduler: SchedulerParameters
@@ -72,14 +71,14 @@ class RobotConfig:
     guidance: GuidanceParameters
     cameras: dict[str, CameraParameters]
     joints: JointGroup
-    """With the URDF's limits, where one was read."""
+    """With the limits of the URDF, if one was read."""
     controllers: dict[str, ControllerParameters]
     columns: dict[str, list[int]]
     """Controller → columns of its joints in `joints`."""
     camera_rate_hz: float = 30.0
     """Of the simulated cameras."""
     urdf: str = ""
-    """The file whose limits are in `joints`."""
+    """File whose limits are in `joints`."""
 
     @property
     def dt_s(self) -> float:
@@ -88,7 +87,7 @@ class RobotConfig:
 
     @property
     def gates(self) -> Gates:
-        """As the node's runner has them."""
+        """Limits of age and skew, as in the node's runner."""
         return Gates(
             max_image_age_s=self.parameters.max_image_age_s,
             max_skew_s=self.parameters.max_skew_s,
@@ -97,7 +96,7 @@ class RobotConfig:
         )
 
     def check_limits(self) -> None:
-        """Raise RobotConfigError where the limits are a URDF's and no file gives it."""
+        """Raise RobotConfigError if the limits come from a URDF and none was read."""
         if self.limits.source == "urdf" and not self.urdf:
             raise RobotConfigError(
                 "limits.source is urdf: give the robot's URDF with --urdf FILE (xacro expanded), "
@@ -106,14 +105,14 @@ class RobotConfig:
 
 
 def default_params_file() -> Path:
-    """`config/aloha.yaml` of the checkout that the package runs from, or as it was installed.
+    """`config/aloha.yaml` of the checkout or of the installation.
 
     Raises:
-        RobotConfigError: there is none.
+        RobotConfigError: neither has it.
     """
     prefixes = [*filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))]
     shares = [Path(prefix) / "share" / "pi05_ros" for prefix in (*prefixes, sys.prefix)]
-    for folder in (Path(__file__).parents[2], *shares):
+    for folder in (Path(__file__).parents[1], *shares):
         file = folder / "config" / "aloha.yaml"
         if file.is_file():
             return file
@@ -127,11 +126,11 @@ def read_robot_config(
 
     Args:
         path: the file; None is `default_params_file`.
-        urdf: the file that the node would get on `limits.topic`; for limits.source urdf alone.
+        urdf: the text that the node gets on `limits.topic`, as a file; for limits.source urdf.
 
     Raises:
-        RobotConfigError: not there, not YAML, a parameter that is missing, unknown, of the wrong
-            type or out of range, or a URDF that does not fit.
+        RobotConfigError: the file is missing or not YAML; a parameter is missing, unknown, of the
+            wrong type or out of range; or the URDF does not fit.
     """
     file = default_params_file() if path is None else Path(path)
     try:
@@ -139,7 +138,7 @@ def read_robot_config(
     except OSError as error:
         raise RobotConfigError(f"{file} cannot be read: {error.strerror}") from None
     except Exception as error:
-        # beside YAMLError what int(), dates and UTF-8 raise for bad values, and RecursionError
+        # YAMLError, errors of int(), dates and UTF-8 for bad values, and RecursionError.
         raise RobotConfigError(
             f"{file} is not valid YAML: {' '.join(str(error).split())}"
         ) from None
@@ -203,7 +202,7 @@ def _parse(document: object) -> RobotConfig:
 
 
 class _Block:
-    """One node's parameters by their full names: nested blocks and dotted names are the same."""
+    """Parameters of one node by full name: nested blocks and dotted names are equal."""
 
     def __init__(self, parameters: object) -> None:
         self._values: dict[str, object] = {}
@@ -234,12 +233,12 @@ class _Block:
         return any(name.startswith(prefix) for name in self._values)
 
     def read(self, declaration: type[T], prefix: str = "") -> T:
-        """The parameters below a prefix, over the defaults."""
+        """Read the parameters below a prefix; the defaults fill the rest."""
         values = {entry.name: self.value(entry, prefix) for entry in fields_of(declaration)}
         return declaration(**values)
 
     def read_named(self, group: str, declaration: type[T]) -> dict[str, T]:
-        """`<group>.names`, and a block of parameters for each of them."""
+        """Read `<group>.names` and the block of parameters of each name."""
         key = f"{group}.names"
         self._known.add(key)
         names = self._values.get(key)
@@ -250,7 +249,7 @@ class _Block:
         return {name: self.read(declaration, f"{group}.{name}.") for name in names}
 
     def value(self, entry: dataclasses.Field[Any], prefix: str) -> Any:
-        """One parameter, checked; its default where the file has none."""
+        """Check and return one parameter, or its default."""
         name = prefix + entry.name
         self._known.add(name)
         if name not in self._values:
@@ -274,7 +273,7 @@ class _Block:
         return value
 
     def check_all_known(self) -> None:
-        """Raise ValueError for a name that nothing reads, as the node does."""
+        """Raise ValueError for an unknown name."""
         for name in self._values:
             if name in self._known or name.startswith(_OF_ROS):
                 continue
@@ -284,7 +283,7 @@ class _Block:
 
 
 def _is_within(value: object, lower: float | None, upper: float | None) -> bool:
-    """Whether a value is no number, or a finite one within its range."""
+    """Whether a number is finite and in its range; True for other types."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return True
     if isinstance(value, float) and not math.isfinite(value):
@@ -293,7 +292,7 @@ def _is_within(value: object, lower: float | None, upper: float | None) -> bool:
 
 
 def _are_names(value: object) -> bool:
-    """Whether a value is no list, or one of texts."""
+    """Whether a list has strings only; True for other types."""
     return not isinstance(value, list) or all(isinstance(each, str) for each in value)
 
 
@@ -302,7 +301,7 @@ def _is_name(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value for an error: YAML's aliases make few lines into a text of gigabytes."""
+    """Short form for a message: YAML aliases can turn a few lines into gigabytes of text."""
     short = reprlib.Repr()
     short.maxlevel = 2
     short.maxstring = short.maxother = 80

@@ -1,4 +1,4 @@
-"""The one factory of runners: node, closed-loop and open-loop evaluation build theirs here."""
+"""Builds the runner from parameters, for the node and for both evaluations."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ def make_runner(
     decode_image: Callable[[Any], ImageArray],
     prove_starts: bool = True,
 ) -> PolicyRunner:
-    """The runner that the parameters describe.
+    """Build the runner that the parameters describe.
 
     Args:
         parameters, scheduling, faults, cameras, joints, executor: of the params file.
         decode_image: as in `PolicyRunner`.
-        prove_starts: False starts at any joint state, for a recording that nothing follows and
-            that is inferred on at given moments only.
+        prove_starts: False starts at any joint state, for a replay of a recording.
     """
     dt_s = 1.0 / parameters.control_rate_hz
     buffer = ObservationBuffer(

@@ -18,22 +18,22 @@ ENDINGS = {
 
 
 def camera_topic(name: str, topic: str, transport: str) -> str:
-    """The topic that the node subscribes to for a camera."""
+    """Subscribed topic of a camera."""
     raw = topic or f"{name}/image_raw"
     return f"{raw}/compressed" if transport == "compressed" else raw
 
 
 def controller_topic(name: str, topic: str, output: str) -> str:
-    """The topic that the node publishes a controller's commands on."""
+    """Topic of a controller's commands."""
     return topic or f"{name}/{ENDINGS.get(output, 'commands')}"
 
 
 def topic_fault(key: str, topics: Mapping[str, str], namespace: str = "/") -> str:
-    """The first fault among the topics of `key`.<name>.topic, in one line; "" if there is none.
+    """First fault among the parameters `key`.<name>.topic, in one line; "" without one.
 
     Args:
         key: "cameras" or "controllers".
-        topics: name → topic, as `camera_topic` and `controller_topic` give them.
+        topics: name → topic, from `camera_topic` or `controller_topic`.
         namespace: of the node, for topics without a leading slash.
     """
     owners: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What travels between the rooms: observations, action chunks, policies, the robot's joints.
+"""What the packages exchange: observations, action chunks, policies, the robot's joints.
 
 Times are seconds on one clock, the clock of the observation stamps (ROS time on a robot).
 """
@@ -19,31 +19,31 @@ ImageArray = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Observation:
-    """What the robot sees and is asked to do at one moment."""
+    """Images, joint state and instruction at one time."""
 
     images: Mapping[str, ImageArray]
-    """Camera name → RGB picture [height, width, 3]; a camera that is left out is masked."""
+    """Camera name → RGB image [height, width, 3]; a missing camera is masked."""
     state: FloatArray
     """[state_dim] joint values in the policy's robot units, in the robot's joint order."""
     instruction: str
     stamp_s: float
-    """When the pictures and the state were taken."""
+    """Time of the images and the state."""
 
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """What the policy wants from `stamp_s` on: step k belongs to `stamp_s + k * dt_s`."""
+    """Predicted actions: step k belongs to `stamp_s + k * dt_s`."""
 
     actions: FloatArray
     """[horizon, action_dim] in the policy's robot units, absolute."""
     stamp_s: float
-    """The stamp of the observation that the chunk was predicted from."""
+    """Stamp of the observation behind the prediction."""
     dt_s: float
     instruction: str = ""
     timings_s: Mapping[str, float] = field(default_factory=dict)
-    """Where the inference time went, by stage name."""
+    """Inference time by stage."""
     normalized: NDArray[np.float32] | None = None
-    """[horizon, max_action_dim] as the network gave it, for guidance of the next chunk."""
+    """[horizon, max_action_dim], output of the network, for guidance of the next chunk."""
 
     @property
     def horizon(self) -> int:
@@ -51,25 +51,25 @@ class ActionChunk:
 
     @property
     def end_s(self) -> float:
-        """The time of the last step."""
+        """Time of the last step."""
         return self.stamp_s + (self.horizon - 1) * self.dt_s
 
 
 @dataclass(frozen=True)
 class ActionPrefix:
-    """What the robot will do from an observation's stamp on, unless a further chunk changes it."""
+    """Present plan from an observation's stamp on, which the next chunk continues."""
 
     actions: FloatArray
     """[n, action_dim] absolute, step k due at the stamp + k * dt_s; n may be below the horizon."""
     committed_steps: int
-    """The first so many are executed before a chunk from that observation can arrive."""
+    """Number of first steps that are executed before the next chunk can take effect."""
 
 
 class Policy(Protocol):
-    """What the executor runs. π0.5 is one; any other policy comes as an adapter of this.
+    """What the executor runs: π0.5, or an adapter of another policy.
 
-    Optional: `check_instruction(text)`, callable from any thread, which raises ValueError for an
-    instruction that the policy cannot take.
+    Optional: `check_instruction(text)`, thread safe, raises ValueError for an instruction that the
+    policy cannot use.
     """
 
     @property
@@ -88,26 +88,25 @@ class Policy(Protocol):
 
     @property
     def cameras(self) -> Sequence[str]:
-        """The cameras it was trained with."""
+        """Cameras of the training data."""
 
     @property
     def description(self) -> str:
-        """One line for a person: which policy, how large, trained or not."""
+        """One line for the user: which policy, how large, trained or not."""
 
     def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
-        """Predict a chunk, one that continues `prefix` if it is given (policy units)."""
+        """Predict a chunk, which continues `prefix` (policy units) if it is given."""
 
 
 LARGEST_JOINT_VALUE = 1e6
-"""Of a joint's limits and units; far beyond any robot, and no square or range of it overflows."""
+"""Bound of a joint's limits and units: beyond any robot, and no square of it overflows."""
 
 
 @dataclass(frozen=True)
 class JointSpec:
     """One commanded joint in the controller's units: rad, or m for a prismatic gripper.
 
-    A policy that was trained on other units (ALOHA's grippers are 0–1) sees
-    `(joint - policy_offset) / policy_scale`.
+    The policy sees `(joint - policy_offset) / policy_scale`, for example 0–1 for ALOHA's grippers.
     """
 
     name: str
@@ -119,7 +118,7 @@ class JointSpec:
     policy_offset: float = 0.0
     gripper: bool = False
     max_tracking_error: float = 0.0
-    """Distance from the commanded to the measured position, in the joint's units; 0: a default."""
+    """Largest distance of measured from commanded position, in joint units; 0: the default."""
 
     def __post_init__(self) -> None:
         values = (
@@ -148,7 +147,7 @@ class JointSpec:
 
 
 class JointGroup:
-    """The robot's commanded joints in the policy's order, as arrays."""
+    """Commanded joints in the policy's order, as arrays."""
 
     def __init__(self, joints: Sequence[JointSpec]) -> None:
         names = [joint.name for joint in joints]
