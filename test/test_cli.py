@@ -6,27 +6,39 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
 
-from pi05_ros import __version__
-from pi05_ros.cli import main
+from pi05_ros import __version__, cli
+from pi05_ros.cli import Command, main
 
 BIN = Path(sys.executable).parent
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--version"])
-    assert stop.value.code == 0
+    assert main(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
+
+
+def test_help_lists_every_command_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for command in cli.all_commands().values():
+        name = command.name.split()[0]
+        assert any(line.lstrip("│ ").startswith(name) for line in lines), name
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["dance"], "dance"),
-        ([], "command"),
+        (["bench", "dance"], "dance"),
         (["demo", "--instruction", "  "], "must not be empty"),
         (["demo", "--seconds", "nan"], "'nan' is not a time"),
         (["demo", "--seconds", "0"], "'0' is not a time"),
@@ -36,15 +48,44 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_arguments_are_named(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_missing_params_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--params-file", "/no/such.yaml"]) == 1
-    assert "/no/such.yaml" in capsys.readouterr().out
+    assert "/no/such.yaml" in capsys.readouterr().err
+
+
+def several(
+    files: Annotated[list[str], typer.Argument()],
+    tasks: Annotated[list[str], typer.Option("--tasks")] = [],  # noqa: B006
+    quiet: Annotated[bool, typer.Option("--quiet")] = False,
+) -> int:
+    print(files, tasks, quiet)
+    return 3
+
+
+def absent() -> int:
+    raise ModuleNotFoundError("No module named 'mujoco'", name="mujoco")
+
+
+def test_an_option_of_list_type_takes_several_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Command("several", "", "", f"{__name__}:several")
+    monkeypatch.setattr(cli, "all_commands", lambda: {"several": command})
+    assert main(["several", "a", "--tasks", "touch", "pick", "--quiet", "--tasks=wave"]) == 3
+    assert capsys.readouterr().out == "['a'] ['touch', 'pick', 'wave'] True\n"
+
+
+def test_a_missing_extra_names_the_pip_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Command("absent", "", "", f"{__name__}:absent", "sim")
+    monkeypatch.setattr(cli, "all_commands", lambda: {"absent": command})
+    assert main(["absent"]) == 1
+    assert capsys.readouterr().err == "pi05 absent needs mujoco: pip install 'pi05_ros[sim]'\n"
 
 
 @pytest.mark.parametrize("name", ["pi05", "lib/pi05_ros/pi05"])
