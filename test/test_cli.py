@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ import typer
 from pi05_ros import __version__, cli
 from pi05_ros.cli import Command, main
 
+ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
@@ -107,3 +110,11 @@ def test_nodes_without_an_installation_say_so(tmp_path: Path) -> None:
     assert found.returncode == 1
     assert "Install the package" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_colcon_and_pip_install_the_same_entry_points() -> None:
+    colcon = configparser.ConfigParser()
+    colcon.read(ROOT / "cmake" / "lab_entry_points.cfg")
+    pip = [entry for entry in entry_points(group=cli.ENTRY_POINTS) if entry.name == "lab"]
+    lines = colcon["options.entry_points"][cli.ENTRY_POINTS].split()
+    assert lines == ["lab", "=", pip[0].value]
