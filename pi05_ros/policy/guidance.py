@@ -1,24 +1,24 @@
-"""Guidance of the sampler towards the actions that the robot will execute anyway.
+"""Real-time chunking: guide the sampler towards actions that the robot executes anyway.
 
 Real-time chunking (arXiv 2506.07339, algorithm 1 and equations 2 to 5) in two variants, and its
-trained counterpart (arXiv 2512.05964), where the network itself knows clean prefixes.
+trained counterpart (arXiv 2512.05964), for networks that were trained with clean prefixes.
 
 As in `model`, time runs from t = 1, noise, to t = 0, the action; the paper's τ is 1 - t.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pi05_ros.policy.config import PolicyConfig
+from pi05_ros.policy.model import Schedule, Velocity
 from pi05_ros.types import ActionPrefix, FloatArray
 
 logger = logging.getLogger(__name__)
@@ -31,18 +31,18 @@ MAX_DELAY_KEY = "rtc_training_max_delay"
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a chunk is made to continue the one before."""
+    """How a chunk continues the previous one."""
 
     method: str = "identity"
     """identity: the error itself as correction, as LeRobot computes it; vjp: the paper's, the
-    error pulled back through the network, for a backward pass per step; trained: clean prefix."""
+    error pulled back through the network, with a backward pass per step; trained: clean prefix."""
     schedule: str = "exp"
-    """How the pull decays between the frozen steps and the execution horizon."""
+    """How the pull decays between the committed steps and the execution horizon."""
     execution_horizon: int = 0
-    """Steps of the old chunk that have a say; the pull is 0 from there on. 0: all that it has left,
-    which is the paper's H - s; LeRobot's default is 10, too short for a delay near it."""
+    """Steps of the previous chunk that pull. 0: all that remain, the paper's H - s; LeRobot's
+    default is 10, too short for a delay near it."""
     max_weight: float = 10.0
-    """Cap of the guidance's weight, which grows beyond all bounds at t = 0 and t = 1."""
+    """Cap of the guidance weight, which is unbounded near t = 0 and t = 1."""
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -56,13 +56,13 @@ class Guidance:
         if not (math.isfinite(self.max_weight) and self.max_weight >= 0):
             raise ValueError(f"max_weight must be finite and >= 0, got {self.max_weight}")
 
-    def weights(self, frozen: int, given: int, horizon: int) -> FloatArray:
-        """[horizon] the pull to each step of an old chunk that has `given` of them left."""
+    def weights(self, committed: int, given: int, horizon: int) -> FloatArray:
+        """[horizon] the pull to each step of a prefix of `given` steps."""
         end = min(self.execution_horizon or given, given)
-        return prefix_weights(self.schedule, frozen, end, horizon)
+        return prefix_weights(self.schedule, committed, end, horizon)
 
     def check(self, config: PolicyConfig) -> None:
-        """Raise ValueError where the method asks for more than the checkpoint has learnt."""
+        """Raise ValueError if the checkpoint does not support the method."""
         if self.method != "trained":
             return
         if config.kind != "pi05":
@@ -79,14 +79,16 @@ def trained_delay(config: PolicyConfig) -> int:
     return int(config.raw.get(MAX_DELAY_KEY) or 0)
 
 
-def prefix_weights(schedule: str, frozen: int, execution_horizon: int, horizon: int) -> FloatArray:
-    """[horizon] how strongly each step is pulled to the old chunk.
+def prefix_weights(
+    schedule: str, committed: int, execution_horizon: int, horizon: int
+) -> FloatArray:
+    """[horizon] the pull of each step to the previous chunk.
 
-    1 for the frozen steps, 0 from `execution_horizon` on, and between them 0 (zeros), 1 (ones), a
-    line (linear) or c·(exp(c) - 1)/(e - 1) of that line's values c (exp, equation 5).
+    1 for the committed steps, 0 from `execution_horizon` on, and between them 0 (zeros), 1 (ones),
+    a line (linear) or c·(exp(c) - 1)/(e - 1) of that line's values c (exp, equation 5).
     """
     end = min(execution_horizon, horizon)
-    start = min(frozen, end)
+    start = min(committed, end)
     middle = np.linspace(1.0, 0.0, end - start + 2)[1:-1]
     if schedule == "exp":
         middle = middle * np.expm1(middle) / (math.e - 1.0)
@@ -103,142 +105,129 @@ def guidance_gain(time: float, max_weight: float) -> float:
     return min((time**2 + (1.0 - time) ** 2) / product, max_weight)
 
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x_t [B, H, D], time features) → v [B, H, D]."""
+def identity_step(
+    velocity: Velocity, x_t: Tensor, schedule: Schedule, index: int, target: Tensor, pull: Tensor
+) -> Tensor:
+    """Euler step with the error of the estimated actions as correction; pull 0 is unguided.
+
+    Args:
+        velocity, x_t, schedule, index: see `model.Step`.
+        target: [B, H, D] normalised actions.
+        pull: [1, H, D] gain times weights.
+    """
+    v = velocity(x_t, schedule.features[index : index + 1])
+    error = target - torch.add(x_t, v, alpha=-schedule.times[index])
+    return torch.add(x_t, torch.addcmul(v, pull, error, value=-1.0), alpha=schedule.dt)
 
 
-class Guide:
-    """Guides one sampling; made for one observation."""
+@dataclass(frozen=True)
+class PrefixGuidance:
+    """Guides one sampling towards a prefix; `step` takes the place of `model.euler_step`."""
 
-    def __init__(
-        self,
+    method: str
+    max_weight: float
+    target: Tensor
+    """[B, H, D] normalised actions, 0 after the prefix."""
+    weights: Tensor
+    """[1, H, D] the pull, 0 after the prefix and in the network's padded dimensions."""
+    committed: int
+    """First steps of the target, which the robot executes in any case."""
+
+    @classmethod
+    def make(
+        cls, guidance: Guidance, target: Tensor, committed: int, horizon: int, dims: int
+    ) -> PrefixGuidance:
+        """Extend a target [B, n, D] to the horizon, n ≤ horizon; the first `dims` of D pull."""
+        given = target.shape[1]
+        padded = torch.nn.functional.pad(target, (0, 0, 0, horizon - given))
+        pull = torch.tensor(guidance.weights(committed, given, horizon), dtype=target.dtype)
+        weights = torch.zeros_like(padded[:1])
+        weights[:, :, :dims] = pull[:, None]
+        return cls(guidance.method, guidance.max_weight, padded, weights, committed)
+
+    @classmethod
+    def from_prefix(
+        cls,
         guidance: Guidance,
-        target: Tensor,
-        frozen: int,
-        horizon: int,
-        dims: int | None = None,
-    ) -> None:
-        """Lay the target out.
+        prefix: ActionPrefix,
+        to_network: Callable[[FloatArray], FloatArray],
+        config: PolicyConfig,
+        action_dim: int,
+    ) -> PrefixGuidance | None:
+        """Guidance towards a prefix in robot units, on the CPU; None for an empty prefix.
 
         Args:
             guidance: the settings.
-            target: [B, n, D] normalised actions from the observation's moment on, n ≤ horizon.
-            frozen: the first steps of it that are executed in any case.
-            horizon: of the chunk. Steps that the target lacks are left free.
-            dims: how many of the D dimensions pull; the network's padding is left free.
+            prefix: absolute actions [n, action_dim].
+            to_network: [n, action_dim] absolute actions → normalised ones, relative to the
+                observation's state where the checkpoint's actions are.
+            config: of the network.
+            action_dim: of the robot.
+
+        Raises:
+            ValueError: wrong shape, a value that is not finite, `committed_steps` out of range.
         """
-        given = target.shape[1]
-        self.method = guidance.method
-        self.frozen = frozen
-        self.target = torch.nn.functional.pad(target, (0, 0, 0, horizon - given))
-        weights = guidance.weights(frozen, given, horizon)
-        self.weights = torch.zeros_like(self.target[:1])
-        self.weights[:, :, :dims] = torch.tensor(weights, dtype=target.dtype)[:, None].to(target)
-        self.max_weight = guidance.max_weight
+        actions = np.asarray(prefix.actions, dtype=np.float64)
+        committed = prefix.committed_steps
+        if actions.ndim != 2 or actions.shape[1] != action_dim:
+            raise ValueError(f"prefix must have shape [n, {action_dim}], got {list(actions.shape)}")
+        if not np.isfinite(actions).all():
+            raise ValueError("prefix has values that are not finite")
+        if not 0 <= committed <= len(actions):
+            raise ValueError(f"prefix.committed_steps is {committed} of {len(actions)} steps")
+        actions = actions[: config.horizon]
+        if not len(actions):
+            return None
+        committed = min(committed, len(actions))
+        if guidance.method == "trained" and committed > trained_delay(config):
+            logger.warning(
+                "inference delay of %d steps exceeds the checkpoint's %s %d: the chunk may jump at "
+                "its start; make inference faster",
+                committed, MAX_DELAY_KEY, trained_delay(config),
+            )  # fmt: skip
+            committed = trained_delay(config)
+        target = torch.zeros((1, len(actions), config.max_action_dim))
+        target[0, :, :action_dim] = torch.tensor(to_network(actions), dtype=torch.float32)
+        return cls.make(guidance, target, committed, config.horizon, action_dim)
 
-    def to(self, device: torch.device) -> Guide:
-        """The same guide for a network on `device`."""
-        moved = copy.copy(self)
-        moved.target, moved.weights = self.target.to(device), self.weights.to(device)
-        return moved
+    def to(self, device: torch.device) -> PrefixGuidance:
+        """The same guidance for a network on `device`."""
+        return replace(self, target=self.target.to(device), weights=self.weights.to(device))
 
-    @property
-    def differentiates(self) -> bool:
-        """Whether a step runs the network backwards."""
-        return self.method == "vjp"
+    def pull(self, time: float) -> Tensor:
+        """[1, H, D] gain at `time` times weights."""
+        return guidance_gain(time, self.max_weight) * self.weights
 
-    def step(
-        self, velocity: Velocity, x_t: Tensor, time: float, dt: float, now: Tensor, clean: Tensor
-    ) -> Tensor:
-        """One Euler step from `time` to time + dt.
-
-        Args:
-            velocity: of the network.
-            x_t: [B, H, D].
-            time, dt: as in `model`; dt is below 0.
-            now: time features [1, …] at `time`.
-            clean: time features [1, …] at t = 0.
-        """
-        if self.method == "trained":
-            x_t = self._clean_prefix(x_t)
-            features = self._per_token(now, clean, x_t.shape[1])
-            return self._clean_prefix(x_t + dt * velocity(x_t, features))
+    def step(self, velocity: Velocity, x_t: Tensor, schedule: Schedule, index: int) -> Tensor:
+        """One guided Euler step, see `model.Step`."""
+        time, features = schedule.times[index], schedule.features[index : index + 1]
         if self.method == "identity":
-            v = velocity(x_t, now)
-            correction = self._error(x_t - time * v)
-        else:
-            v, correction = self._pulled_back(velocity, x_t, time, now)
-        gain = guidance_gain(time, self.max_weight)
-        return x_t + dt * (v - gain * correction)
+            return identity_step(velocity, x_t, schedule, index, self.target, self.pull(time))
+        if self.method == "vjp":
+            v, correction = self._vjp(velocity, x_t, time, features)
+            return x_t + schedule.dt * (v - guidance_gain(time, self.max_weight) * correction)
+        x_t = self._with_clean_prefix(x_t)
+        per_token = self._per_token_features(features, schedule.features[-1:], x_t.shape[1])
+        return self._with_clean_prefix(x_t + schedule.dt * velocity(x_t, per_token))
 
-    def _error(self, estimate: Tensor) -> Tensor:
-        return (self.target - estimate) * self.weights
-
-    def _pulled_back(
-        self, velocity: Velocity, x_t: Tensor, time: float, now: Tensor
+    def _vjp(
+        self, velocity: Velocity, x_t: Tensor, time: float, features: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """v, and the error times the Jacobian of the estimate x_t - t·v(x_t) by x_t."""
+        """v, and the weighted error times the Jacobian of the estimate x_t - t·v(x_t) by x_t."""
         with torch.enable_grad():
             x_t = x_t.detach().clone().requires_grad_()
-            v = velocity(x_t, now)
+            v = velocity(x_t, features)
             estimate = x_t - time * v
-            (pulled,) = torch.autograd.grad(estimate, x_t, self._error(estimate.detach()))
-        return v.detach(), pulled
+            error = (self.target - estimate.detach()) * self.weights
+            (correction,) = torch.autograd.grad(estimate, x_t, error)
+        return v.detach(), correction
 
-    def _clean_prefix(self, x_t: Tensor) -> Tensor:
-        return torch.cat((self.target[:, : self.frozen].expand(len(x_t), -1, -1),
-                          x_t[:, self.frozen :]), dim=1)  # fmt: skip
+    def _with_clean_prefix(self, x_t: Tensor) -> Tensor:
+        clean = self.target[:, : self.committed].expand(len(x_t), -1, -1)
+        return torch.cat((clean, x_t[:, self.committed :]), dim=1)
 
-    def _per_token(self, now: Tensor, clean: Tensor, horizon: int) -> Tensor:
-        """[1, norms, 3, width] each → [1, norms, 3, H, width], clean for the frozen steps."""
-        parts = ((clean, self.frozen), (now, horizon - self.frozen))
-        return torch.cat(
-            [features[:, :, :, None].expand(-1, -1, -1, count, -1) for features, count in parts],
-            dim=3,
-        )
-
-
-def make_guide(
-    guidance: Guidance,
-    prefix: ActionPrefix,
-    to_network: Callable[[FloatArray], FloatArray],
-    config: PolicyConfig,
-    action_dim: int,
-) -> Guide | None:
-    """A guide, on the CPU, towards a prefix in the robot's units; None where it holds no step.
-
-    Args:
-        guidance: the settings.
-        prefix: absolute actions [n, action_dim].
-        to_network: [n, action_dim] such actions → normalised ones, relative to the observation's
-            state where the checkpoint's are: that is what anchors an old chunk anew.
-        config: of the network.
-        action_dim: the robot's.
-
-    Raises:
-        ValueError: another shape, a value that is not finite, or `frozen` out of range.
-    """
-    actions = np.asarray(prefix.actions, dtype=np.float64)
-    if actions.ndim != 2 or actions.shape[1] != action_dim:
-        raise ValueError(f"prefix must have shape [n, {action_dim}], got {list(actions.shape)}")
-    if not np.isfinite(actions).all():
-        raise ValueError("prefix has values that are not finite")
-    if not 0 <= prefix.committed_steps <= len(actions):
-        raise ValueError(
-            f"prefix.committed_steps is {prefix.committed_steps} of {len(actions)} steps"
-        )
-    actions = actions[: config.horizon]
-    if not len(actions):
-        return None
-    frozen = min(prefix.committed_steps, len(actions))
-    if guidance.method == "trained" and frozen > trained_delay(config):
-        logger.warning(
-            "%d steps are executed before the chunk arrives, the checkpoint was trained for %d: "
-            "expect a jump, or make the inference faster",
-            frozen,
-            trained_delay(config),
-        )
-        frozen = trained_delay(config)
-    target = torch.zeros((1, len(actions), config.max_action_dim))
-    target[0, :, :action_dim] = torch.tensor(to_network(actions), dtype=torch.float32)
-    return Guide(guidance, target, frozen, config.horizon, action_dim)
+    def _per_token_features(self, noisy: Tensor, clean: Tensor, horizon: int) -> Tensor:
+        """[1, norms, 3, width] each → [1, norms, 3, H, width], clean for the committed steps."""
+        parts = ((clean, self.committed), (noisy, horizon - self.committed))
+        expanded = [part[:, :, :, None].expand(-1, -1, -1, count, -1) for part, count in parts]
+        return torch.cat(expanded, dim=3)

@@ -1,22 +1,9 @@
-"""How the network is run: operation by operation, as CUDA graphs, with fused kernels, in fp8.
+"""Run the network: eagerly, or as CUDA graphs with static buffers, with compiled kernels or in fp8.
 
-How long each stage of an inference takes, on the CPU and on a GPU that works behind it.
-
-Recording what a function asks of the device, to ask for it again at once.
-
-Outside the standard way (`torch.compile(mode="reduce-overhead")`), because Inductor's graph trees
-keep their state per thread and decide by themselves when to record anew; here a replay is a replay.
-
-
-From prepared inputs to normalised actions, as the network's methods do it.
-
-`buckets.BucketSampler` does the same with prepared shapes, for CUDA graphs and compiled kernels.
-
-
-Sampling in few, prepared shapes, so that everything the device does is recorded beforehand.
-
-Pictures that are not there are left out, prompts are padded to the next of a few lengths. Nobody
-attends to padding and it advances no position, so the actions are those of any other way.
+`EagerSampler` runs operation by operation. `GraphSampler` captures three CUDA graphs per number of
+cameras and prompt-length bucket: vision encoder, prefix and denoising. Missing cameras are dropped
+and prompts padded to the next bucket; padding is masked and does not advance positions, so the
+actions equal the eager ones.
 """
 
 from __future__ import annotations
@@ -33,18 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pi05_ros.policy.guidance import Guide, Velocity, guidance_gain
-from pi05_ros.policy.model import Mark, Pi0, Prefix, Schedule, integrate
+from pi05_ros.policy.guidance import PrefixGuidance, identity_step
+from pi05_ros.policy.model import Pi0, Prefix, Schedule, Velocity, euler_step, integrate
 from pi05_ros.policy.prompt import Tokens
 from pi05_ros.policy.quantize import quantize_prefix
 
+Mark = Callable[[str], None]
+"""Called with a stage's name at the end of the stage."""
+
+
+def no_mark(stage: str) -> None:
+    """No-op stage callback."""
+
 
 class StageClock:
-    """Times consecutive stages; one object per inference.
+    """Times the consecutive stages of one inference.
 
-    On a GPU, the host only gives orders: what is asked of the device is timed by events between
-    the orders, what the host does itself by its own clock. Both run beside each other, so the sum
-    of all stages can be more than the whole.
+    GPU stages are timed with CUDA events, host stages with perf_counter. Both run concurrently, so
+    the sum of all stages can exceed the whole.
     """
 
     def __init__(self, device: torch.device, make_event: Callable[[], Any] | None = None) -> None:
@@ -52,32 +45,32 @@ class StageClock:
 
         Args:
             device: where the stages of `mark` run.
-            make_event: a CUDA event that takes its time; by default on CUDA alone.
+            make_event: makes a CUDA event with timing; by default used on CUDA alone.
         """
         if make_event is None and device.type == "cuda":
-            make_event = _cuda_event
+            make_event = partial(torch.cuda.Event, enable_timing=True)
         self._make_event = make_event
         self._host_s = time.perf_counter()
         self._events: list[tuple[str, Any]] = []
         self._timings_s: dict[str, float] = {}
-        self._order: list[str] = []
-        self._record("")
+        self._record_event("")
 
     def mark(self, stage: str) -> None:
-        """The device's stage ends here; it began with the mark before."""
-        self._order.append(stage)
+        """End of a device stage; it began at the previous mark."""
         if self._make_event is None:
-            self._add_host(stage)
+            self.mark_host(stage)
         else:
-            self._record(stage)
+            self._timings_s.setdefault(stage, 0.0)
+            self._record_event(stage)
 
     def mark_host(self, stage: str) -> None:
-        """The host's own stage ends here."""
-        self._order.append(stage)
-        self._add_host(stage)
+        """End of a host stage; it began at the previous host mark."""
+        now_s = time.perf_counter()
+        self._timings_s[stage] = self._timings_s.get(stage, 0.0) + now_s - self._host_s
+        self._host_s = now_s
 
     def skip_host(self) -> None:
-        """What the host did since the last mark belongs to no stage of its own."""
+        """Leave the host's time since the last mark out of all stages."""
         self._host_s = time.perf_counter()
 
     def timings_s(self) -> dict[str, float]:
@@ -87,63 +80,113 @@ class StageClock:
             self._events[-1][1].synchronize()
         for (_, before), (stage, event) in zip(self._events, self._events[1:], strict=False):
             timings_s[stage] = before.elapsed_time(event) * 1e-3
-        return {stage: timings_s[stage] for stage in dict.fromkeys(self._order)}
+        return timings_s
 
-    def _add_host(self, stage: str) -> None:
-        now_s = time.perf_counter()
-        self._timings_s[stage] = self._timings_s.get(stage, 0.0) + now_s - self._host_s
-        self._host_s = now_s
-
-    def _record(self, stage: str) -> None:
+    def _record_event(self, stage: str) -> None:
         if self._make_event is not None:
             event = self._make_event()
             event.record()
             self._events.append((stage, event))
 
 
-def _cuda_event() -> Any:
-    return torch.cuda.Event(enable_timing=True)
+@dataclass(frozen=True)
+class SampleInputs:
+    """One observation, prepared for the network."""
+
+    images: Tensor
+    """[1, n_cameras, 3, side, side] in [-1, 1] on the device, in the network's order."""
+    present: tuple[bool, ...]
+    """[n_cameras] whether there is an image."""
+    tokens: Tokens
+    noise: Tensor
+    """[1, H, D] on the CPU."""
+    state: Tensor | None = None
+    """[1, max_state_dim] on the CPU, π0 alone."""
+    guidance: PrefixGuidance | None = None
+    """On the CPU."""
+
+    @property
+    def cameras(self) -> list[int]:
+        """Indices of the images that are present."""
+        return [index for index, there in enumerate(self.present) if there]
+
+
+class Sampler(Protocol):
+    """Runs the network on its device."""
+
+    def sample(self, inputs: SampleInputs, mark: Mark) -> Tensor:
+        """[1, H, D] normalised actions, float32, on the device; valid until the next call.
+
+        Ends the stages "vision", "prefix" and "denoise".
+        """
+
+
+class EagerSampler:
+    """Operation by operation, in the shapes of the inputs."""
+
+    def __init__(self, model: Pi0, num_steps: int) -> None:
+        """`model`'s weights must not change afterwards."""
+        self._model = model
+        self.schedule = model.schedule(num_steps)
+
+    def sample(self, inputs: SampleInputs, mark: Mark) -> Tensor:
+        model, device, guidance = self._model, self._model.device, inputs.guidance
+        # vjp differentiates, which inference-mode tensors do not support
+        differentiates = guidance is not None and guidance.method == "vjp"
+        with torch.inference_mode(not differentiates), torch.no_grad():
+            cameras = inputs.cameras
+            tokens = torch.from_numpy(inputs.tokens.ids[inputs.tokens.mask])[None].to(device)
+            features = model.embed_images(inputs.images[:, cameras])
+            mark("vision")
+            seen = torch.ones((1, len(cameras)), dtype=torch.bool, device=device)
+            token_masks = torch.ones_like(tokens, dtype=torch.bool)
+            prefix = model.prefill(features, seen, tokens, token_masks, masked=False)
+            mark("prefix")
+            state = None if inputs.state is None else inputs.state.to(device, copy=True)
+            step = euler_step if guidance is None else guidance.to(device).step
+            velocity = partial(model.denoise_step, prefix, state=state)
+            actions = integrate(velocity, inputs.noise.to(device), self.schedule, step)
+        mark("denoise")
+        return actions
 
 
 T = TypeVar("T")
 
 WARM_UPS = 2
-"""Runs before a recording: libraries choose kernels and make their workspaces in the first."""
+"""Runs before a capture: libraries choose kernels and allocate their workspaces in the first."""
 
 
-class Recorded(Generic[T]):
-    """A function's results, and what makes them anew from what its inputs hold by then."""
+class Captured(Generic[T]):
+    """Static outputs of a captured function; `replay` recomputes them from its static inputs."""
 
-    def __init__(self, outputs: T, replay: Callable[[], T | None]) -> None:
-        """`replay` returns the new outputs, or None if it writes into those that are there."""
+    def __init__(self, outputs: T, run: Callable[[], T | None]) -> None:
+        """`run` returns new outputs, or None if it writes them in place."""
         self.outputs = outputs
-        self._replay = replay
+        self._run = run
 
     def replay(self) -> T:
-        new = self._replay()
+        new = self._run()
         if new is not None:
             self.outputs = new
         return self.outputs
 
 
-class Recorder(Protocol):
-    """Records functions that read tensors which stay where they are, and that never wait."""
+class Capture(Protocol):
+    """Captures a function of static tensors that never synchronises with the device."""
 
-    def record(self, run: Callable[[], T]) -> Recorded[T]: ...
-
-
-class DirectRecorder:
-    """Records nothing: a replay runs the function. For compiled code on a CPU."""
-
-    def record(self, run: Callable[[], T]) -> Recorded[T]:
-        return Recorded(run(), run)
+    def __call__(self, run: Callable[[], T]) -> Captured[T]: ...
 
 
-class CudaRecorder:
-    """CUDA graphs that share one pool of memory.
+def run_directly(run: Callable[[], T]) -> Captured[T]:
+    """Capture nothing: a replay runs the function. For compiled code on a CPU."""
+    return Captured(run(), run)
 
-    They are captured on one side stream, because the allocator keeps free memory by stream, and
-    replayed one after the other, so each uses what the others left, but for outputs in use.
+
+class CudaGraphCapture:
+    """Captures CUDA graphs that share one memory pool.
+
+    All captures use one side stream, because the allocator keeps free memory by stream. Replays
+    follow one another, so each reuses the others' memory, except for outputs in use.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -151,7 +194,7 @@ class CudaRecorder:
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._side = torch.cuda.Stream(device)
 
-    def record(self, run: Callable[[], T]) -> Recorded[T]:
+    def __call__(self, run: Callable[[], T]) -> Captured[T]:
         side = self._side
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -159,93 +202,20 @@ class CudaRecorder:
                 run()
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # other threads may talk to the device meanwhile: only this one's mistakes count
+        # other threads may use the device meanwhile: only this thread's calls may fail the capture
         with torch.cuda.graph(
             graph, pool=self._pool, stream=side, capture_error_mode="thread_local"
         ):
             outputs = run()
-        return Recorded(outputs, graph.replay)
-
-
-@dataclass(frozen=True)
-class SampleInputs:
-    """One observation as the network takes it."""
-
-    images: Tensor
-    """[1, n_cameras, 3, side, side] in [-1, 1] on the device, in the network's order."""
-    present: tuple[bool, ...]
-    """[n_cameras] whether there is a picture."""
-    tokens: Tokens
-    noise: Tensor
-    """[1, H, D] on the CPU."""
-    state: Tensor | None = None
-    """[1, max_state_dim] on the CPU, π0 alone."""
-    guide: Guide | None = None
-    """On the CPU."""
-
-
-class Sampler(Protocol):
-    """Runs the network on its device."""
-
-    @property
-    def num_steps(self) -> int: ...
-
-    def sample(self, inputs: SampleInputs, mark: Mark) -> Tensor:
-        """[1, H, D] normalised actions, float32, on the device.
-
-        They are good until the next call. Ends the stages "vision", "prefix" and "denoise".
-        """
-        ...
-
-
-class EagerSampler:
-    """Operation by operation, in the shapes that come."""
-
-    def __init__(self, model: Pi0, num_steps: int) -> None:
-        """`model`'s weights must not change any more."""
-        self._model = model
-        self._schedule = model.schedule(num_steps)
-
-    @property
-    def num_steps(self) -> int:
-        return len(self._schedule.times)
-
-    def sample(self, inputs: SampleInputs, mark: Mark) -> Tensor:
-        device = self._model.device
-        guide = None if inputs.guide is None else inputs.guide.to(device)
-        return self._model.sample_actions(
-            *prefix_inputs(inputs, device),
-            **suffix_inputs(inputs, device),
-            schedule=self._schedule,
-            guide=guide,
-            mark=mark,
-        )
-
-
-def prefix_inputs(
-    inputs: SampleInputs, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images, their masks, tokens and theirs, as `Pi0.sample_actions` takes them."""
-    return (
-        inputs.images,
-        torch.tensor([inputs.present], device=device),
-        torch.from_numpy(inputs.tokens.ids)[None].to(device),
-        torch.from_numpy(inputs.tokens.mask)[None].to(device),
-    )
-
-
-def suffix_inputs(inputs: SampleInputs, device: torch.device) -> dict[str, Any]:
-    """State and noise by the names that `Pi0.sample_actions` gives them."""
-    state = None if inputs.state is None else inputs.state.to(device)
-    return {"state": state, "noise": inputs.noise.to(device)}
+        return Captured(outputs, graph.replay)
 
 
 TEXT_BUCKETS = (32, 64, 128, 200)
 """Prompt lengths in tokens; the network's own is always one. Multiples of 8 suit the kernels."""
 
 
-class _StaticInput:
-    """A tensor that stays where it is, filled by way of pinned memory if it is on a GPU."""
+class StaticBuffer:
+    """A tensor at a fixed address, filled through pinned memory if it is on a GPU."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.tensor = torch.zeros(shape, dtype=dtype, device=device)
@@ -253,217 +223,186 @@ class _StaticInput:
         self._host = torch.zeros(shape, dtype=dtype, pin_memory=True) if on_gpu else self.tensor
 
     def fill(self, values: Tensor) -> None:
-        """Take over a CPU tensor of the same shape; the caller may change it afterwards.
+        """Copy a CPU tensor of the same shape; the caller may change it afterwards.
 
-        The last inference must be over: its upload may still read the pinned memory before.
+        The previous inference must be over: its upload reads the pinned memory.
         """
         self._host.copy_(values)
         if self._host is not self.tensor:
             self.tensor.copy_(self._host, non_blocking=True)
 
 
-class _Steering:
-    """The identity guide, its target and weights in static memory: one recording serves all.
-
-    With weights of 0 a step is exactly the unguided one.
-    """
-
-    def __init__(self, schedule: Schedule, shape: tuple[int, ...], device: torch.device) -> None:
-        self._times = schedule.times
-        self._target = _StaticInput(shape, torch.float32, device)
-        self._pulls = _StaticInput((len(self._times), *shape), torch.float32, device)
-        self._free = True
-
-    def fill(self, guide: Guide | None) -> None:
-        if guide is None:
-            if not self._free:
-                self._pulls.fill(torch.zeros_like(self._pulls.tensor, device="cpu"))
-            self._free = True
-            return
-        self._target.fill(guide.target)
-        gains = [guidance_gain(time, guide.max_weight) for time in self._times]
-        self._pulls.fill(torch.stack([gain * guide.weights for gain in gains]))
-        self._free = False
-
-    def integrate(self, velocity: Velocity, noise: Tensor, schedule: Schedule) -> Tensor:
-        x_t = noise
-        features = schedule.features.split(1)
-        for step_time, now, pull in zip(self._times, features, self._pulls.tensor, strict=False):
-            v = velocity(x_t, now)
-            error = self._target.tensor - torch.add(x_t, v, alpha=-step_time)
-            x_t = torch.add(x_t, torch.addcmul(v, pull, error, value=-1.0), alpha=schedule.dt)
-        return x_t
-
-
-class _Tower(NamedTuple):
-    images: Tensor
-    features: Recorded[Tensor]
-
-
-class _Plan(NamedTuple):
-    """All that runs behind the image tower, for one number of pictures and tokens."""
-
-    tokens: _StaticInput
-    token_masks: _StaticInput
-    prefix: Recorded[Prefix]
-    chunk: Recorded[Tensor]
-
-
-class BucketSampler:
-    """A `Sampler` with recordings per number of pictures and bucket of prompt lengths."""
+class StaticGuidance:
+    """Identity guidance in static buffers, so one graph serves guided and unguided sampling."""
 
     def __init__(
-        self,
-        model: Pi0,
-        num_steps: int,
-        recorder: Recorder,
-        buckets: Iterable[int] = TEXT_BUCKETS,
+        self, times: tuple[float, ...], shape: tuple[int, ...], device: torch.device
     ) -> None:
-        """Record nothing yet, see `prepare`.
+        self._times = times
+        self._target = StaticBuffer(shape, torch.float32, device)
+        self._pulls = StaticBuffer((len(times), *shape), torch.float32, device)
+        self._active = False
+
+    def fill(self, guidance: PrefixGuidance | None) -> None:
+        """Without guidance every pull is 0, which is exactly the unguided step."""
+        if guidance is not None:
+            self._target.fill(guidance.target)
+            self._pulls.fill(torch.stack([guidance.pull(time) for time in self._times]))
+        elif self._active:
+            self._pulls.fill(torch.zeros_like(self._pulls.tensor, device="cpu"))
+        self._active = guidance is not None
+
+    def step(self, velocity: Velocity, x_t: Tensor, schedule: Schedule, index: int) -> Tensor:
+        pull = self._pulls.tensor[index]
+        return identity_step(velocity, x_t, schedule, index, self._target.tensor, pull)
+
+
+class VisionGraph(NamedTuple):
+    """The vision encoder for one number of cameras."""
+
+    images: Tensor
+    features: Captured[Tensor]
+
+
+class PrefixGraphs(NamedTuple):
+    """Everything after the vision encoder, for one number of cameras and prompt length."""
+
+    tokens: StaticBuffer
+    token_masks: StaticBuffer
+    prefix: Captured[Prefix]
+    actions: Captured[Tensor]
+
+
+class GraphSampler:
+    """A `Sampler` with graphs per number of cameras and prompt-length bucket."""
+
+    def __init__(
+        self, model: Pi0, num_steps: int, capture: Capture, buckets: Iterable[int] = TEXT_BUCKETS
+    ) -> None:
+        """Allocate the buffers; `prepare` or the first use captures.
 
         Args:
-            model: its weights must not change any more, nor move.
+            model: its weights must neither change nor move afterwards.
             num_steps: Euler steps.
-            recorder: of the model's device.
+            capture: for the model's device.
             buckets: prompt lengths.
         """
         config, device = model.config, model.device
         longest = config.token_length
         self.buckets = tuple(sorted({min(bucket, longest) for bucket in buckets} | {longest}))
         self._model = model
-        self._recorder = recorder
+        self._capture = capture
         self._eager = EagerSampler(model, num_steps)
+        self.schedule = model.schedule(num_steps)
         with torch.inference_mode(False):
-            self._schedule = model.schedule(num_steps)
             shape = (1, config.horizon, config.max_action_dim)
-            self._noise = _StaticInput(shape, torch.float32, device)
-            self._steering = _Steering(self._schedule, shape, device)
-            self._state = None
-            if config.kind == "pi0":
-                self._state = _StaticInput((1, config.max_state_dim), torch.float32, device)
-        self._towers: dict[int, _Tower] = {}
-        self._plans: dict[tuple[int, int], _Plan] = {}
-
-    @property
-    def num_steps(self) -> int:
-        return len(self._schedule.times)
+            self._noise = StaticBuffer(shape, torch.float32, device)
+            self._guidance = StaticGuidance(self.schedule.times, shape, device)
+            self._state = StaticBuffer((1, config.max_state_dim), torch.float32, device)
+        self._vision: dict[int, VisionGraph] = {}
+        self._graphs: dict[tuple[int, int], PrefixGraphs] = {}
 
     def prepare(self, cameras: Iterable[int]) -> None:
-        """Record every bucket for these numbers of pictures, so that no inference has to."""
+        """Capture every bucket for these numbers of cameras, so that no inference has to."""
         for count in cameras:
             for length in self.buckets:
-                self._plan(count, length)
+                self._prefix_graphs(count, length)
 
-    # As in `_plan`: code compiled in one mode is compiled once more for the other.
+    # code compiled in one mode would be compiled again for the other, see `_prefix_graphs`
     @torch.inference_mode(False)
     @torch.no_grad()
     def sample(self, inputs: SampleInputs, mark: Mark) -> Tensor:
-        """See `Sampler`. Without a picture, nothing is recorded."""
-        present = [index for index, there in enumerate(inputs.present) if there]
-        used = int(np.flatnonzero(inputs.tokens.mask).max(initial=0)) + 1
-        if not present:
+        """See `Sampler`. Without any image it runs eagerly."""
+        cameras = inputs.cameras
+        if not cameras:
             return self._eager.sample(inputs, mark)
+        used = int(np.flatnonzero(inputs.tokens.mask).max(initial=0)) + 1
         length = next(bucket for bucket in self.buckets if bucket >= used)
-        plan = self._plan(len(present), length)
-        tower = self._towers[len(present)]
-        guide = inputs.guide
-        plan.tokens.fill(torch.from_numpy(inputs.tokens.ids[:length])[None])
-        plan.token_masks.fill(torch.from_numpy(inputs.tokens.mask[:length])[None])
+        graphs = self._prefix_graphs(len(cameras), length)
+        vision = self._vision[len(cameras)]
+        graphs.tokens.fill(torch.from_numpy(inputs.tokens.ids[:length])[None])
+        graphs.token_masks.fill(torch.from_numpy(inputs.tokens.mask[:length])[None])
         self._noise.fill(inputs.noise)
-        if self._state is not None and inputs.state is not None:
+        if inputs.state is not None:
             self._state.fill(inputs.state)
-        by_hand = guide is not None and guide.method != "identity"
-        self._steering.fill(None if by_hand else guide)
-        for row, index in enumerate(present):
-            tower.images[:, row].copy_(inputs.images[:, index])
-        tower.features.replay()
+        guidance = inputs.guidance
+        # vjp differentiates and trained has a time per token: both denoise eagerly
+        eager = guidance is not None and guidance.method != "identity"
+        self._guidance.fill(None if eager else guidance)
+        for row, index in enumerate(cameras):
+            vision.images[:, row].copy_(inputs.images[:, index])
+        vision.features.replay()
         mark("vision")
-        prefix = plan.prefix.replay()
+        prefix = graphs.prefix.replay()
         mark("prefix")
-        if by_hand and guide is not None:
-            chunk = self._integrate_by_hand(prefix, guide)
+        if eager and guidance is not None:
+            velocity = partial(self._model.denoise_step, prefix, state=self._state.tensor)
+            step = guidance.to(self._model.device).step
+            actions = integrate(velocity, self._noise.tensor, self.schedule, step)
         else:
-            chunk = plan.chunk.replay()
+            actions = graphs.actions.replay()
         mark("denoise")
-        return chunk
+        return actions
 
-    def _integrate_by_hand(self, prefix: Prefix, guide: Guide) -> Tensor:
-        """Guides that run the network backwards or ask for a time per token."""
-        return integrate(
-            partial(self._model.denoise, prefix, state=self._static_state()),
-            self._noise.tensor.clone(),
-            self._schedule,
-            guide.to(self._model.device),
-        )
-
-    def _static_state(self) -> Tensor | None:
-        return None if self._state is None else self._state.tensor
-
-    def _tower(self, cameras: int) -> _Tower:
-        if cameras not in self._towers:
-            side = self._model.config.image_size
-            images = torch.zeros((1, cameras, 3, side, side), device=self._model.device)
-            features = self._recorder.record(partial(self._model.encode_images, images))
-            self._towers[cameras] = _Tower(images, features)
-        return self._towers[cameras]
-
-    # A differentiating guide reads what is recorded here; inference mode's tensors forbid that.
+    # vjp differentiates through captured tensors, which inference mode would forbid
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _plan(self, cameras: int, length: int) -> _Plan:
-        key = (cameras, length)
-        if key in self._plans:
-            return self._plans[key]
-        device = self._model.device
-        tower = self._tower(cameras)
-        tokens = _StaticInput((1, length), torch.int64, device)
-        masks = _StaticInput((1, length), torch.bool, device)
-        # a recording's first runs must see something: a prompt of one token
-        masks.tensor[:, 0] = True
+    def _prefix_graphs(self, cameras: int, length: int) -> PrefixGraphs:
+        """The graphs for a number of cameras and a prompt length, captured on first use."""
+        if (cameras, length) in self._graphs:
+            return self._graphs[cameras, length]
+        # The captured functions hold no `self`: with it, a cycle would keep the weights in memory
+        # when the policy is dropped.
+        model, schedule, capture = self._model, self.schedule, self._capture
+        noise, state, step = self._noise.tensor, self._state.tensor, self._guidance.step
+        side, device = model.config.image_size, model.device
+        if cameras not in self._vision:
+            images = torch.zeros((1, cameras, 3, side, side), device=device)
+            features = capture(partial(model.embed_images, images))
+            self._vision[cameras] = VisionGraph(images, features)
+        vision = self._vision[cameras]
+        tokens = StaticBuffer((1, length), torch.int64, device)
+        token_masks = StaticBuffer((1, length), torch.bool, device)
+        token_masks.tensor[:, 0] = True  # a fully masked prompt has no softmax
         seen = torch.ones((1, cameras), dtype=torch.bool, device=device)
 
-        # without `self`: a recording that runs the function again keeps it, and no cycle may hold
-        # the weights when the policy is dropped
-        model, schedule, steering = self._model, self._schedule, self._steering
-        noise, state = self._noise.tensor, self._static_state()
-
         def encode() -> Prefix:
-            return model.encode_tokens(tower.features.outputs, seen, tokens.tensor, masks.tensor)
+            return model.prefill(vision.features.outputs, seen, tokens.tensor, token_masks.tensor)
 
-        prefix = self._recorder.record(encode)
+        prefix = capture(encode)
 
         def denoise() -> Tensor:
-            velocity = partial(model.denoise, prefix.outputs, state=state)
-            return steering.integrate(velocity, noise, schedule)
+            velocity = partial(model.denoise_step, prefix.outputs, state=state)
+            return integrate(velocity, noise, schedule, step)
 
-        plan = _Plan(tokens, masks, prefix, self._recorder.record(denoise))
-        self._plans[key] = plan
-        return plan
+        graphs = PrefixGraphs(tokens, token_masks, prefix, capture(denoise))
+        self._graphs[cameras, length] = graphs
+        return graphs
 
 
 EXECUTIONS = ("auto", "eager", "graphs", "compile")
-"""auto: graphs on CUDA (compile with fp8), eager elsewhere; graphs: everything the GPU does is
-recorded once per number of pictures and bucket of prompt lengths; compile: kernels fused by
-torch.compile before that, for minutes at the first start."""
+"""auto: graphs on CUDA (compile with fp8), eager elsewhere; graphs: CUDA graphs per number of
+cameras and prompt-length bucket; compile: kernels fused by torch.compile in these graphs, which
+takes minutes at the first start."""
 
-COMPILED_SHAPES = 64
-"""How many shapes of one function torch.compile makes kernels for before it gives up."""
+RECOMPILE_LIMIT = 64
+"""Shapes of one function that torch.compile makes kernels for."""
 
 
 def make_sampler(
     model: Pi0, num_steps: int, execution: str, cameras: int, fp8: bool = False
 ) -> Sampler:
-    """Get a loaded network ready to run; call it on the thread that will run it.
+    """Prepare a loaded network to run; call it on the thread that will run it.
 
     Args:
-        model: on its device. It is changed where `fp8` or `execution` ask for it.
+        model: on its device. `fp8` and "compile" change it in place.
         num_steps: Euler steps.
         execution: one of `EXECUTIONS`.
-        cameras: how many the robot has; graphs are recorded for 1 to so many pictures.
+        cameras: of the robot; graphs are captured for 1 to this many images.
         fp8: run the language model's prefix pass in 8-bit floats.
 
     Raises:
-        ValueError: an unknown execution, or one that the device does not have.
+        ValueError: an unknown execution, or one that the device does not support.
     """
     on_cuda = model.device.type == "cuda"
     execution = choose_execution(execution, on_cuda, fp8)
@@ -475,8 +414,8 @@ def make_sampler(
         return EagerSampler(model, num_steps)
     if execution == "compile":
         compile_network(model, by_layer=on_cuda)
-    recorder: Recorder = CudaRecorder(model.device) if on_cuda else DirectRecorder()
-    sampler = BucketSampler(model, num_steps, recorder)
+    capture: Capture = CudaGraphCapture(model.device) if on_cuda else run_directly
+    sampler = GraphSampler(model, num_steps, capture)
     sampler.prepare(range(1, cameras + 1) if on_cuda else [cameras])
     return sampler
 
@@ -485,8 +424,8 @@ def choose_execution(execution: str, on_cuda: bool, fp8: bool) -> str:
     """One of "eager", "graphs" and "compile".
 
     Raises:
-        ValueError: an unknown execution, one that the device does not have, or fp8 on a GPU without
-            compiled kernels: rounding the activations takes longer than it saves then.
+        ValueError: an unknown execution, one that the device does not support, or fp8 on a GPU
+            without compiled kernels: rounding the activations takes longer than it saves then.
     """
     if execution not in EXECUTIONS:
         raise ValueError(f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
@@ -505,10 +444,10 @@ def choose_execution(execution: str, on_cuda: bool, fp8: bool) -> str:
 
 
 def fix_cuda_kernels() -> None:
-    """Settings of the process that the choice of kernels must not leave to torch's version.
+    """Process-wide settings that make the choice of kernels independent of torch's version.
 
-    The one convolution, of the image patches, stays in float32: torch's default for convolutions
-    is TF32. Attention takes flash or the memory-efficient kernel: cuDNN's, which newer versions
+    The only convolution, of the image patches, stays in float32: torch's default for convolutions
+    is TF32. Attention takes the flash or memory-efficient kernel: cuDNN's, which newer versions
     prefer, fails without a fallback where it has no plan (PyTorch issue 140930).
     """
     torch.backends.cudnn.allow_tf32 = False
@@ -518,32 +457,32 @@ def fix_cuda_kernels() -> None:
 def compile_network(model: Pi0, by_layer: bool) -> None:
     """Replace the network's hot functions by compiled ones.
 
-    One layer at a time, all layers of an expert share their kernels: for networks of many layers,
-    where graphs take the calls between them. Else each pass is compiled as a whole.
+    By layer, all layers of an expert share their kernels: for deep networks, where graphs remove
+    the cost of the calls between layers. Otherwise each pass is compiled as a whole.
     """
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(
-        torch._dynamo.config.recompile_limit, COMPILED_SHAPES
+        torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT
     )
-    experts, tower = model.experts, model.vision
+    experts, vision = model.experts, model.vision
     if not by_layer:
-        for module, name in ((experts, "prefix"), (experts, "suffix"), (tower, "forward")):
+        for module, name in ((experts, "prefix"), (experts, "suffix"), (vision, "forward")):
             _compile_method(module, name)
         return
     mode = "max-autotune-no-cudagraphs"
-    for layer in [*experts.vlm.stack, *experts.action.stack]:
-        for name in ("project", "project_key_value", "finish"):
+    for layer in [*experts.vlm.layers, *experts.action.layers]:
+        for name in ("before_attention", "key_value", "after_attention"):
             _compile_method(layer, name, mode=mode)
-    for block in tower.layers:
+    for block in vision.layers:
         _compile_method(block, "forward", mode=mode)
 
 
 def _compile_method(module: torch.nn.Module, name: str, **options: Any) -> None:
     """Replace one module's method by a compiled one.
 
-    A compiled bound method as an attribute would be a cycle through the module, which keeps the
-    weights on the device until a garbage collection finds it.
+    A compiled bound method as an attribute would be a reference cycle through the module, which
+    keeps the weights on the device until a garbage collection.
     """
     run = torch.compile(getattr(type(module), name), dynamic=False, fullgraph=True, **options)
     owner = weakref.ref(module)
@@ -555,9 +494,9 @@ def _compile_method(module: torch.nn.Module, name: str, **options: Any) -> None:
 
 
 def own_stream(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """A context in which CUDA work goes to a stream of its own; nothing elsewhere.
+    """A context in which CUDA work uses a stream of its own; a null context elsewhere.
 
-    It begins behind all that was asked of the device so far: the weights may still be under way.
+    The stream waits for all earlier work on the device: the weights may still be uploading.
     """
     if device.type != "cuda":
         return contextlib.nullcontext

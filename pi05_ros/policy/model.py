@@ -1,49 +1,27 @@
 """π0.5 and π0: a vision-language model that denoises a chunk of actions by flow matching.
 
-Sources: openpi `models/pi0.py` (embed_prefix, embed_suffix, compute_loss, sample_actions), the
-original; LeRobot 0.6.1 `modeling_pi05.py` and `modeling_pi0.py`, whose results it reproduces;
-π0 (arXiv 2410.24164), π0.5 (arXiv 2504.16054).
+From top to bottom: building blocks, the SigLIP vision encoder, two Gemma experts with joint
+attention, flow matching in time, and the whole network with its loss.
 
-Time runs against the papers', as in the code: t = 1 is noise, t = 0 is the action.
+Sources: openpi `models/{pi0,gemma,siglip}.py`, the original; LeRobot 0.6.1 `modeling_pi05.py`,
+`modeling_pi0.py` and `pi_gemma.py`, whose results it reproduces; π0 (arXiv 2410.24164), π0.5
+(arXiv 2504.16054), SigLIP (arXiv 2303.15343).
 
-Precision. In bfloat16 the image tower's blocks and projector, the token embedding and the matrices
-of both experts are bfloat16 (openpi's rule; LeRobot keeps the whole tower in float32, for 0.8 GB
-more). In float32 stay all norms with AdaRMS's modulations, patch and position embedding, the time
-MLP and the action and state projections. Rotary angles, x_t, v_t and the Euler steps are float32
-in any case.
+Time runs against the papers', as in openpi's code: t = 1 is noise, t = 0 is the action.
 
-The network's inputs must have the shapes that its sizes ask for.
-
-The linear layer and the layer norm that the image tower and the language experts share.
-
-The image tower: SigLIP So400m/14 and the projector into the language model's width.
-
-Sources: Zhai et al. 2023 (SigLIP); openpi `models/siglip.py`, variant "So400m/14" without pooling;
-LeRobot 0.6.1 `vision_tower` and `multi_modal_projector`.
-
-
-Two Gemma experts that attend jointly: PaliGemma's language model and the action expert.
-
-Sources: openpi `models/gemma.py` (Attention, Block, RMSNorm with `cond`), which is the original;
-LeRobot 0.6.1 `pi_gemma.py` for the tensor names; π0 (arXiv 2410.24164) and π0.5 (arXiv 2504.16054).
-
-The prefix (pictures and prompt) never looks at the suffix (state and actions). The joint attention
-of both experts is therefore the same as two passes: the prefix leaves its keys and values, and the
-suffix attends to those and to its own. Inference runs the first pass once and the second per
-denoising step; training runs each once, and the gradient reaches the prefix through its K and V.
-
-
-Flow matching in time: Euler steps from noise at t = 1 to actions at t = 0.
-
-Sources: openpi `models/pi0.py` (posemb_sincos, sample_actions); π0 (arXiv 2410.24164).
+Precision: in a bfloat16 model, modules keep their `float32_parts` in float32: all norms and AdaRMS
+modulations, patch and position embedding, time MLP, action and state projections. The vision
+encoder's blocks and projector, the token embedding and the experts' matrices are bfloat16 (openpi's
+rule; LeRobot keeps the whole vision encoder in float32, for 0.8 GB more). Rotary angles, x_t, v_t
+and the Euler steps are always float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,66 +29,18 @@ from torch import Tensor, nn
 
 from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
 
-if TYPE_CHECKING:
-    from pi05_ros.policy.guidance import Guide
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-Mark = Callable[[str], None]
-"""Called with a stage's name when the stage is done."""
-
-
-def unmarked(stage: str) -> None:
-    """No-op stage callback."""
-
-
-def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError with the name and both shapes where they differ."""
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
-
-
-def check_prefix(
-    config: PolicyConfig, images: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
-) -> None:
-    """Raise ValueError where pictures and prompt fit neither the network nor each other."""
-    if tokens.ndim != 2 or images.ndim != 5:
-        raise ValueError(
-            "tokens must be [B, L] and images [B, n_cameras, 3, side, side], not "
-            f"{list(tokens.shape)} and {list(images.shape)}"
-        )
-    batch, cameras, side = len(tokens), images.shape[1], config.image_size
-    check_shape("images", images, (batch, cameras, 3, side, side))
-    check_shape("image_masks", image_masks, (batch, cameras))
-    check_shape("token_masks", token_masks, tuple(tokens.shape))
-    for name, mask in (("image_masks", image_masks), ("token_masks", token_masks)):
-        if mask.dtype != torch.bool:
-            raise ValueError(f"{name} must be bool, not {mask.dtype}")
-
-
-def check_state(config: PolicyConfig, state: Tensor | None, batch: int) -> None:
-    """Raise ValueError where π0 lacks its state; π0.5 has it in the prompt."""
-    if config.kind == "pi05":
-        return
-    if state is None:
-        raise ValueError("π0 needs the state [B, max_state_dim]")
-    check_shape("state", state, (batch, config.max_state_dim))
-
-
-# Standard deviation of a unit normal that is cut at ±2, so that `init_` gives the variance it says.
-_TRUNCATED_STD = 0.87962566
+EPSILON = 1e-6
+ROPE_THETA = 10_000.0
 
 
 def init_(weight: Tensor, fan_in: int) -> None:
     """LeCun initialisation: normal cut at two standard deviations, variance 1 / fan_in."""
-    std = 1.0 / math.sqrt(fan_in) / _TRUNCATED_STD
+    std = 1.0 / math.sqrt(fan_in) / 0.87962566  # the deviation of a unit normal cut at ±2
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 class Linear(nn.Linear):
-    """A linear layer that computes in the dtype of its own weight, whatever comes in.
-
-    So the layers that stay in float32 and those in bfloat16 can follow one another.
-    """
+    """A linear layer that computes in its weight's dtype, so float32 and bfloat16 layers chain."""
 
     def reset_parameters(self) -> None:
         init_(self.weight, self.in_features)
@@ -124,6 +54,8 @@ class Linear(nn.Linear):
 class LayerNorm(nn.LayerNorm):
     """Layer norm in float32; the result has the input's dtype."""
 
+    float32_parts: ClassVar = ("weight", "bias")
+
     def forward(self, x: Tensor) -> Tensor:
         normed = F.layer_norm(
             x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
@@ -132,24 +64,24 @@ class LayerNorm(nn.LayerNorm):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation, which SigLIP and Gemma were trained with."""
+    """The tanh approximation, with which SigLIP and Gemma were trained."""
     return F.gelu(x, approximate="tanh")
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q·kᵀ / sqrt(head_dim)) · v over all heads, concatenated.
 
     Args:
         query: [B, heads, S, head_dim].
         key, value: [B, kv_heads, T, head_dim]; each kv head serves heads / kv_heads query heads.
-        mask: bool, broadcastable to [B, heads, S, T], True where a query may look; None is all.
+        mask: bool, broadcastable to [B, heads, S, T], True where a query sees a key; None is all.
 
     Returns:
         [B, S, heads · head_dim].
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
         # the fused kernel's backward pass takes twice as long there
-        out = _attend_in_steps(query, key, value, mask)
+        out = _unfused_attention(query, key, value, mask)
     else:
         group = query.shape[1] // key.shape[1]
         if group > 1:
@@ -162,17 +94,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 def repeat_heads(x: Tensor, group: int) -> Tensor:
     """[B, kv_heads, T, head_dim] → [B, kv_heads · group, T, head_dim].
 
-    A view for one kv head, but for lengths of 32 n + 1: CUDA's memory-efficient kernel is reported
-    to give wrong results for such a view under a mask in bfloat16 (PyTorch issue 191937).
+    A view for one kv head, except for T = 32 n + 1: CUDA's memory-efficient kernel is reported to
+    give wrong results for a stride-0 view under a mask in bfloat16 (PyTorch issue 191937).
     """
     repeated = x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2)
     return repeated.contiguous() if x.shape[2] % 32 == 1 else repeated
 
 
-def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Without the fused kernel; [B, heads, S, head_dim] as `query`, softmax in float32."""
+def _unfused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, heads, S, head_dim] as `query`; softmax in float32."""
     shape = query.shape
-    # The queries that share a kv head stand below one another in one matrix.
+    # The queries that share a kv head are stacked in one matrix.
     stacked = (query * shape[-1] ** -0.5).reshape(shape[0], key.shape[1], -1, shape[-1])
     logits = stacked @ key.transpose(-1, -2)
     if mask is not None:
@@ -187,7 +119,7 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
     return torch.unflatten(x, -1, (-1, head_dim)).transpose(1, 2)
 
 
-EPSILON = 1e-6
+# ---------------------------------------------------------------------------------------- SigLIP
 
 
 class VisionLayer(nn.Module):
@@ -206,12 +138,14 @@ class VisionLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
         d = self.head_dim
-        x = x + self.out(attend(split_heads(q, d), split_heads(k, d), split_heads(v, d)))
+        x = x + self.out(attention(split_heads(q, d), split_heads(k, d), split_heads(v, d)))
         return x + self.down(gelu(self.up(self.mlp_norm(x))))
 
 
-class VisionTower(nn.Module):
-    """Pictures become tokens of the language model's width, one per patch, row by row."""
+class VisionEncoder(nn.Module):
+    """SigLIP So400m/14 without pooling, and the projector to the language model's width."""
+
+    float32_parts: ClassVar = ("patch", "position")
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -226,8 +160,7 @@ class VisionTower(nn.Module):
         nn.init.normal_(self.position, std=width**-0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, side, side] in [-1, 1] → [N, tokens, vlm width], which is used unscaled."""
-        # Patches and positions stay in float32 when the blocks do not (openpi, both versions).
+        """[N, 3, side, side] in [-1, 1] → [N, tokens, vlm width], one token per patch by rows."""
         x = self.patch(images.to(self.patch.weight.dtype)).flatten(2).transpose(1, 2)
         x = (x + self.position).to(self.projector.weight.dtype)
         for layer in self.layers:
@@ -235,16 +168,16 @@ class VisionTower(nn.Module):
         return self.projector(self.post_norm(x))
 
 
-ROPE_THETA = 10_000.0
+# ----------------------------------------------------------------------------------------- Gemma
 
 
 class Rotary(NamedTuple):
-    """Rotation of every position: float32 [B, 1, S, head_dim]."""
+    """Rotary embedding of every position: float32 [B, 1, S, head_dim]."""
 
     cos: Tensor
-    """Of the angles, twice."""
+    """[cos, cos]."""
     sin: Tensor
-    """Of the angles: first negative, for what the second half adds to the first, then positive."""
+    """[-sin, sin], so that x · cos + roll(x) · sin rotates the two halves."""
 
 
 class KeyValue(NamedTuple):
@@ -257,8 +190,8 @@ class KeyValue(NamedTuple):
 def rotary(positions: Tensor, head_dim: int) -> Rotary:
     """Rotary angles of [B, S] positions, always in float32.
 
-    They come from no buffer: `module.to(bfloat16)` would round a buffer's frequencies by up to
-    0.4 %, which is more than a radian at position 968.
+    Not a buffer: `module.to(bfloat16)` would round its frequencies by up to 0.4 %, which is more
+    than a radian at position 968.
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angle = positions[:, None, :, None].to(torch.float32) * ROPE_THETA**-exponent
@@ -266,55 +199,25 @@ def rotary(positions: Tensor, head_dim: int) -> Rotary:
     return Rotary(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
 
-def rotate(x: Tensor, angles: Rotary) -> Tensor:
+def apply_rotary(x: Tensor, angles: Rotary) -> Tensor:
     """Rotate the two halves of [B, heads, S, head_dim] against each other, in float32."""
     x32 = x.float()
     return torch.addcmul(x32 * angles.cos, x32.roll(x.shape[-1] // 2, -1), angles.sin).to(x.dtype)
 
 
 def block_mask(valid: Tensor, starts: Tensor) -> Tensor:
-    """Who may look at whom: a token sees the valid tokens of its own block and of those before.
+    """Block-causal mask: a token sees the valid tokens of its own block and of earlier blocks.
 
     Args:
         valid: [B, T] bool, False for padding.
         starts: [T] bool, True where a new block begins.
 
     Returns:
-        [B, 1, T, T] bool, [.., i, j] says whether i sees j. Rows of padding are not blanked: no
-        valid token reads their results, and a row that sees nothing has no softmax.
+        [B, 1, T, T] bool, [.., i, j] is whether i sees j. Rows of padding stay unmasked: their
+        outputs are unused, and a fully masked row would be NaN.
     """
     block = starts.long().cumsum(0)
     return (block[None, :] <= block[:, None]) & valid[:, None, None, :]
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · (1 + weight), in float32; the weight lies around 0."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns the normed x, and no gate."""
-        return (_rms(x) * (1 + self.weight.float())).to(x.dtype), None
-
-
-class AdaRMSNorm(nn.Module):
-    """x / rms(x) · (1 + scale) + shift, in float32, and the gate of the residual branch.
-
-    It has no weight of its own: scale, shift and gate depend on the time alone, and
-    `Expert.modulations` computes those of all norms together.
-    """
-
-    def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Norm [B, S, width] by `modulation` [B or 1, 3, width]: scale, shift, gate.
-
-        With one time per token it is [B or 1, 3, S, width].
-        """
-        if modulation.ndim == 3:
-            modulation = modulation[:, :, None]
-        scale, shift, gate = modulation.float().unbind(1)
-        return torch.addcmul(shift, _rms(x), 1 + scale).to(x.dtype), gate.to(x.dtype)
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -322,12 +225,43 @@ def _rms(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)
 
 
+class RMSNorm(nn.Module):
+    """x / rms(x) · (1 + weight), in float32."""
+
+    float32_parts: ClassVar = ("weight",)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Returns the normed x, and None for the gate that `AdaRMSNorm` has."""
+        return (_rms(x) * (1 + self.weight.float())).to(x.dtype), None
+
+
+class AdaRMSNorm(nn.Module):
+    """x / rms(x) · (1 + scale) + shift, in float32, and the gate of the residual branch.
+
+    Without a weight of its own: `Expert.modulations` computes scale, shift and gate of all norms.
+    """
+
+    def forward(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Norm [B, S, width] by `modulation` [B or 1, 3, width]: scale, shift, gate.
+
+        With one time per token, `modulation` is [B or 1, 3, S, width].
+        """
+        if modulation.ndim == 3:
+            modulation = modulation[:, :, None]
+        scale, shift, gate = modulation.float().unbind(1)
+        return torch.addcmul(shift, _rms(x), 1 + scale).to(x.dtype), gate.to(x.dtype)
+
+
 def _residual(x: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
     return x + branch if gate is None else torch.addcmul(x, branch, gate)
 
 
 class GemmaLayer(nn.Module):
-    """One expert's part of one layer: everything but the attention itself, without biases."""
+    """One expert's part of a layer, before and after the joint attention; no biases."""
 
     def __init__(self, size: GemmaSize, adaptive: bool) -> None:
         super().__init__()
@@ -341,29 +275,28 @@ class GemmaLayer(nn.Module):
         self.gate_up = Linear(size.width, 2 * size.mlp_dim, bias=False)
         self.down = Linear(size.mlp_dim, size.width, bias=False)
 
-    def project(
+    def before_attention(
         self, x: Tensor, angles: Rotary, modulation: Tensor | None = None
     ) -> tuple[Tensor, KeyValue, Tensor | None]:
-        """Norm and project; returns the query, key and value, and the gate."""
+        """Norm and projection: the query, key and value, and the residual gate."""
         h, gate = self.attention_norm(x, modulation)
-        query, key, value = self._heads(self.qkv(h), self.query_dim, angles)
-        return query, KeyValue(key, value), gate
+        query, key_value = self._heads(self.qkv(h), self.query_dim, angles)
+        return query, key_value, gate
 
-    def project_key_value(self, x: Tensor, angles: Rotary) -> KeyValue:
-        """Key and value alone: all that is needed of the prefix's last layer."""
+    def key_value(self, x: Tensor, angles: Rotary) -> KeyValue:
+        """Key and value alone: the only results of the prefix's last layer that are used."""
         h, _ = self.attention_norm(x, None)
-        _, key, value = self._heads(F.linear(h, self.qkv.weight[self.query_dim :]), 0, angles)
-        return KeyValue(key, value)
+        return self._heads(F.linear(h, self.qkv.weight[self.query_dim :]), 0, angles)[1]
 
-    def _heads(self, x: Tensor, query_dim: int, angles: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, query_dim: int, angles: Rotary) -> tuple[Tensor, KeyValue]:
         """[B, S, query_dim + 2 · kv_dim] → query and key, rotated, and value, by heads."""
         heads = split_heads(x, self.head_dim)
         queries, keys = query_dim // self.head_dim, self.kv_dim // self.head_dim
-        turned, value = heads.split((queries + keys, keys), dim=1)
-        query, key = rotate(turned, angles).split((queries, keys), dim=1)
-        return query, key, value
+        query_key, value = heads.split((queries + keys, keys), dim=1)
+        query, key = apply_rotary(query_key, angles).split((queries, keys), dim=1)
+        return query, KeyValue(key, value)
 
-    def finish(
+    def after_attention(
         self, x: Tensor, attended: Tensor, gate: Tensor | None, modulation: Tensor | None = None
     ) -> Tensor:
         """Output projection and MLP, each added to the residual stream (through its gate)."""
@@ -374,70 +307,68 @@ class GemmaLayer(nn.Module):
 
 
 class Expert(nn.Module):
-    """A stack of layers and the final norm; `adaptive` where the norms depend on the time."""
+    """Gemma layers and the final norm; AdaRMS norms where `adaptive`."""
+
+    float32_parts: ClassVar = ("modulation",)
+    layers: Sequence[GemmaLayer]
+    """An nn.ModuleList, under the type of its elements."""
 
     def __init__(self, size: GemmaSize, adaptive: bool) -> None:
         super().__init__()
         self.size = size
-        self.layers = nn.ModuleList(GemmaLayer(size, adaptive) for _ in range(size.depth))
+        layers = nn.ModuleList(GemmaLayer(size, adaptive) for _ in range(size.depth))
+        self.layers = cast("Sequence[GemmaLayer]", layers)
         self.final_norm = AdaRMSNorm() if adaptive else RMSNorm(size.width)
         self.modulation: Linear | None = None
         if adaptive:
-            # Two norms a layer and the final one, each with scale, shift and gate, in one matrix.
+            # Two norms per layer and the final one, each with scale, shift and gate, in one matrix.
             self.modulation = Linear(size.width, (2 * size.depth + 1) * 3 * size.width)
-            # As in openpi's JAX code: gate 0, so that each layer begins as the identity.
+            # As in openpi's JAX code: with gate 0, each layer begins as the identity.
             nn.init.zeros_(self.modulation.weight)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the residual stream runs in; the last layer is never quantised."""
-        return self.stack[-1].out.weight.dtype
+        """The dtype of the residual stream; the last layer is never quantised."""
+        return self.layers[-1].out.weight.dtype
 
-    @property
-    def stack(self) -> list[GemmaLayer]:
-        """The layers under their own type, which a ModuleList forgets."""
-        return cast("list[GemmaLayer]", list(self.layers))
-
-    def modulations(self, condition: Tensor) -> Tensor:
+    def modulations(self, adarms_cond: Tensor) -> Tensor:
         """[N, width] time conditions → [N, 2 · depth + 1, 3, width]: scale, shift, gate.
 
         Along the second axis: attention and MLP norm of every layer, then the final norm.
         """
         if self.modulation is None:
             raise ValueError("this expert has plain norms: nothing to modulate")
-        return self.modulation(condition).unflatten(-1, (-1, 3, self.size.width))
+        return self.modulation(adarms_cond).unflatten(-1, (-1, 3, self.size.width))
 
 
 class PaliGemmaWithExpert(nn.Module):
-    """PaliGemma's language model for the prefix, the action expert for the suffix."""
+    """PaliGemma's language model for the prefix, the action expert for the suffix.
+
+    The prefix (images and prompt) never attends to the suffix (state and actions), so joint
+    attention equals two passes: the prefix leaves its keys and values, and the suffix attends to
+    those and its own. Inference runs the first pass once and the second per denoising step;
+    training runs each once, and the gradient reaches the prefix through its keys and values.
+    """
 
     def __init__(self, vlm: GemmaSize, action: GemmaSize, adaptive: bool) -> None:
         super().__init__()
         self.vlm = Expert(vlm, adaptive=False)
         self.action = Expert(action, adaptive)
 
-    def prefix(
-        self, x: Tensor, angles: Rotary, mask: Tensor | None, last_hidden: bool = False
-    ) -> tuple[list[KeyValue], Tensor | None]:
-        """Run the prefix [B, T, vlm width] and keep every layer's keys and values.
+    def prefix(self, x: Tensor, angles: Rotary, mask: Tensor | None) -> list[KeyValue]:
+        """Every layer's keys and values of the prefix [B, T, vlm width].
 
-        The rest of the last layer and the final norm feed nobody, and are left out unless
-        `last_hidden` asks for their result [B, T, vlm width].
+        The rest of the last layer and the final norm are unused and left out.
         """
         x = x.to(self.vlm.dtype)
         cache: list[KeyValue] = []
-        *first_layers, last_layer = self.vlm.stack
+        *first_layers, last_layer = self.vlm.layers
         for layer in first_layers:
-            query, kv, _ = layer.project(x, angles)
+            query, kv, _ = layer.before_attention(x, angles)
             cache.append(kv)
-            x = layer.finish(x, attend(query, kv.key, kv.value, mask), None)
-        if not last_hidden:
-            cache.append(last_layer.project_key_value(x, angles))
-            return cache, None
-        query, kv, _ = last_layer.project(x, angles)
-        cache.append(kv)
-        x = last_layer.finish(x, attend(query, kv.key, kv.value, mask), None)
-        return cache, self.vlm.final_norm(x)[0]
+            x = layer.after_attention(x, attention(query, kv.key, kv.value, mask), None)
+        cache.append(last_layer.key_value(x, angles))
+        return cache
 
     def suffix(
         self,
@@ -447,27 +378,27 @@ class PaliGemmaWithExpert(nn.Module):
         mask: Tensor | None,
         modulations: Tensor | None,
     ) -> Tensor:
-        """Run the suffix against the prefix's keys and values, which it does not change.
+        """[B, S, action width] against the prefix's `cache` → the same shape, finally normed.
 
         Args:
-            x: [B, S, action width].
-            cache: from `prefix`.
-            angles: of the suffix positions.
+            x, angles: of the suffix.
+            cache: from `prefix`; not changed.
             mask: bool, broadcastable to [B, 1, S, T + S]; None where everything is seen.
             modulations: [B or 1, 2 · depth + 1, 3, width], or None for plain norms.
-
-        Returns:
-            [B, S, action width] after the final norm.
         """
         x = x.to(self.action.dtype)
         depth = self.action.size.depth
         norms = [None] * (2 * depth + 1) if modulations is None else modulations.unbind(1)
-        for index, (layer, seen) in enumerate(zip(self.action.stack, cache, strict=True)):
-            query, own, gate = layer.project(x, angles, norms[2 * index])
+        for index, (layer, seen) in enumerate(zip(self.action.layers, cache, strict=True)):
+            query, own, gate = layer.before_attention(x, angles, norms[2 * index])
             key = torch.cat((seen.key, own.key), dim=2)
             value = torch.cat((seen.value, own.value), dim=2)
-            x = layer.finish(x, attend(query, key, value, mask), gate, norms[2 * index + 1])
+            attended = attention(query, key, value, mask)
+            x = layer.after_attention(x, attended, gate, norms[2 * index + 1])
         return self.action.final_norm(x, norms[-1])[0]
+
+
+# --------------------------------------------------------------------------------- flow matching
 
 
 def sinusoidal_embedding(times: Tensor, width: int, min_period: float, max_period: float) -> Tensor:
@@ -479,74 +410,60 @@ def sinusoidal_embedding(times: Tensor, width: int, min_period: float, max_perio
 
 
 class Schedule(NamedTuple):
-    """The times of the Euler steps and all that the network makes of them alone."""
+    """The times of the Euler steps and the (negative) time between them."""
 
     times: tuple[float, ...]
     dt: float
-    """Below 0."""
     features: Tensor
-    """[N + 1, ...]: time features at `times`, and last at t = 0."""
+    """[num_steps + 1, ...]: `Pi0.time_features` of `times`, then of t = 0."""
 
 
-def make_schedule(
-    time_features: Callable[[Tensor], Tensor], num_steps: int, device: torch.device
-) -> Schedule:
-    """Equal steps. Weights that change afterwards do not change it.
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(x_t [B, H, D], time features) → v [B, H, D]."""
+Step = Callable[[Velocity, Tensor, Schedule, int], Tensor]
+"""(velocity, x_t, schedule, step index) → x_t of the next time."""
 
-    Raises:
-        ValueError: num_steps below 1.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
-    dt = -1.0 / num_steps
-    times = tuple(1.0 + step * dt for step in range(num_steps))
-    # a guide may differentiate, and what inference mode has made cannot be
-    with torch.inference_mode(False), torch.no_grad():
-        features = time_features(torch.tensor([*times, 0.0], device=device))
-    return Schedule(times, dt, features)
+
+def euler_step(velocity: Velocity, x_t: Tensor, schedule: Schedule, index: int) -> Tensor:
+    """x_t + dt · v(x_t, t)."""
+    return x_t + schedule.dt * velocity(x_t, schedule.features[index : index + 1])
 
 
 def integrate(
-    velocity: Velocity, x_t: Tensor, schedule: Schedule, guide: Guide | None = None
+    velocity: Velocity, noise: Tensor, schedule: Schedule, step: Step = euler_step
 ) -> Tensor:
-    """[B, H, D] noise → normalised actions; `guide` pulls them towards those of a chunk before."""
-    *features, clean = schedule.features.split(1)
-    for time, now in zip(schedule.times, features, strict=True):
-        if guide is None:
-            x_t = x_t + schedule.dt * velocity(x_t, now)
-        else:
-            x_t = guide.step(velocity, x_t, time, schedule.dt, now, clean)
+    """[B, H, D] noise at t = 1 → normalised actions at t = 0."""
+    x_t = noise
+    for index in range(len(schedule.times)):
+        x_t = step(velocity, x_t, schedule, index)
     return x_t
 
 
-# `action_` is in the projections' names, and not in `experts.action.`.
-FLOAT32_PARTS = ("norm", "modulation", "patch", "position", "action_", "time_", "state_")
-
-
-def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that the named parameter has when the model runs in `dtype`."""
-    return torch.float32 if any(part in name for part in FLOAT32_PARTS) else dtype
+# ----------------------------------------------------------------------------------- the network
 
 
 class Prefix(NamedTuple):
-    """All that the denoising steps need of pictures and prompt."""
+    """All that the denoising steps need of images and prompt."""
 
     cache: list[KeyValue]
     suffix_angles: Rotary
     suffix_mask: Tensor | None
-    last_hidden: Tensor | None = None
-    """[B, T, vlm width], only where `encode_prefix` was asked for it."""
 
 
 class Pi0(nn.Module):
     """The network of π0.5 (AdaRMS, state in the prompt) or π0 (state token), by `config.kind`."""
+
+    float32_parts: ClassVar = (
+        "action_in_proj", "action_out_proj", "time_mlp_in", "time_mlp_out",
+        "state_proj", "action_time_mlp_in", "action_time_mlp_out",
+    )  # fmt: skip
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
         self.adaptive = config.kind == "pi05"
         sizes = config.sizes
-        self.vision = VisionTower(sizes)
+        self.vision = VisionEncoder(sizes)
         self.embedder = nn.Embedding(sizes.vocab, sizes.vlm.width)
         nn.init.normal_(self.embedder.weight, std=sizes.vlm.width**-0.5)
         self.experts = PaliGemmaWithExpert(sizes.vlm, sizes.exp, adaptive=self.adaptive)
@@ -565,13 +482,16 @@ class Pi0(nn.Module):
     def device(self) -> torch.device:
         return self.embedder.weight.device
 
-    def embed_prefix(
-        self, images: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens of every camera in order, then the prompt: [B, T, width], and [B, T] valid."""
-        return self._join(self.encode_images(images), image_masks, tokens, token_masks)
+    def parameter_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the named parameter in a model that runs in `dtype`."""
+        module: nn.Module = self
+        for part in name.split("."):
+            if part in getattr(module, "float32_parts", ()):
+                return torch.float32
+            module = getattr(module, part)
+        return dtype
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def embed_images(self, images: Tensor) -> Tensor:
         """[B, n_cameras, 3, side, side] → [B, n_cameras · image tokens, width], unscaled."""
         batch, cameras = images.shape[:2]
         if cameras == 0:
@@ -579,98 +499,76 @@ class Pi0(nn.Module):
         features: Tensor = self.vision(images.flatten(0, 1))
         return features.unflatten(0, (batch, cameras)).flatten(1, 2)
 
-    def _join(
+    def embed_prefix(
         self, features: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Tokens of every camera in order, then the prompt: [B, T, width], and [B, T] valid."""
         # text embeddings are scaled by sqrt(width), image features are not
         text = self.embedder(tokens).float() * math.sqrt(self.config.sizes.vlm.width)
-        seen = image_masks.repeat_interleave(
+        image_valid = image_masks.repeat_interleave(
             self.config.sizes.image_tokens, dim=1, output_size=features.shape[1]
         )
-        return torch.cat((features.float(), text), dim=1), torch.cat((seen, token_masks), dim=1)
+        valid = torch.cat((image_valid, token_masks), dim=1)
+        return torch.cat((features.float(), text), dim=1), valid
 
     def encode_prefix(
-        self,
-        images: Tensor,
-        image_masks: Tensor,
-        tokens: Tensor,
-        token_masks: Tensor,
-        pack: bool = True,
-        last_hidden: bool = False,
-        mark: Mark = unmarked,
+        self, images: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
     ) -> Prefix:
-        """Run pictures and prompt once; `denoise` can then be called any number of times.
+        """Run images and prompt once; `denoise_step` can then be called any number of times.
+
+        Cameras and tokens that are masked in the whole batch are left out. Nothing attends to
+        them and they do not advance positions, so the result is the same.
 
         Args:
             images: [B, n_cameras, 3, side, side] in [-1, 1].
             image_masks: [B, n_cameras] bool, False for a missing camera.
             tokens: [B, L] int64.
             token_masks: [B, L] bool, False for padding.
-            pack: leave out the cameras and tokens that are masked in the whole batch. Nobody
-                attends to them and they advance no position, so the result is the same.
-            last_hidden: also compute the language model's last hidden state.
-            mark: told when "vision" and "prefix" are done.
 
         Raises:
-            ValueError: shapes that do not fit the network or each other; nothing but padding.
+            ValueError: shapes or dtypes that do not fit; everything masked.
         """
-        check_prefix(self.config, images, image_masks, tokens, token_masks)
-        if pack:
-            used, kept = image_masks.any(0), token_masks.any(0)
-            images, image_masks = images[:, used], image_masks[:, used]
-            tokens, token_masks = tokens[:, kept], token_masks[:, kept]
-            if images.shape[1] + tokens.shape[1] == 0:
-                raise ValueError("every camera and every token is masked: nothing to look at")
-        features = self.encode_images(images)
-        mark("vision")
+        self._check_prefix(images, image_masks, tokens, token_masks)
+        cameras, kept = image_masks.any(0), token_masks.any(0)
+        images, image_masks = images[:, cameras], image_masks[:, cameras]
+        tokens, token_masks = tokens[:, kept], token_masks[:, kept]
+        if images.shape[1] + tokens.shape[1] == 0:
+            raise ValueError("every camera and every token is masked: the prefix is empty")
+        features = self.embed_images(images)
         masked = not (bool(image_masks.all()) and bool(token_masks.all()))
-        prefix = self.encode_tokens(
-            features, image_masks, tokens, token_masks, masked=masked, last_hidden=last_hidden
-        )
-        mark("prefix")
-        return prefix
+        return self.prefill(features, image_masks, tokens, token_masks, masked)
 
-    def encode_tokens(
+    def prefill(
         self,
         features: Tensor,
         image_masks: Tensor,
         tokens: Tensor,
         token_masks: Tensor,
-        *,
         masked: bool = True,
-        last_hidden: bool = False,
     ) -> Prefix:
-        """`encode_prefix` behind the image tower; it never waits for the device.
+        """`encode_prefix` after the vision encoder; it never synchronises with the device.
 
         Args:
-            features: [B, n_cameras · image tokens, width] from `encode_images`.
-            image_masks, tokens, token_masks, last_hidden: see `encode_prefix`.
+            features: [B, n_cameras · image tokens, width] from `embed_images`.
+            image_masks, tokens, token_masks: see `encode_prefix`.
             masked: whether the masks have a False; without one, attention needs no mask.
         """
-        embeddings, valid = self._join(features, image_masks, tokens, token_masks)
-        # Padding does not advance the position.
+        embeddings, valid = self.embed_prefix(features, image_masks, tokens, token_masks)
+        # padding does not advance the position
         positions = (valid.long().cumsum(1) - 1).clamp(min=0)
         head_dim = self.config.sizes.vlm.head_dim
-        # The prefix is one block: every valid token is seen by every token.
-        cache, hidden = self.experts.prefix(
-            embeddings,
-            rotary(positions, head_dim),
-            valid[:, None, None, :] if masked else None,
-            last_hidden,
-        )
+        # the prefix is one block: every token sees every valid token
+        mask = valid[:, None, None, :] if masked else None
+        cache = self.experts.prefix(embeddings, rotary(positions, head_dim), mask)
         length = self.config.horizon + (not self.adaptive)
         suffix_positions = valid.sum(1, keepdim=True) + torch.arange(length, device=valid.device)
-        return Prefix(
-            cache,
-            rotary(suffix_positions, head_dim),
-            self._suffix_mask(valid, length, masked),
-            hidden,
-        )
+        suffix_mask = self._suffix_mask(valid, length, masked)
+        return Prefix(cache, rotary(suffix_positions, head_dim), suffix_mask)
 
     def _suffix_mask(self, valid: Tensor, length: int, masked: bool) -> Tensor | None:
         """Broadcastable to [B, 1, S, T + S]; None where every suffix token sees everything.
 
-        Actions are one block, and so is π0's state before them.
+        The actions are one block; π0's state is a block before them.
         """
         seen = torch.cat((valid, valid.new_ones(len(valid), length)), dim=1)
         if self.adaptive:
@@ -680,7 +578,7 @@ class Pi0(nn.Module):
         return block_mask(seen, starts)[:, :, valid.shape[1] :]
 
     def embed_time(self, times: Tensor) -> Tensor:
-        """[N] → [N, width]: π0.5's AdaRMS condition, or π0's plain sinusoid."""
+        """[N] → [N, width]: π0.5's AdaRMS condition (adarms_cond), or π0's plain sinusoid."""
         config = self.config
         embedding = sinusoidal_embedding(
             times, config.sizes.exp.width, config.min_period, config.max_period
@@ -690,7 +588,7 @@ class Pi0(nn.Module):
         return F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
 
     def time_features(self, times: Tensor) -> Tensor:
-        """Everything that depends on the time alone, for [N] times at once.
+        """Everything that depends on the time alone, for [N] times.
 
         π0.5: [N, 2 · depth + 1, 3, width] modulations of the expert's norms. π0: [N, width].
         """
@@ -704,13 +602,12 @@ class Pi0(nn.Module):
             return actions
         if state is None:
             raise ValueError("π0 needs the state [B, max_state_dim]")
+        _check_shape("state", state, (len(x_t), self.config.max_state_dim))
         time = time_features.to(actions.dtype)[:, None].expand_as(actions)
-        mixed = self.action_time_mlp_in(torch.cat((actions, time), dim=-1))
-        return torch.cat(
-            (self.state_proj(state)[:, None], self.action_time_mlp_out(F.silu(mixed))), dim=1
-        )
+        mixed = F.silu(self.action_time_mlp_in(torch.cat((actions, time), dim=-1)))
+        return torch.cat((self.state_proj(state)[:, None], self.action_time_mlp_out(mixed)), dim=1)
 
-    def denoise(
+    def denoise_step(
         self, prefix: Prefix, x_t: Tensor, time_features: Tensor, state: Tensor | None = None
     ) -> Tensor:
         """The velocity v(x_t, t).
@@ -725,20 +622,28 @@ class Pi0(nn.Module):
         Returns:
             [B, H, action dim] float32.
         """
-        hidden = self.experts.suffix(
-            self.embed_suffix(x_t, time_features, state),
-            prefix.cache,
-            prefix.suffix_angles,
-            prefix.suffix_mask,
-            time_features if self.adaptive else None,
-        )
+        suffix = self.embed_suffix(x_t, time_features, state)
+        modulations = time_features if self.adaptive else None
+        hidden = self.experts.suffix(suffix, *prefix, modulations)
         return self.action_out_proj(hidden[:, -self.config.horizon :]).float()
 
-    def schedule(self, num_steps: int) -> Schedule:
-        """All that sampling in `num_steps` Euler steps needs of the times alone."""
-        return make_schedule(self.time_features, num_steps, self.device)
-
+    # inference tensors would forbid to differentiate through a step
+    @torch.inference_mode(False)
     @torch.no_grad()
+    def schedule(self, num_steps: int) -> Schedule:
+        """Equal Euler steps. Weights that change afterwards do not change it.
+
+        Raises:
+            ValueError: num_steps below 1.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+        dt = -1.0 / num_steps
+        times = tuple(1.0 + step * dt for step in range(num_steps))
+        features = self.time_features(torch.tensor([*times, 0.0], device=self.device))
+        return Schedule(times, dt, features)
+
+    @torch.inference_mode()
     def sample_actions(
         self,
         images: Tensor,
@@ -748,23 +653,14 @@ class Pi0(nn.Module):
         state: Tensor | None = None,
         noise: Tensor | None = None,
         num_steps: int = 10,
-        *,
-        generator: torch.Generator | None = None,
-        pack: bool = True,
-        guide: Guide | None = None,
-        schedule: Schedule | None = None,
-        mark: Mark = unmarked,
     ) -> Tensor:
         """Integrate from noise at t = 1 to actions at t = 0 in equal Euler steps.
 
         Args:
-            images, image_masks, tokens, token_masks, pack: see `encode_prefix`.
+            images, image_masks, tokens, token_masks: see `encode_prefix`.
             state: [B, max_state_dim], π0 alone.
-            noise: [B, H, action dim]; drawn from `generator` where it is not given.
+            noise: [B, H, action dim]; drawn where it is not given.
             num_steps: Euler steps.
-            guide: pulls the actions towards those of a chunk before.
-            schedule: from `schedule`, made once for many calls, instead of `num_steps`.
-            mark: told when "vision", "prefix" and "denoise" are done.
 
         Returns:
             [B, H, action dim] normalised actions, float32, not clipped.
@@ -772,18 +668,10 @@ class Pi0(nn.Module):
         Raises:
             ValueError: shapes that do not fit, a missing state, num_steps below 1.
         """
-        if schedule is None:
-            schedule = self.schedule(num_steps)
-        check_prefix(self.config, images, image_masks, tokens, token_masks)
-        check_state(self.config, state, len(tokens))
-        # the guide may differentiate, and what inference mode has made cannot be
-        with torch.inference_mode(guide is None or not guide.differentiates), torch.no_grad():
-            x_t = self._noise(len(tokens), noise, generator)
-            state = None if state is None else state.clone()
-            prefix = self.encode_prefix(images, image_masks, tokens, token_masks, pack, mark=mark)
-            x_t = integrate(partial(self.denoise, prefix, state=state), x_t, schedule, guide)
-        mark("denoise")
-        return x_t
+        schedule = self.schedule(num_steps)
+        prefix = self.encode_prefix(images, image_masks, tokens, token_masks)
+        noise = self._noise(len(tokens), noise)
+        return integrate(partial(self.denoise_step, prefix, state=state), noise, schedule)
 
     def loss(
         self,
@@ -800,7 +688,9 @@ class Pi0(nn.Module):
         """Squared error of the velocity at x_t = t · noise + (1 - t) · actions.
 
         Args:
+            images, image_masks, tokens, token_masks: see `encode_prefix`.
             actions: [B, H, action dim] normalised, padded with zeros.
+            state: [B, max_state_dim], π0 alone.
             noise: [B, H, action dim], drawn where it is not given.
             time: [B] in (0, 1], drawn from Beta(1.5, 1) · 0.999 + 0.001 where it is not given.
             reduction: "none", or "mean" over everything, padded dimensions included (openpi).
@@ -813,35 +703,51 @@ class Pi0(nn.Module):
         """
         if reduction not in ("none", "mean"):
             raise ValueError(f'reduction must be "none" or "mean", not {reduction!r}')
-        check_prefix(self.config, images, image_masks, tokens, token_masks)
         batch = len(tokens)
-        check_state(self.config, state, batch)
-        check_shape("actions", actions, self._chunk_shape(batch))
+        _check_shape("actions", actions, self._chunk_shape(batch))
         actions = actions.to(torch.float32)
-        noise = self._noise(batch, noise, None)
+        noise = self._noise(batch, noise)
         time = self._draw_time(batch) if time is None else time.to(torch.float32)
-        check_shape("time", time, (batch,))
+        _check_shape("time", time, (batch,))
         t = time[:, None, None]
+        x_t = t * noise + (1 - t) * actions
         prefix = self.encode_prefix(images, image_masks, tokens, token_masks)
-        velocity = self.denoise(
-            prefix, t * noise + (1 - t) * actions, self.time_features(time), state
-        )
+        velocity = self.denoise_step(prefix, x_t, self.time_features(time), state)
         error = (velocity - (noise - actions)).square()
         return error.mean() if reduction == "mean" else error
 
     def _draw_time(self, batch: int) -> Tensor:
         config = self.config
-        alpha = torch.tensor(config.time_alpha, device=self.device)
-        beta = torch.tensor(config.time_beta, device=self.device)
-        draw = torch.distributions.Beta(alpha, beta).sample((batch,))
+        parameters = torch.tensor([config.time_alpha, config.time_beta], device=self.device)
+        draw = torch.distributions.Beta(*parameters).sample((batch,))
         return draw * config.time_scale + config.time_offset
 
-    def _noise(self, batch: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        shape = self._chunk_shape(batch)
+    def _noise(self, batch: int, noise: Tensor | None) -> Tensor:
         if noise is None:
-            return torch.randn(shape, generator=generator, device=self.device)
-        check_shape("noise", noise, shape)
+            return torch.randn(self._chunk_shape(batch), device=self.device)
+        _check_shape("noise", noise, self._chunk_shape(batch))
         return noise.to(torch.float32)
 
     def _chunk_shape(self, batch: int) -> tuple[int, ...]:
         return (batch, self.config.horizon, self.config.max_action_dim)
+
+    def _check_prefix(
+        self, images: Tensor, image_masks: Tensor, tokens: Tensor, token_masks: Tensor
+    ) -> None:
+        if tokens.ndim != 2 or images.ndim != 5:
+            raise ValueError(
+                "tokens must be [B, L] and images [B, n_cameras, 3, side, side], not "
+                f"{list(tokens.shape)} and {list(images.shape)}"
+            )
+        batch, cameras, side = len(tokens), images.shape[1], self.config.image_size
+        _check_shape("images", images, (batch, cameras, 3, side, side))
+        _check_shape("image_masks", image_masks, (batch, cameras))
+        _check_shape("token_masks", token_masks, tuple(tokens.shape))
+        for name, mask in (("image_masks", image_masks), ("token_masks", token_masks)):
+            if mask.dtype != torch.bool:
+                raise ValueError(f"{name} must be bool, not {mask.dtype}")
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")

@@ -12,16 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pi05_ros.policy.checkpoint import RobotSource, load_model, open_checkpoint
-from pi05_ros.policy.guidance import Guidance, Guide, make_guide
-from pi05_ros.policy.images import EMPTY, PictureError, PictureLoader
+from pi05_ros.policy.bundle import Settings, open_checkpoint
+from pi05_ros.policy.checkpoint import load_model
+from pi05_ros.policy.guidance import Guidance, PrefixGuidance
+from pi05_ros.policy.images import EMPTY, ImageError, ImageLoader
 from pi05_ros.policy.inference import (
+    Mark,
     SampleInputs,
     StageClock,
     make_sampler,
     own_stream,
 )
-from pi05_ros.policy.model import Mark, Pi0, unmarked
+from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.processing import Processing
 from pi05_ros.policy.prompt import (
     PromptTokenizer,
@@ -30,7 +32,7 @@ from pi05_ros.policy.prompt import (
     pi0_prompt,
     pi05_prompt,
 )
-from pi05_ros.policy.robots import Robot, Settings
+from pi05_ros.policy.robots import Robot, RobotSource
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class PolicyOutputError(RuntimeError):
-    """The network gave numbers that must not reach a robot."""
+    """The network's output is not finite and must not reach a robot."""
 
 
 class Policy:
@@ -52,39 +54,43 @@ class Policy:
         processing: Processing,
         tokenizer: PromptTokenizer,
         cameras: Mapping[str, str],
+        *,
         num_steps: int | None = None,
         seed: int | None = None,
         label: str = "",
         execution: str = "auto",
         fp8_prefix: bool = False,
+        guidance: Guidance | None = None,
     ) -> None:
-        """Put the parts together; `from_pretrained` reads them from a folder.
+        """Combine the parts; `from_pretrained` reads them from a folder.
 
         Args:
-            model: the network, in evaluation mode on its device; its weights stay as they are.
+            model: the network, in evaluation mode on its device; its weights must not change.
             robot: the units of states and actions.
             processing: statistics and conventions.
             tokenizer: of the network's vocabulary.
             cameras: the robot's camera name → the network's.
-            num_steps: Euler steps; the checkpoint's number by default.
-            seed: makes the noise of a series of calls repeatable.
             label: trained or not, for `description`.
-            execution, fp8_prefix: see `from_pretrained`.
+            num_steps, seed, execution, fp8_prefix, guidance: see `from_pretrained`.
+
+        Raises:
+            ValueError: an execution that the device does not support, or guidance that the
+                checkpoint does not.
         """
         self.model = model
         self.robot = robot
         self.processing = processing
+        self._guidance = guidance or Guidance()
+        self._guidance.check(model.config)
         self._on_stream = own_stream(model.device)
         steps = model.config.num_steps if num_steps is None else num_steps
         with self._on_stream():
             self.sampler = make_sampler(model, steps, execution, len(cameras), fp8_prefix)
         self.truncated_tokens = 0
-        """How many tokens of the latest instruction were cut, π0 alone: its prompt has no state."""
-        self.guidance = Guidance()
-        """How a chunk continues a prefix; `Guidance.check` says whether the network can."""
+        """Tokens cut from the latest instruction, for prompts without a state."""
         self._tokenizer = tokenizer
         self._cameras = dict(cameras)
-        self._pictures = PictureLoader(model.config.image_size, processing.convention, model.device)
+        self._pictures = ImageLoader(model.config.image_size, processing.convention, model.device)
         self._label = label
         self._warned = ""
         # On the CPU, so that a seed gives the same noise on every device.
@@ -106,27 +112,31 @@ class Policy:
         threads: int | None = None,
         execution: str = "auto",
         fp8_prefix: bool = False,
+        guidance: Guidance | None = None,
     ) -> Policy:
         """Load a checkpoint folder for a robot.
 
         Args:
-            path: a folder of LeRobot's or openpi's (PyTorch) layout, or a Hugging Face id, if need
-                be with a revision: "owner/name@revision"; "small" is this package's own network.
+            path: a folder in LeRobot's or openpi's (PyTorch) layout, or a Hugging Face id,
+                optionally with a revision: "owner/name@revision"; "small" is this package's own
+                network.
             robot: "aloha", "droid", "libero", "ur5e", "generic", the path of a YAML description, or
-                a mapping of the same keys, see `robot_description`.
-            device: "auto" (CUDA where there is one), "cuda", "cpu", …
+                a mapping of the same keys, see `robots.Robot`.
+            device: "auto" (CUDA if available), "cuda", "cpu", …
             dtype: "float32" or "bfloat16"; by default bfloat16 on CUDA, float32 elsewhere.
             num_steps: Euler steps; the checkpoint's number by default.
             seed: makes the noise of a series of calls repeatable.
-            threads: CPU threads of torch, for the whole process; None leaves them as they are.
-            execution: "eager"; "graphs", CUDA alone; "compile", fused kernels, and graphs of them
-                on CUDA; "auto" is graphs on CUDA and eager elsewhere. What is recorded belongs to
-                the thread that loads: run the policy there.
+            threads: CPU threads of torch, for the whole process; None leaves them unchanged.
+            execution: "eager"; "graphs", CUDA graphs; "compile", fused kernels, in CUDA graphs on
+                CUDA; "auto" is graphs on CUDA and eager elsewhere. CUDA graphs belong to the thread
+                that loads: run the policy there.
             fp8_prefix: run the language model's prefix pass in 8-bit floats.
+            guidance: how a chunk continues a prefix; `Guidance()` by default.
 
         Raises:
             CheckpointError: not a usable checkpoint, or one that does not fit the robot.
-            ValueError: unknown robot, device, dtype or execution, or one that cannot be had here.
+            ValueError: unknown robot, device, dtype or execution, one that is not available here,
+                or guidance that the checkpoint does not support.
         """
         target = choose_device(device)
         if threads is not None:
@@ -134,24 +144,19 @@ class Policy:
         precision = choose_dtype(dtype, target)
         opened = open_checkpoint(path, robot)
         tokenizer = opened.tokenizer()
-        model = load_model(opened.directory, target, precision)
         return cls(
-            model,
+            load_model(opened.directory, target, precision),
             opened.robot,
             opened.processing,
             tokenizer,
             opened.cameras,
-            num_steps,
-            seed,
-            _training_label(opened.settings),
-            execution,
-            fp8_prefix,
+            num_steps=num_steps,
+            seed=seed,
+            label=_training_label(opened.settings),
+            execution=execution,
+            fp8_prefix=fp8_prefix,
+            guidance=guidance,
         )
-
-    @property
-    def num_steps(self) -> int:
-        """Euler steps."""
-        return self.sampler.num_steps
 
     @property
     def horizon(self) -> int:
@@ -178,7 +183,7 @@ class Policy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The robot's names of the cameras that the checkpoint looks at."""
+        """The robot's names of the checkpoint's cameras."""
         return tuple(self._cameras)
 
     @functools.cached_property
@@ -195,53 +200,51 @@ class Policy:
         """Predict a chunk.
 
         Args:
-            observation: RGB pictures by the robot's camera names (one that is left out is
-                masked), state [state_dim] in robot units, instruction.
-            prefix: what the robot will do from the observation on, which the chunk is guided to
-                continue as `guidance` says; None samples freely.
+            observation: RGB images by the robot's camera names (missing ones are masked), state
+                [state_dim] in robot units, instruction.
+            prefix: what the robot executes from the observation on; `guidance` makes the chunk
+                continue it. None samples freely.
 
         Returns:
             [horizon, action_dim] absolute actions in robot units, not clipped, with the times
             of upload, resize, prompt, vision, prefix, denoise, download and postprocess.
 
         Raises:
-            ValueError: an unknown camera, a picture that is not uint8 RGB, a state of the wrong
-                length or not finite, a `prefix` of the wrong shape or not finite.
+            ValueError: an unknown camera, an image that is not uint8 RGB, a state or `prefix` of
+                the wrong shape or not finite.
             PromptTooLongError: (a ValueError) the prompt does not fit and has the state in it.
             PolicyOutputError: the network's output is not finite.
         """
+        config = self.model.config
         with self._on_stream():
-            return self._infer(observation, prefix)
-
-    def _infer(self, observation: Observation, prefix: ActionPrefix | None) -> ActionChunk:
-        clock = StageClock(self.model.device)
-        state = self._decode_state(observation.state)
-        images, present = self._prepare_images(observation, clock.mark)
-        clock.skip_host()
-        normalized_state = self.processing.state.normalize(state)
-        inputs = SampleInputs(
-            images=images,
-            present=present,
-            tokens=self._tokenize(observation.instruction, normalized_state),
-            noise=self._draw_noise(),
-            state=self._state_input(normalized_state),
-            guide=None if prefix is None else self._guide(prefix, state),
-        )
-        clock.mark_host("prompt")
-        sampled = self.sampler.sample(inputs, clock.mark)
-        normalized = sampled[0].cpu().numpy()
-        clock.mark("download")
-        clock.skip_host()
-        actions = self._postprocess(normalized, state)
-        clock.mark_host("postprocess")
-        return ActionChunk(
-            actions=actions,
-            stamp_s=observation.stamp_s,
-            dt_s=self.dt_s,
-            instruction=observation.instruction,
-            timings_s=clock.timings_s(),
-            normalized=normalized,
-        )
+            clock = StageClock(self.model.device)
+            state = self._decode_state(observation.state)
+            images, present = self._prepare_images(observation, clock.mark)
+            clock.skip_host()
+            normalized_state = self.processing.state.normalize(state)
+            noise_shape = (1, config.horizon, config.max_action_dim)
+            inputs = SampleInputs(
+                images=images,
+                present=present,
+                tokens=self._tokenize(observation.instruction, normalized_state),
+                noise=torch.randn(noise_shape, generator=self._generator),
+                state=self._state_input(normalized_state) if config.kind == "pi0" else None,
+                guidance=None if prefix is None else self._guide(prefix, state),
+            )
+            clock.mark_host("prompt")
+            normalized = self.sampler.sample(inputs, clock.mark)[0].cpu().numpy()
+            clock.mark("download")
+            clock.skip_host()
+            actions = self._postprocess(normalized, state)
+            clock.mark_host("postprocess")
+            return ActionChunk(
+                actions=actions,
+                stamp_s=observation.stamp_s,
+                dt_s=self.dt_s,
+                instruction=observation.instruction,
+                timings_s=clock.timings_s(),
+                normalized=normalized,
+            )
 
     def _decode_state(self, state: FloatArray) -> FloatArray:
         array = np.asarray(state, dtype=np.float64)
@@ -255,42 +258,41 @@ class Policy:
         return self.robot.decode_state(array)
 
     def _prepare_images(
-        self, observation: Observation, mark: Mark = unmarked
+        self, observation: Observation, mark: Mark
     ) -> tuple[Tensor, tuple[bool, ...]]:
-        """[1, n_cameras, 3, side, side] in the network's order, and which are there."""
+        """[1, n_cameras, 3, side, side] in the network's order, and which are present."""
         config = self.model.config
-        side = config.image_size
-        shape = (1, len(config.cameras), 3, side, side)
+        shape = (1, len(config.cameras), 3, config.image_size, config.image_size)
         images = torch.full(shape, EMPTY, device=self.model.device)
-        pictures, names = {}, {}
-        for camera, picture in observation.images.items():
+        given, names = {}, {}
+        for camera, image in observation.images.items():
             if camera not in self._cameras:
                 raise ValueError(
-                    f"unknown camera {camera!r}; this policy looks at {', '.join(self._cameras)}"
+                    f"unknown camera {camera!r}; this policy's are {', '.join(self._cameras)}"
                 )
             index = config.cameras.index(self._cameras[camera])
             rotated = camera in self.robot.rotated_cameras
-            pictures[index] = picture[::-1, ::-1] if rotated else picture
+            given[index] = image[::-1, ::-1] if rotated else image
             names[index] = camera
         try:
-            self._pictures.load(pictures, images[0], mark)
-        except PictureError as error:
+            self._pictures.load(given, images[0], mark)
+        except ImageError as error:
             raise ValueError(f"camera {names[error.index]!r}: {error}") from None
-        return images, tuple(index in pictures for index in range(len(config.cameras)))
+        return images, tuple(index in given for index in range(len(config.cameras)))
 
     @property
     def _state_in_prompt(self) -> bool:
         return self.model.config.kind == "pi05" and self.robot.state_in_prompt is not False
 
     def check_instruction(self, instruction: str) -> None:
-        """Refuse an instruction whose prompt leaves no room for every possible state.
+        """Raise if an instruction's prompt leaves no room for every possible state.
 
-        Text and tokens alone, below a millisecond but for the first call: any thread may call it
+        It only tokenizes, below a millisecond except for the first call: any thread may call it
         while another one infers.
 
         Raises:
-            PromptTooLongError: (a ValueError) naming the tokens that are needed and available. A
-                prompt without a state is cut instead, as openpi and LeRobot do, with a warning.
+            PromptTooLongError: (a ValueError) naming the tokens needed and available. A prompt
+                without a state is cut instead, as openpi and LeRobot do, with a warning.
         """
         if self._state_in_prompt:
             widest = np.full(self.state_dim, self._tokenizer.widest_state)
@@ -300,7 +302,7 @@ class Policy:
         """Tokens of a prompt that ends with the state.
 
         openpi and LeRobot cut the end of a prompt that is too long, and the state with it. Cutting
-        the instruction instead could turn its meaning round ("…, but do not touch the cup").
+        the instruction instead could reverse its meaning ("…, but do not touch the cup").
         """
         tokens = self._tokenizer.encode(pi05_prompt(instruction, normalized_state))
         if tokens.dropped:
@@ -317,52 +319,45 @@ class Policy:
             self._warned = instruction
             logger.warning(
                 "the instruction %r was cut: its prompt is %d tokens longer than the network's %d; "
-                "shorten it",
-                instruction,
-                tokens.dropped,
-                len(tokens.ids),
-            )
+                "shorten it", instruction, tokens.dropped, len(tokens.ids),
+            )  # fmt: skip
         return tokens
 
-    def _guide(self, prefix: ActionPrefix, state: FloatArray) -> Guide | None:
+    def _guide(self, prefix: ActionPrefix, state: FloatArray) -> PrefixGuidance | None:
         def to_network(actions: FloatArray) -> FloatArray:
             relative = self.robot.to_delta(self.robot.decode_action(actions), state)
             return np.asarray(self.processing.action.normalize(relative))
 
-        return make_guide(self.guidance, prefix, to_network, self.model.config, self.action_dim)
+        return PrefixGuidance.from_prefix(
+            self._guidance, prefix, to_network, self.model.config, self.action_dim
+        )
 
-    def _draw_noise(self) -> Tensor:
-        config = self.model.config
-        return torch.randn((1, config.horizon, config.max_action_dim), generator=self._generator)
-
-    def _state_input(self, normalized_state: FloatArray) -> Tensor | None:
-        if self.model.config.kind != "pi0":
-            return None
+    def _state_input(self, normalized_state: FloatArray) -> Tensor:
         state = torch.zeros((1, self.model.config.max_state_dim))
         state[0, : self.state_dim] = torch.tensor(normalized_state, dtype=torch.float32)
         return state
 
     def _postprocess(self, normalized: NDArray[np.float32], state: FloatArray) -> FloatArray:
-        self._check_finite("the network's output", normalized)
+        _check_finite("the network's output", normalized)
         actions = self.processing.action.unnormalize(normalized[:, : self.action_dim])
         actions = self.robot.to_absolute(actions.astype(np.float64), state)
         actions = self.robot.encode_action(actions)
-        self._check_finite("the un-normalised chunk", actions)
+        _check_finite("the un-normalised chunk", actions)
         return actions
 
-    @staticmethod
-    def _check_finite(what: str, values: FloatArray | NDArray[np.float32]) -> None:
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            step, dim = bad[0]
-            raise PolicyOutputError(
-                f"{what} has {len(bad)} values that are not finite, the first at step {step}, "
-                f"dimension {dim}"
-            )
+
+def _check_finite(what: str, values: FloatArray | NDArray[np.float32]) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        step, dim = bad[0]
+        raise PolicyOutputError(
+            f"{what} has {len(bad)} values that are not finite, the first at step {step}, "
+            f"dimension {dim}"
+        )
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """Auto is CUDA where there is one; ValueError for one that is not there."""
+    """A device by name, "auto" is CUDA if available; ValueError if unknown or unavailable."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -370,12 +365,12 @@ def choose_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise ValueError(f"unknown device {device!r}; use auto, cuda or cpu") from None
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r}: no CUDA device is there; use auto or cpu")
+        raise ValueError(f"device {str(device)!r}: no CUDA device is available; use auto or cpu")
     return target
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """None is bfloat16 on CUDA and float32 elsewhere; ValueError for others."""
+    """None is bfloat16 on CUDA and float32 elsewhere; ValueError for an unknown dtype."""
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     name = str(dtype).removeprefix("torch.")

@@ -76,6 +76,6 @@ def quantize_prefix(model: Pi0) -> None:
             f"fp8 needs compute capability 8.9 or later, {torch.cuda.get_device_name(device)} is "
             "older; leave fp8_prefix false"
         )
-    for layer in model.experts.vlm.stack[:-1]:
+    for layer in model.experts.vlm.layers[:-1]:
         for name in ("qkv", "out", "gate_up", "down"):
             setattr(layer, name, Float8Linear(getattr(layer, name)))
