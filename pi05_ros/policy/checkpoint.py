@@ -1,80 +1,70 @@
-"""All of a checkpoint but its weights, brought together with a robot.
+"""Find, load and save checkpoints.
 
-Where a checkpoint lies: a folder, the small one of this package, or a Hugging Face id.
+A checkpoint is a folder, the small one of this package, or a Hugging Face id, if need be with a
+revision: `owner/name@revision`. Only a commit hash is a revision that cannot change. Cached files
+are used without a connection; pickles are never downloaded.
 
-An id may pin a revision: `owner/name@revision`, where a commit hash is the one that cannot change.
-What is in the cache is used without a connection. Pickles are never fetched.
-
-
-The tokenizer's files are looked at before the library that loads them.
-
-It follows any path that opens, and takes a token added to the vocabulary 20 times as long as one
-that is part of it: 600,000 of them take half a minute.
-
-
-The small network that comes with the package: π0.5 with 4 million parameters.
-
-Every part and file is that of a full checkpoint; only the sizes are small. It was trained by
-`pi05 train config/train_small.yaml` on demonstrations in the simulator; its model card is beside
-its weights.
-
-
-Loading and saving checkpoints under LeRobot's tensor names, strictly.
-
-Sources: LeRobot 0.6.1 `modeling_pi05.py` (names with `model.` before them); openpi's
-`convert_jax_model_to_pytorch.py` (the same names without it). LeRobot loads what fits and goes on
-with random weights for the rest; here every tensor must be there, fit, and be finite.
+Tensors have LeRobot's names (LeRobot 0.6.1 `modeling_pi05.py`, with the prefix `model.`; openpi's
+`convert_jax_model_to_pytorch.py` has the same names without it). LeRobot loads the tensors that fit
+and leaves the rest random; here every tensor must exist, fit, and be finite.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pi05_ros.policy.config import (
-    CONFIG_FILE,
-    PolicyConfig,
-    read_config,
-)
-from pi05_ros.policy.model import Pi0, parameter_dtype
-from pi05_ros.policy.processing import Convention, Processing, convention_of, read_processing
-from pi05_ros.policy.prompt import PromptTokenizer
-from pi05_ros.policy.robots import Robot, Settings, make_robot, match_cameras
+from pi05_ros.policy.config import CONFIG_FILE, PolicyConfig, read_config
+from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.weights import (
-    BYTES_EACH,
+    FLOAT_DTYPES,
     SINGLE_FILE,
     CheckpointError,
-    MappedFile,
     TensorInfo,
+    is_finite,
+    read_tensor,
     tensor_index,
 )
 
+SMALL = "small"
+"""`Policy.from_pretrained`'s name of the small checkpoint: π0.5 with 4 million parameters."""
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "small_aloha"
+CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+"""Cameras of the small checkpoint."""
+
 PATTERNS = ("*.json", "*.safetensors")
+TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+PALIGEMMA = "paligemma_with_expert.paligemma."
+VISION = PALIGEMMA + "model.vision_tower.vision_model."
+LANGUAGE = PALIGEMMA + "model.language_model."
+EXPERT = "paligemma_with_expert.gemma_expert."
+EMBEDDING = LANGUAGE + "embed_tokens.weight"
+# Unused by the network: PaliGemma's head is a copy of the embedding, the expert's is untrained.
+LM_HEAD = PALIGEMMA + "lm_head.weight"
+EXPERT_LM_HEAD = EXPERT + "lm_head.weight"
+MAX_NAMES = 10
+"""Names of tensors in one error message."""
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The local folder of a checkpoint, fetched where it is a hub id that is not cached.
+    """The local folder of a checkpoint; a Hugging Face id that is not cached is downloaded.
 
     Raises:
-        CheckpointError: there is no such folder, and it is no id or cannot be had.
+        CheckpointError: there is no such folder, and it is no id or cannot be downloaded.
     """
     if str(path) == SMALL:
-        if not (SHIPPED / "config.json").is_file():
-            raise CheckpointError(
-                f"{SHIPPED} is not there: the installation is not whole; repeat it"
-            )
+        if not (SHIPPED / CONFIG_FILE).is_file():
+            raise CheckpointError(f"{SHIPPED} is missing: the installation is not whole; repeat it")
         return SHIPPED
     folder = Path(path).expanduser()
     if folder.exists():
@@ -87,9 +77,9 @@ def checkpoint_folder(path: str | Path) -> Path:
         )
     repo, revision = match["repo"], match["revision"]
     if revision and COMMIT.fullmatch(revision):
-        # A commit cannot change, so the cached one needs no question to the hub.
+        # A commit cannot change: a cached one needs no request to the hub.
         cached = _snapshot(repo, revision, PATTERNS, local=True)
-        if isinstance(cached, Path) and (cached / "config.json").is_file():
+        if isinstance(cached, Path) and (cached / CONFIG_FILE).is_file():
             return cached
     found = _snapshot(repo, revision, PATTERNS, local=False)
     if isinstance(found, Path):
@@ -106,7 +96,7 @@ def cached_tokenizer(name: str) -> Path | None:
     if HUB_ID.fullmatch(name) is None:
         return None
     found = _snapshot(name, None, TOKENIZER_PATTERNS, local=True)
-    if isinstance(found, Path) and (found / "tokenizer.json").is_file():
+    if isinstance(found, Path) and (found / TOKENIZER_PATTERNS[0]).is_file():
         return found
     return None
 
@@ -114,8 +104,8 @@ def cached_tokenizer(name: str) -> Path | None:
 def _snapshot(
     repo: str, revision: str | None, patterns: tuple[str, ...], local: bool
 ) -> Path | str:
-    """The snapshot's folder, or why there is none."""
-    # a second of import, of use to nobody who has a folder
+    """The snapshot's folder, or the reason why there is none."""
+    # The import takes a second, and a local folder does not need it.
     from huggingface_hub import snapshot_download
 
     try:
@@ -128,42 +118,22 @@ def _snapshot(
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
-SMALL = "small"
-"""The name that `Policy.from_pretrained` takes for this checkpoint."""
-SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "small_aloha"
-
-CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
-
-
-__all__ = ["CheckpointError", "Source", "key_map", "load_model", "save_model"]
-
-PALIGEMMA = "paligemma_with_expert.paligemma."
-VISION = PALIGEMMA + "model.vision_tower.vision_model."
-LANGUAGE = PALIGEMMA + "model.language_model."
-EXPERT = "paligemma_with_expert.gemma_expert."
-EMBEDDING = LANGUAGE + "embed_tokens.weight"
-# PaliGemma's is a copy of the embedding, the expert's was never trained; neither is used.
-LM_HEAD = PALIGEMMA + "lm_head.weight"
-EXPERT_LM_HEAD = EXPERT + "lm_head.weight"
-LISTED = 10
-
-
 @dataclass(frozen=True)
 class Source:
-    """Where one parameter of ours lies in the file: tensors that follow one another in rows."""
+    """The tensors of a file that make up one parameter, stacked along their rows."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
 
 def key_map(model: Pi0) -> dict[str, Source]:
-    """Our parameter names → LeRobot's, without the leading `model.`."""
-    config = model.config
-    size = config.sizes
+    """Parameter names of `model` → LeRobot's, without the prefix `model.`."""
+    size = model.config.sizes
     names = _vision_names(size.vis.depth) | {"embedder.weight": [EMBEDDING]}
     names |= _expert_names("experts.vlm.", LANGUAGE, size.vlm.depth, adaptive=False)
     names |= _expert_names("experts.action.", EXPERT + "model.", size.exp.depth, model.adaptive)
-    names |= _projection_names(model.adaptive)
+    for name in projection_names(model.adaptive):
+        names |= _affine(name, name)
     qkv_rows = [count * size.vlm.head_dim for count in (size.vlm.heads, *[size.vlm.kv_heads] * 2)]
     sources = {}
     for ours, parameter in model.named_parameters():
@@ -176,6 +146,14 @@ def key_map(model: Pi0) -> dict[str, Source]:
     if names:
         raise RuntimeError(f"mapped, but not in the network: {sorted(names)}")
     return sources
+
+
+def projection_names(adaptive: bool) -> list[str]:
+    """The projections around the action expert of π0.5 (`adaptive`) or π0, on both sides."""
+    if adaptive:
+        return ["action_in_proj", "action_out_proj", "time_mlp_in", "time_mlp_out"]
+    time = ["action_time_mlp_in", "action_time_mlp_out"]
+    return ["action_in_proj", "action_out_proj", "state_proj", *time]
 
 
 def _affine(ours: str, *theirs: str) -> dict[str, list[str]]:
@@ -214,22 +192,9 @@ def _expert_names(ours: str, theirs: str, depth: int, adaptive: bool) -> dict[st
         norms[layer + "mlp_norm"] = their_layer + "post_attention_layernorm"
     norms[ours + "final_norm"] = theirs + "norm"
     if adaptive:
-        # One matrix holds all, in the order in which Expert.modulations gives them out.
+        # One matrix holds the modulations of all norms, in this order.
         return names | _affine(ours + "modulation", *(f"{norm}.dense" for norm in norms.values()))
     return names | {f"{norm}.weight": [f"{their}.weight"] for norm, their in norms.items()}
-
-
-def _projection_names(adaptive: bool) -> dict[str, list[str]]:
-    """The projections around the action expert, which both sides call the same."""
-    time = (
-        ("time_mlp_in", "time_mlp_out")
-        if adaptive
-        else ("state_proj", "action_time_mlp_in", "action_time_mlp_out")
-    )
-    names: dict[str, list[str]] = {}
-    for name in ("action_in_proj", "action_out_proj", *time):
-        names |= _affine(name, name)
-    return names
 
 
 def load_model(
@@ -241,7 +206,7 @@ def load_model(
 
     Args:
         directory: LeRobot's or openpi's (PyTorch) layout, one file or shards.
-        device: where the parameters go; they are allocated there once.
+        device: device of the parameters, which are allocated there once.
         dtype: float32 or bfloat16; the module `model` says which parts stay in float32.
 
     Returns:
@@ -261,46 +226,29 @@ def load_model(
         model = Pi0(config)
     sources = key_map(model)
     check_tensors(directory, sources, index)
-    model.load_state_dict(
-        _read_parameters(directory, model, sources, index, device, dtype), assign=True
-    )
-    return model.eval()
-
-
-def _read_parameters(
-    directory: str | Path,
-    model: Pi0,
-    sources: dict[str, Source],
-    index: dict[str, TensorInfo],
-    device: str | torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
     parameters: dict[str, Tensor] = {}
     broken: list[str] = []
-    with ExitStack() as stack:
-        files = {
-            file: stack.enter_context(MappedFile(file))
-            for file in sorted({info.file for info in index.values()})
-        }
-        for ours, source in sources.items():
-            # One allocation in the final place: fused parts and other dtypes are copied into it.
-            shape = model.get_parameter(ours).shape
-            whole = torch.empty(shape, dtype=parameter_dtype(ours, dtype), device=device)
-            rows = [part_shape[0] for part_shape in source.shapes]
-            for name, part in zip(source.names, whole.split(rows), strict=True):
-                if not files[index[name].file].copy_to(part, index[name]):
-                    broken.append(name)
-            parameters[ours] = whole
+    for ours, source in sources.items():
+        # One allocation on the device: fused parts and other dtypes are copied into it.
+        shape = model.get_parameter(ours).shape
+        whole = torch.empty(shape, dtype=model.parameter_dtype(ours, dtype), device=device)
+        rows = [part_shape[0] for part_shape in source.shapes]
+        for name, part in zip(source.names, whole.split(rows), strict=True):
+            part.copy_(read_tensor(index[name]))
+            if not is_finite(part):
+                broken.append(name)
+        parameters[ours] = whole
     if broken:
-        raise CheckpointError(f"{directory}: {listed('not finite', broken)}")
-    return parameters
+        raise CheckpointError(f"{directory}: {summarize_names('not finite', broken)}")
+    model.load_state_dict(parameters, assign=True)
+    return model.eval()
 
 
 def save_model(model: Pi0, directory: str | Path) -> None:
     """Write config.json and model.safetensors as LeRobot names them, both language heads included.
 
-    Each file appears whole or not at all. Tensors keep the dtype that they have in the model, but
-    for the image tower and the projector, which LeRobot has in float32 in any case.
+    Each file appears whole or not at all. Tensors keep the model's dtype, except that the vision
+    encoder and the projector are float32, as in LeRobot.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
@@ -311,28 +259,32 @@ def save_model(model: Pi0, directory: str | Path) -> None:
         if ours.startswith("vision."):
             tensor = tensor.float()
         parts = tensor.split([shape[0] for shape in source.shapes])
-        tensors |= {
-            f"model.{name}": part.contiguous()
-            for name, part in zip(source.names, parts, strict=True)
-        }
-    # LeRobot takes a file without these two for incomplete.
+        for name, part in zip(source.names, parts, strict=True):
+            tensors[f"model.{name}"] = part.contiguous()
+    # LeRobot rejects a file without these two as incomplete.
     embedding = tensors["model." + EMBEDDING]
     tensors["model." + LM_HEAD] = embedding.clone()
     tensors["model." + EXPERT_LM_HEAD] = embedding.new_zeros(
         len(embedding), model.config.sizes.exp.width
     )
-    partial = path / (SINGLE_FILE + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(path / SINGLE_FILE)
-    partial = path / (CONFIG_FILE + ".partial")
     dtype = "bfloat16" if model.experts.vlm.dtype == torch.bfloat16 else "float32"
-    document = model.config.to_json() | {"dtype": dtype}
-    partial.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    partial.replace(path / CONFIG_FILE)
+    text = json.dumps(model.config.to_json() | {"dtype": dtype}, indent=2) + "\n"
+    _replace(path / SINGLE_FILE, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    _replace(path / CONFIG_FILE, lambda file: file.write_text(text, "utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.replace(path)
 
 
 def network_tensors(directory: str | Path) -> dict[str, TensorInfo]:
-    """The file's tensors by LeRobot's names without `model.`, less what no network uses."""
+    """The tensors that a network uses, by LeRobot's names without `model.`.
+
+    Raises:
+        CheckpointError: see `tensor_index`; also a name with and without the prefix.
+    """
     index: dict[str, TensorInfo] = {}
     for name, info in tensor_index(directory).items():
         bare = name.removeprefix("model.")
@@ -347,18 +299,18 @@ def network_tensors(directory: str | Path) -> dict[str, TensorInfo]:
     return index
 
 
-def check_depth(config: PolicyConfig, most: int, directory: str | Path) -> None:
-    """Raise CheckpointError before somebody builds millions of layers."""
+def check_depth(config: PolicyConfig, limit: int, directory: str | Path) -> None:
+    """Raise CheckpointError for more than `limit` layers, before millions of layers are built."""
     size = config.sizes
     depth = max(size.vlm.depth, size.exp.depth, size.vis.depth)
-    if depth > most:
-        raise CheckpointError(f"{directory} asks for {depth} layers, and has tensors for {most}")
+    if depth > limit:
+        raise CheckpointError(f"{directory} asks for {depth} layers, and has tensors for {limit}")
 
 
 def check_tensors(
-    directory: str | Path, sources: dict[str, Source], index: dict[str, TensorInfo]
+    directory: str | Path, sources: Mapping[str, Source], index: Mapping[str, TensorInfo]
 ) -> None:
-    """Raise CheckpointError where names, shapes or types are not those that `sources` need."""
+    """Raise CheckpointError where names, shapes or dtypes in a file differ from `sources`."""
     expected = {
         name: shape
         for source in sources.values()
@@ -374,81 +326,15 @@ def check_tensors(
             if index[name].shape != expected[name]
         ],
         "not floating-point": [
-            f"{name} {index[name].dtype}" for name in both if index[name].dtype not in BYTES_EACH
+            f"{name} {index[name].dtype}" for name in both if index[name].dtype not in FLOAT_DTYPES
         ],
     }
-    found = [listed(what, names) for what, names in problems.items() if names]
+    found = [summarize_names(what, names) for what, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{directory} does not fit its config.json: " + "; ".join(found))
 
 
-def listed(what: str, names: Sequence[str]) -> str:
-    """How many, and the first of them."""
-    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{len(names)} {what}: {', '.join(names[:LISTED])}{more}"
-
-
-RobotSource = str | Path | Mapping[str, Any]
-"""A robot's name, the path of its YAML description, or a mapping of the same keys."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A checkpoint that fits a robot, as far as its small files tell."""
-
-    directory: Path
-    config: PolicyConfig
-    settings: Settings
-    convention: Convention
-    robot: Robot
-    processing: Processing
-    cameras: Mapping[str, str]
-    """The robot's camera name → the network's."""
-
-    def tokenizer(self) -> PromptTokenizer:
-        """The folder's tokenizer, or PaliGemma's from the hub cache.
-
-        Raises:
-            CheckpointError: neither is there, or it is damaged.
-        """
-        return open_tokenizer(self.directory, self.config, self.processing.tokenizer)
-
-
-def open_tokenizer(directory: Path, config: PolicyConfig, name: str) -> PromptTokenizer:
-    """See `Opened.tokenizer`; `name` is the hub's name of the tokenizer."""
-    folder = directory
-    if not (directory / "tokenizer.json").is_file():
-        folder = cached_tokenizer(name) or directory
-    return PromptTokenizer.from_directory(folder, config.token_length, config.sizes.vocab)
-
-
-def open_checkpoint(path: str | Path, robot: RobotSource) -> Opened:
-    """Read everything but the weights.
-
-    Raises:
-        CheckpointError: not a usable checkpoint, or one that does not fit the robot.
-    """
-    directory = checkpoint_folder(path)
-    config = read_config(directory)
-    settings = Settings.read(directory)
-    convention = convention_of(directory)
-    try:
-        body = make_robot(robot, config, convention, settings)
-        processing = read_processing(directory, config, body.state_dim, body.action_dim)
-        rename = {**processing.rename, **settings.cameras}
-        cameras = match_cameras(body.cameras, config.cameras, rename)
-        body = heed_files(body, processing, settings)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{directory}: {error}") from None
-    return Opened(directory, config, settings, convention, body, processing, cameras)
-
-
-def heed_files(robot: Robot, processing: Processing, settings: Settings) -> Robot:
-    """What LeRobot's files say of deltas and prompt comes before what the robot usually has."""
-    if processing.delta_mask is not None and settings.delta_actions is None:
-        robot = replace(robot, delta_mask=processing.delta_mask)
-    candidates = (settings.state_in_prompt, processing.state_in_prompt, robot.state_in_prompt)
-    said = [value for value in candidates if value is not None]
-    return replace(robot, state_in_prompt=said[0] if said else True)
+def summarize_names(what: str, names: Sequence[str]) -> str:
+    """Their number and the first of them: `2 missing: a, b`."""
+    more = f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{len(names)} {what}: {', '.join(names[:MAX_NAMES])}{more}"

@@ -1,8 +1,8 @@
-"""What a checkpoint's config.json says: kind, sizes, horizon, cameras, dimensions.
+"""config.json of a checkpoint: kind, sizes, horizon, cameras, dimensions.
 
-Sources: LeRobot 0.6.1 `PI05Config`/`PI0Config`, openpi's `convert_jax_model_to_pytorch.py` (the
-five fields it writes) and `gemma.get_config`. The key `sizes` is this project's own: LeRobot's
-fields cannot express a small network.
+Sources: LeRobot 0.6.1 `PI05Config` and `PI0Config`; openpi's `convert_jax_model_to_pytorch.py` (the
+five fields that it writes) and `gemma.get_config`. The key `sizes` is specific to this package:
+LeRobot's fields cannot express a small network.
 """
 
 from __future__ import annotations
@@ -14,15 +14,24 @@ from typing import Any
 
 from pi05_ros.policy.weights import (
     CheckpointError,
-    checkpoint_directory,
-    has_weights,
+    find_weights,
     kind_from_tensors,
     read_json,
-    refuse_jax_weights,
+    require_directory,
     tensor_index,
 )
 
 KINDS = ("pi05", "pi0")
+OPENPI_FIELDS = ("action_dim", "action_horizon", "precision")
+FLOAT_FIELDS = {
+    "min_period": "min_period",
+    "max_period": "max_period",
+    "time_alpha": "time_sampling_beta_alpha",
+    "time_beta": "time_sampling_beta_beta",
+    "time_scale": "time_sampling_scale",
+    "time_offset": "time_sampling_offset",
+}
+"""Field of `PolicyConfig` → field of LeRobot's config.json."""
 CONFIG_FILE = "config.json"
 IMAGE_PREFIX = "observation.images."
 DEFAULT_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -47,7 +56,7 @@ class GemmaSize:
 
 @dataclass(frozen=True)
 class VisionSize:
-    """The image tower, in the order of `sizes.vis`."""
+    """The vision encoder, in the order of `sizes.vis`."""
 
     width: int
     depth: int
@@ -65,14 +74,14 @@ SO400M = VisionSize(1152, 27, 16, 4304)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Every size that the network's tensors follow from. The defaults are π0.5's."""
+    """The sizes that determine the shapes of all tensors. The defaults are π0.5's."""
 
     vlm: GemmaSize = GEMMA_VARIANTS["gemma_2b"]
     exp: GemmaSize = GEMMA_VARIANTS["gemma_300m"]
     vis: VisionSize = SO400M
     vocab: int = 257_152
     image: int = 224
-    """Side of the square input picture, in pixels."""
+    """Side of the square input image, in pixels."""
     patch: int = 14
 
     def __post_init__(self) -> None:
@@ -82,9 +91,8 @@ class Sizes:
         if self.vlm.heads % self.vlm.kv_heads or self.vlm.head_dim % 2:
             raise ValueError(f"heads must be a multiple of kv_heads, head_dim even: {self.vlm}")
         if self.vis.width % self.vis.heads:
-            raise ValueError(
-                f"vis width {self.vis.width} does not divide by {self.vis.heads} heads"
-            )
+            heads = self.vis.heads
+            raise ValueError(f"vis width {self.vis.width} does not divide by {heads} heads")
         if self.image % self.patch:
             raise ValueError(f"image side {self.image} does not divide by patch {self.patch}")
         if self.exp.width % 2:
@@ -92,7 +100,7 @@ class Sizes:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of one camera: 256 for 224-pixel pictures in 14-pixel patches."""
+        """Tokens of one camera: 256 for 224-pixel images in 14-pixel patches."""
         return (self.image // self.patch) ** 2
 
 
@@ -110,7 +118,7 @@ class PolicyConfig:
     max_state_dim: int = 32
     token_length: int = 200
     cameras: tuple[str, ...] = DEFAULT_CAMERAS
-    """Names in the order of the prefix; cameras that LeRobot adds as always empty are left out."""
+    """Names in the order of the prefix, without LeRobot's `empty_camera_` features."""
     state_dim: int | None = None
     action_dim: int | None = None
     num_steps: int = 10
@@ -125,7 +133,7 @@ class PolicyConfig:
     time_scale: float = 0.999
     time_offset: float = 0.001
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """config.json as it was read, for the fields that only the processing needs."""
+    """The fields of config.json, so that `to_json` keeps those that are not used here."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -137,37 +145,31 @@ class PolicyConfig:
 
     def to_json(self) -> dict[str, Any]:
         """LeRobot's fields, and `sizes` only for a network that those cannot express."""
-        features: dict[str, Any] = {
-            IMAGE_PREFIX + name: {"type": "VISUAL", "shape": [3, self.image_size, self.image_size]}
-            for name in self.cameras
-        }
+        image = {"type": "VISUAL", "shape": [3, self.image_size, self.image_size]}
+        inputs: dict[str, Any] = {IMAGE_PREFIX + name: image for name in self.cameras}
         if self.state_dim is not None:
-            features["observation.state"] = {"type": "STATE", "shape": [self.state_dim]}
+            inputs["observation.state"] = {"type": "STATE", "shape": [self.state_dim]}
         outputs = {}
         if self.action_dim is not None:
             outputs["action"] = {"type": "ACTION", "shape": [self.action_dim]}
-        document = {key: value for key, value in self.raw.items() if key not in _OPENPI_ONLY}
+        document = {key: value for key, value in self.raw.items() if key not in OPENPI_FIELDS}
+        document.pop("sizes", None)
+        executed = _int(self.raw, "n_action_steps", self.horizon)
         document |= {
             "type": self.kind,
-            "input_features": features,
+            "input_features": inputs,
             "output_features": outputs,
             "chunk_size": self.horizon,
-            "n_action_steps": min(_int(self.raw, "n_action_steps", self.horizon), self.horizon),
+            "n_action_steps": min(executed, self.horizon),
             "max_state_dim": self.max_state_dim,
             "max_action_dim": self.max_action_dim,
             "num_inference_steps": self.num_steps,
-            "min_period": self.min_period,
-            "max_period": self.max_period,
-            "time_sampling_beta_alpha": self.time_alpha,
-            "time_sampling_beta_beta": self.time_beta,
-            "time_sampling_scale": self.time_scale,
-            "time_sampling_offset": self.time_offset,
             "image_resolution": [self.image_size, self.image_size],
             "empty_cameras": 0,
             "tokenizer_max_length": self.token_length,
             "normalization_mapping": dict(self.normalization_mapping),
+            **{theirs: getattr(self, ours) for ours, theirs in FLOAT_FIELDS.items()},
         }
-        document.pop("sizes", None)
         if self.sizes != Sizes():
             document["sizes"] = {
                 "vlm": list(vars(self.sizes.vlm).values()),
@@ -182,22 +184,18 @@ class PolicyConfig:
         return document
 
 
-_OPENPI_ONLY = ("action_dim", "action_horizon", "precision")
-
-
 def read_config(directory: str | Path) -> PolicyConfig:
     """Read a checkpoint folder's config.json, LeRobot's or openpi's; unknown fields are ignored.
 
-    Where the folder has weights, π0.5 or π0 is told by their tensors, not by the `type` field.
+    If the folder has weights, their tensors decide between π0.5 and π0, not the field `type`.
 
     Raises:
         CheckpointError: no folder, no or bad config.json, or neither π0.5 nor π0.
     """
-    path = checkpoint_directory(directory)
-    if not has_weights(path):
-        refuse_jax_weights(path)
+    path = require_directory(directory)
+    weights = find_weights(path)
     document = read_json(path / CONFIG_FILE)
-    kind = kind_from_tensors(set(tensor_index(path))) if has_weights(path) else document.get("type")
+    kind = kind_from_tensors(tensor_index(path)) if weights else document.get("type")
     if kind not in KINDS:
         raise CheckpointError(
             f"{path} is neither π0.5 nor π0: type {document.get('type')!r} in {CONFIG_FILE}, and "
@@ -210,7 +208,7 @@ def read_config(directory: str | Path) -> PolicyConfig:
 
 
 def parse_config(document: Mapping[str, Any], kind: str) -> PolicyConfig:
-    """A PolicyConfig from config.json's fields; what is missing gets the kind's default.
+    """A PolicyConfig from config.json's fields; missing ones get the kind's default.
 
     Raises:
         ValueError, TypeError: a field of the wrong type or value, named in the message.
@@ -221,7 +219,8 @@ def parse_config(document: Mapping[str, Any], kind: str) -> PolicyConfig:
     cameras = tuple(
         name.removeprefix(IMAGE_PREFIX)
         for name, feature in inputs.items()
-        if _feature_type(feature) == "VISUAL"
+        if isinstance(feature, Mapping)
+        and feature.get("type") == "VISUAL"
         and not name.startswith(IMAGE_PREFIX + "empty_camera_")
     )
     horizon = _horizon(document, small)
@@ -240,29 +239,21 @@ def parse_config(document: Mapping[str, Any], kind: str) -> PolicyConfig:
         num_steps=_int(document, "num_inference_steps", 10),
         normalization_mapping=DEFAULT_NORMALIZATION[kind]
         | {str(k): str(v) for k, v in _mapping(document, "normalization_mapping").items()},
-        min_period=_float(document, "min_period", 0.004),
-        max_period=_float(document, "max_period", 4.0),
-        time_alpha=_float(document, "time_sampling_beta_alpha", 1.5),
-        time_beta=_float(document, "time_sampling_beta_beta", 1.0),
-        time_scale=_float(document, "time_sampling_scale", 0.999),
-        time_offset=_float(document, "time_sampling_offset", 0.001),
         raw=dict(document),
+        **{
+            ours: _float(document, theirs, getattr(PolicyConfig, ours))
+            for ours, theirs in FLOAT_FIELDS.items()
+        },
     )
 
 
 def _horizon(document: Mapping[str, Any], small: Mapping[str, Any]) -> int:
-    said = {
-        key: _int(part, name, 50)
-        for key, part, name in (
-            ("sizes.chunk", small, "chunk"),
-            ("action_horizon", document, "action_horizon"),
-            ("chunk_size", document, "chunk_size"),
-        )
-        if part.get(name) is not None
-    }
-    if len(set(said.values())) > 1:
-        raise ValueError("the horizon is " + " and ".join(f"{k} {v}" for k, v in said.items()))
-    horizon = next(iter(said.values()), 50)
+    fields = {"sizes.chunk": small.get("chunk")}
+    fields |= {key: document.get(key) for key in ("action_horizon", "chunk_size")}
+    given = {key: _positive(value, key) for key, value in fields.items() if value is not None}
+    if len(set(given.values())) > 1:
+        raise ValueError("the horizon is " + " and ".join(f"{k} {v}" for k, v in given.items()))
+    horizon = next(iter(given.values()), 50)
     executed = _int(document, "n_action_steps", horizon)
     if executed > horizon:
         raise ValueError(f"n_action_steps {executed} is above the horizon of {horizon}")
@@ -273,37 +264,34 @@ def _sizes(document: Mapping[str, Any], small: Mapping[str, Any]) -> Sizes:
     resolution = document.get("image_resolution") or (224, 224)
     if not isinstance(resolution, Sequence) or len(set(resolution)) != 1:
         raise ValueError(f"image_resolution must be two equal numbers, not {resolution!r}")
-    image = _positive(resolution[0], "image_resolution")
     return Sizes(
-        vlm=GemmaSize(*_ints(small, "vlm", 6))
-        if "vlm" in small
-        else _variant(document, "paligemma_variant", "gemma_2b"),
-        exp=GemmaSize(*_ints(small, "exp", 6))
-        if "exp" in small
-        else _variant(document, "action_expert_variant", "gemma_300m"),
+        vlm=_gemma_size(document, small, "vlm", "paligemma_variant", "gemma_2b"),
+        exp=_gemma_size(document, small, "exp", "action_expert_variant", "gemma_300m"),
         vis=VisionSize(*_ints(small, "vis", 4)) if "vis" in small else SO400M,
         vocab=_int(small, "vocab", 257_152),
-        image=_int(small, "image", image),
+        image=_int(small, "image", _positive(resolution[0], "image_resolution")),
         patch=_int(small, "patch", 14),
     )
 
 
-def _variant(document: Mapping[str, Any], key: str, default: str) -> GemmaSize:
-    name = document.get(key) or default
-    # A LoRA variant has the sizes of its base; adapters that are not merged fail as unexpected.
+def _gemma_size(
+    document: Mapping[str, Any], small: Mapping[str, Any], key: str, variant: str, default: str
+) -> GemmaSize:
+    if key in small:
+        return GemmaSize(*_ints(small, key, 6))
+    name = document.get(variant) or default
+    # A LoRA variant has its base's sizes; unmerged adapters fail later as unexpected tensors.
     base = str(name).removesuffix("_lora")
     if base not in GEMMA_VARIANTS:
-        raise ValueError(f"{key} {name!r} is unknown; known are {sorted(GEMMA_VARIANTS)}")
+        raise ValueError(f"{variant} {name!r} is unknown; known are {sorted(GEMMA_VARIANTS)}")
     return GEMMA_VARIANTS[base]
 
 
 def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = document.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, (Mapping, type(None))):
         raise TypeError(f"{key} must be an object, not {value!r}")
-    return value
+    return value or {}
 
 
 def _positive(value: object, key: str) -> int:
@@ -326,15 +314,9 @@ def _ints(document: Mapping[str, Any], key: str, count: int) -> list[int]:
 
 def _float(document: Mapping[str, Any], key: str, default: float) -> float:
     value = document.get(key)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
         raise TypeError(f"{key} must be a number, not {value!r}")
-    return float(value)
-
-
-def _feature_type(feature: object) -> object:
-    return feature.get("type") if isinstance(feature, Mapping) else None
+    return default if value is None else float(value)
 
 
 def _feature_dim(features: Mapping[str, Any], name: str) -> int | None:

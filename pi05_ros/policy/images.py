@@ -1,8 +1,8 @@
-"""Camera pictures → the network's input: resized, padded, scaled to [-1, 1].
+"""Camera images → the network's input: resized, padded, scaled to [-1, 1].
 
 Sources: LeRobot 0.6.1 `resize_with_pad_torch`, openpi `image_tools.resize_with_pad`. They differ:
-LeRobot's resampling is bilinear without antialiasing on floats, openpi's is Pillow's antialiased
-bilinear on bytes (mean difference 0.011, largest 0.096 of [-1, 1] for a 640×480 picture).
+LeRobot resamples floats bilinearly without antialiasing, openpi bytes with Pillow's antialiased
+bilinear filter (mean difference 0.011, largest 0.096 of [-1, 1] for a 640×480 image).
 """
 
 from __future__ import annotations
@@ -19,39 +19,101 @@ from torch import Tensor
 
 from pi05_ros.policy.inference import Mark
 from pi05_ros.policy.processing import Convention
+from pi05_ros.types import ImageArray
 
 EMPTY = -1.0
 """The value of padding and of a missing camera: black."""
 
 
+class ImageError(ValueError):
+    """An invalid image; `index` is its row."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+class ImageLoader:
+    """Uploads images to the network's device and prepares them there."""
+
+    def __init__(self, size: int, convention: Convention, device: torch.device) -> None:
+        self._size = size
+        self._convention: Convention = convention
+        self._device = device
+        self._staged: dict[int, Tensor] = {}
+
+    def load(self, images: Mapping[int, ImageArray], into: Tensor, mark: Mark) -> None:
+        """Prepare each image into its row of [n, 3, size, size] on the device.
+
+        A GPU receives bytes from pinned memory, a quarter of the size of floats, and resizes
+        them itself. Ends the stages "upload" and "resize".
+
+        Raises:
+            ImageError: not uint8 [height, width, 3], or empty.
+        """
+        for index, image in images.items():
+            try:
+                check_image(image)
+            except ValueError as error:
+                raise ImageError(index, str(error)) from None
+        on_gpu = self._device.type != "cpu"
+        uploaded = {i: self._upload(i, image) for i, image in images.items()} if on_gpu else {}
+        mark("upload")
+        for index, image in images.items():
+            if on_gpu:
+                into[index] = prepare_on_device(uploaded[index], self._size, self._convention)
+            else:
+                into[index] = prepare_image(image, self._size, self._convention)
+        mark("resize")
+
+    def _upload(self, index: int, image: ImageArray) -> Tensor:
+        staged = self._staged.get(index)
+        if staged is None or staged.shape != image.shape:
+            staged = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
+            self._staged[index] = staged
+        np.copyto(staged.numpy(), image)
+        return staged.to(self._device, non_blocking=True)
+
+
+def check_image(image: ImageArray) -> None:
+    """Raise ValueError for an array that is not uint8 [height, width, 3], or empty."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"needs uint8 RGB values 0-255, got {kind}")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"needs shape [height, width, 3], got {list(image.shape)}")
+
+
 def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) of the picture inside a size×size square, its aspect ratio kept."""
+    """(height, width) of the image inside a size×size square, its aspect ratio kept."""
     ratio = max(height / size, width / size)
-    return max(1, int(height / ratio)), max(1, int(width / ratio))  # a thin line is a pixel wide
+    return max(1, int(height / ratio)), max(1, int(width / ratio))
 
 
-def prepare_image(image: NDArray[np.uint8], size: int, convention: Convention) -> Tensor:
+def prepare_image(image: ImageArray, size: int, convention: Convention) -> Tensor:
     """RGB uint8 [height, width, 3] → float32 [3, size, size] in [-1, 1] on the CPU.
 
-    The picture is centred on black. One that has the right size already is only scaled.
+    The image is centred on black. An image of the right size is not resampled.
 
     Raises:
         ValueError: not uint8, not [height, width, 3], or empty.
     """
-    check_picture(image)
+    check_image(image)
+    height, width = fitted_size(image.shape[0], image.shape[1], size)
     if image.shape[:2] == (size, size):
-        fitted = _unit(image)
+        fitted = _to_unit(image)
     elif convention == "openpi":
-        fitted = _resize_pillow(image, size)
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        fitted = _to_unit(np.asarray(resized))
     else:
-        fitted = _resize_bilinear(image, *fitted_size(image.shape[0], image.shape[1], size))
+        fitted = _resize_bilinear(image, height, width)
     return _center(torch.from_numpy(fitted).permute(2, 0, 1), size)
 
 
 def prepare_on_device(pixels: Tensor, size: int, convention: Convention) -> Tensor:
-    """uint8 [height, width, 3] → what `prepare_image` makes, where the pixels are.
+    """Like `prepare_image`, for uint8 [height, width, 3] on any device.
 
-    openpi's resampling in floats: at most one step of a byte beside Pillow's.
+    openpi's resampling is done in floats: at most one step of a byte from Pillow's.
     """
     height, width = fitted_size(pixels.shape[0], pixels.shape[1], size)
     fitted = pixels.permute(2, 0, 1)[None].to(torch.float32)
@@ -65,83 +127,22 @@ def prepare_on_device(pixels: Tensor, size: int, convention: Convention) -> Tens
     return _center(fitted[0] / 255, size)
 
 
-class PictureLoader:
-    """Brings pictures to the network's device and prepares them there."""
-
-    def __init__(self, size: int, convention: Convention, device: torch.device) -> None:
-        self._size = size
-        self._convention: Convention = convention
-        self._device = device
-        self._staged: dict[int, Tensor] = {}
-
-    def load(self, pictures: Mapping[int, NDArray[np.uint8]], into: Tensor, mark: Mark) -> None:
-        """Prepare each picture into its row of [n, 3, size, size] on the device.
-
-        A GPU is given bytes from pinned memory, a quarter of what floats would be, and resizes
-        them itself. Ends the stages "upload" and "resize".
-
-        Raises:
-            PictureError: not a picture; it says which.
-        """
-        for index, picture in pictures.items():
-            try:
-                check_picture(picture)
-            except ValueError as error:
-                raise PictureError(index, str(error)) from None
-        if self._device.type == "cpu":
-            mark("upload")
-            for index, picture in pictures.items():
-                into[index] = prepare_image(picture, self._size, self._convention)
-        else:
-            uploaded = {i: self._upload(i, picture) for i, picture in pictures.items()}
-            mark("upload")
-            for index, pixels in uploaded.items():
-                into[index] = prepare_on_device(pixels, self._size, self._convention)
-        mark("resize")
-
-    def _upload(self, index: int, picture: NDArray[np.uint8]) -> Tensor:
-        staged = self._staged.get(index)
-        if staged is None or staged.shape != picture.shape:
-            staged = torch.empty(picture.shape, dtype=torch.uint8, pin_memory=True)
-            self._staged[index] = staged
-        np.copyto(staged.numpy(), picture)
-        return staged.to(self._device, non_blocking=True)
-
-
-class PictureError(ValueError):
-    """A picture that the network cannot take."""
-
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
-
-
-def check_picture(image: NDArray[np.uint8]) -> None:
-    """Raise ValueError for what is not uint8 [height, width, 3], or empty."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"needs uint8 RGB values 0-255, got {kind}")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"needs shape [height, width, 3], got {list(image.shape)}")
-
-
 def _center(fitted: Tensor, size: int) -> Tensor:
-    """[3, height, width] of [0, 1] → [3, size, size] of [-1, 1], around it black."""
+    """[3, height, width] in [0, 1] → [3, size, size] in [-1, 1], padded with black."""
     height, width = fitted.shape[1:]
     top, left = (size - height) // 2, (size - width) // 2
     padding = (left, size - width - left, top, size - height - top)
     return F.pad(fitted * 2 - 1, padding, value=EMPTY).contiguous()
 
 
-def _unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _to_unit(pixels: ImageArray) -> NDArray[np.float32]:
     return np.divide(pixels, 255, dtype=np.float32)
 
 
-def _resize_bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    """[height, width, 3] of [0, 1], without antialiasing.
+def _resize_bilinear(image: ImageArray, height: int, width: int) -> NDArray[np.float32]:
+    """[height, width, 3] in [0, 1], without antialiasing.
 
-    Only the four neighbours of each new pixel are read: of a 640×480 picture, a tenth of what
-    converting it whole would take.
+    Reads only the four neighbours of each new pixel, a tenth of a 640×480 image.
     """
     rows, below, down = _neighbours(image.shape[0], height)
     columns, right, across = _neighbours(image.shape[1], width)
@@ -149,7 +150,7 @@ def _resize_bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArr
 
     def mixed(row: NDArray[np.int64]) -> NDArray[np.float32]:
         lines = image[row]
-        return _unit(lines[:, columns]) * (1 - across) + _unit(lines[:, right]) * across
+        return _to_unit(lines[:, columns]) * (1 - across) + _to_unit(lines[:, right]) * across
 
     fitted: NDArray[np.float32] = mixed(rows) * (1 - down) + mixed(below) * down
     return fitted
@@ -159,15 +160,9 @@ def _resize_bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArr
 def _neighbours(
     old: int, new: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Along one axis: each new pixel's first and second neighbour, and the second one's share."""
-    # in float64 and rounded once, as torch's fused multiply-add is
+    """Along one axis: each new pixel's first and second neighbour, and the second one's weight."""
+    # In float64 and rounded once, like torch's fused multiply-add.
     scale = np.float64(np.float32(old) / np.float32(new))
     position = np.maximum((np.arange(new) + 0.5) * scale - 0.5, 0).astype(np.float32)
     first = np.minimum(position.astype(np.int64), old - 1)
     return first, np.minimum(first + 1, old - 1), (position - first).astype(np.float32)
-
-
-def _resize_pillow(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    height, width = fitted_size(image.shape[0], image.shape[1], size)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return _unit(np.asarray(resized))

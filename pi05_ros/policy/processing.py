@@ -1,12 +1,8 @@
-"""The processing that a checkpoint folder asks for: LeRobot's processor files, openpi's norm_stats.
+"""Scaling of states and actions, and the processing files of a checkpoint folder.
 
-Sources: LeRobot 0.6.1 `policy_preprocessor.json` and `policy_postprocessor.json` as
-`make_pi05_pre_post_processors` writes them, openpi `normalize.py` (norm_stats.json).
-
-Scaling of states and actions between the robot's units and the network's, by statistics.
-
-Sources: LeRobot 0.6.1 `processor/normalize_processor.py`, openpi `transforms.py` (Normalize and
-Unnormalize). Neither clips, in either direction, and neither does this.
+Sources: LeRobot 0.6.1 `processor/normalize_processor.py`, and `policy_preprocessor.json` and
+`policy_postprocessor.json` as `make_pi05_pre_post_processors` writes them; openpi `transforms.py`
+(Normalize, Unnormalize) and `normalize.py` (norm_stats.json). Neither clips in either direction.
 """
 
 from __future__ import annotations
@@ -27,13 +23,37 @@ from pi05_ros.policy.config import IMAGE_PREFIX, PolicyConfig
 from pi05_ros.policy.weights import CheckpointError, read_json, require_regular_file
 
 Convention = Literal["lerobot", "openpi"]
-"""Whose formulas a checkpoint was trained with: LeRobot's or openpi's."""
+"""The code base whose formulas a checkpoint was trained with."""
 
 EPS = {"lerobot": 1e-8, "openpi": 1e-6}
+STATE, ACTION = "observation.state", "action"
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
+NORM_STATS = "norm_stats.json"
+PALIGEMMA = "google/paligemma-3b-pt-224"
+STATE_PROMPT_STEP = "pi05_prepare_state_tokenizer_processor_step"
+# LeRobot 0.5 named the relative step delta_actions_processor.
+RELATIVE_STEPS = ("relative_actions_processor", "delta_actions_processor")
+KNOWN_STEPS = {
+    "rename_observations_processor",
+    "to_batch_processor",
+    *RELATIVE_STEPS,
+    "normalizer_processor",
+    STATE_PROMPT_STEP,
+    "pi0_new_line_processor",
+    "tokenizer_processor",
+    "device_processor",
+    "unnormalizer_processor",
+    "absolute_actions_processor",
+}
+
+Statistics = Mapping[str, Mapping[str, ArrayLike | None]]
+"""Feature → statistic → values [dim]."""
+Steps = Mapping[str, Mapping[str, Any]]
+"""A pipeline's step entries by their registry names."""
 
 
 class Mode(str, Enum):
-    """What is scaled to what; the names are those of LeRobot's `normalization_mapping`."""
+    """A scaling, as named in LeRobot's `normalization_mapping`."""
 
     IDENTITY = "IDENTITY"
     MEAN_STD = "MEAN_STD"
@@ -49,13 +69,14 @@ STATISTICS = {
     Mode.QUANTILES: ("q01", "q99"),
     Mode.QUANTILE10: ("q10", "q90"),
 }
+"""Mode → the two statistics that it needs."""
 
 
 class Normalizer:
-    """One feature's scaling: robot units ↔ what the network sees.
+    """One feature's scaling between robot units and the network's.
 
-    MEAN_STD maps mean ± std to 0 ± 1. The other modes map their lower and upper statistic to -1
-    and 1. With `lo`, `hi` those two, the two conventions are
+    MEAN_STD maps mean ± std to 0 ± 1. The other modes map their lower and upper statistic, `lo`
+    and `hi`, to -1 and 1:
 
     ========  ==========================================  =====================================
     ..        lerobot, float32                            openpi, float64
@@ -78,13 +99,13 @@ class Normalizer:
         """Take the first `dim` values of each statistic that `mode` needs.
 
         Args:
-            feature: the name for messages, for example "observation.state".
-            mode: how to scale.
-            statistics: name ("q01", "mean", …) → values [dim]. openpi's may be longer than the
-                robot and are cut; LeRobot's have exactly `dim` values.
+            feature: name for messages, for example "observation.state".
+            mode: the scaling.
+            statistics: name ("q01", "mean", …) → values [dim]. openpi's may have more values than
+                the robot and are cut; LeRobot's have exactly `dim` values.
             dim: the robot's dimensions.
-            convention: whose formulas.
-            eps: LeRobot's `eps`, where its file has another than the default.
+            convention: the formulas.
+            eps: LeRobot's `eps`, if a file changes the default.
 
         Raises:
             CheckpointError: a statistic is missing, of the wrong length, not finite, or its upper
@@ -99,15 +120,15 @@ class Normalizer:
         self.dim = dim
         self.convention = convention
         self._dtype: Any = np.float32 if convention == "lerobot" else np.float64
-        self._eps = EPS[convention] if eps is None else eps
-        names = STATISTICS[self.mode]
-        values = [self._read(name, statistics) for name in names]
-        self.statistics: dict[str, NDArray[Any]] = dict(zip(names, values, strict=True))
+        self._eps = self._dtype(EPS[convention] if eps is None else eps)
+        self.statistics: dict[str, NDArray[Any]] = {
+            name: self._read(name, statistics) for name in STATISTICS[self.mode]
+        }
         """The statistics in use: name → values [dim]."""
         if self.mode is Mode.MEAN_STD:
-            self._set_mean_std(*values)
-        elif values:
-            self._set_range(*values)
+            self._set_mean_std(*self.statistics.values())
+        elif self.statistics:
+            self._set_range(*self.statistics.values())
 
     def _read(self, name: str, statistics: Mapping[str, ArrayLike | None]) -> NDArray[Any]:
         value = statistics.get(name)
@@ -121,13 +142,13 @@ class Normalizer:
             array = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
             raise CheckpointError(f"{self.feature}.{name} must be a list of numbers") from None
-        wanted = f"{self.dim} values" if self.convention == "lerobot" else f"at least {self.dim}"
-        short = array.ndim != 1 or len(array) < self.dim
-        if short or (self.convention == "lerobot" and len(array) > self.dim):
+        exact = self.convention == "lerobot"
+        if array.ndim != 1 or len(array) < self.dim or (exact and len(array) > self.dim):
+            wanted = f"{self.dim} values" if exact else f"at least {self.dim}"
             raise CheckpointError(
                 f"{self.feature}.{name} has shape {list(array.shape)}, the robot needs {wanted}"
             )
-        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+        with np.errstate(over="ignore"):  # values beyond float32's range become infinite
             array = array[: self.dim].astype(self._dtype)
         for i in np.flatnonzero(~np.isfinite(array)):
             raise CheckpointError(f"{self.feature}.{name}[{i}] is {array[i]}")
@@ -136,7 +157,7 @@ class Normalizer:
     def _set_mean_std(self, mean: NDArray[Any], std: NDArray[Any]) -> None:
         for i in np.flatnonzero(std < 0):
             raise CheckpointError(f"{self.feature}.std[{i}] is negative: {std[i]}")
-        self._offset, self._divisor = mean, std + self._dtype(self._eps)
+        self._offset, self._divisor = mean, std + self._eps
         self._factor = std if self.convention == "lerobot" else self._divisor
 
     def _set_range(self, lower: NDArray[Any], upper: NDArray[Any]) -> None:
@@ -150,14 +171,14 @@ class Normalizer:
         for i in np.flatnonzero(~np.isfinite(width)):
             raise CheckpointError(f"{self.feature}: {low}[{i}] and {high}[{i}] are too far apart")
         if self.convention == "lerobot":
-            width = np.where(width == 0, self._dtype(self._eps), width)
+            width = np.where(width == 0, self._eps, width)
         else:
             width = width + self._eps
         self._offset, self._divisor, self._factor = lower, width, width
 
     @property
     def widths(self) -> NDArray[Any]:
-        """[dim]: how far apart in robot units what becomes -1 and 1 lies; empty for IDENTITY."""
+        """[dim]: distance in robot units between the values of -1 and 1; empty for IDENTITY."""
         if not self.statistics:
             return np.zeros(0)
         first, second = (array.astype(np.float64) for array in self.statistics.values())
@@ -172,7 +193,7 @@ class Normalizer:
         return scaled if self.mode is Mode.MEAN_STD else 2 * scaled - 1
 
     def unnormalize(self, y: ArrayLike) -> NDArray[Any]:
-        """[..., dim] in the network's units → the same shape in the robot's, unclipped."""
+        """[..., dim] in the network's units → the same shape in the robot's, not clipped."""
         y = self._checked(y)
         if self.mode is Mode.IDENTITY:
             return y
@@ -189,54 +210,25 @@ class Normalizer:
         return array
 
 
-STATE, ACTION = "observation.state", "action"
-PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
-NORM_STATS = "norm_stats.json"
-PALIGEMMA = "google/paligemma-3b-pt-224"
-
-Statistics = Mapping[str, Mapping[str, ArrayLike | None]]
-"""Feature → statistic → values [dim]."""
-
-Step = tuple[str, dict[str, Any]]
-"""A pipeline step's registry name and config."""
-
-STATE_PROMPT_STEP = "pi05_prepare_state_tokenizer_processor_step"
-
-# LeRobot 0.5 called the relative step delta_actions_processor.
-_RELATIVE = ("relative_actions_processor", "delta_actions_processor")
-_KNOWN_STEPS = {
-    "rename_observations_processor",
-    "to_batch_processor",
-    *_RELATIVE,
-    "normalizer_processor",
-    STATE_PROMPT_STEP,
-    "pi0_new_line_processor",
-    "tokenizer_processor",
-    "device_processor",
-    "unnormalizer_processor",
-    "absolute_actions_processor",
-}
-
-
 @dataclass(frozen=True)
 class Processing:
-    """What stands between the robot's numbers and the network's."""
+    """The processing between the robot's numbers and the network's."""
 
     convention: Convention
     state: Normalizer
     action: Normalizer
     rename: Mapping[str, str] = field(default_factory=dict)
-    """Camera name in the data → in the checkpoint, as LeRobot's rename step has it."""
+    """Camera name in the data → in the checkpoint, from LeRobot's rename step."""
     delta_mask: tuple[bool, ...] | None = None
-    """LeRobot's relative actions: which dimensions are relative to the state."""
+    """LeRobot's relative actions: dimensions relative to the state. None: the robot's apply."""
     state_in_prompt: bool | None = None
-    """Whether π0.5's prompt has the state; None where the files don't say it, as openpi's."""
+    """Whether π0.5's prompt has the state; None: not stated, as in openpi's files."""
     tokenizer: str = PALIGEMMA
-    """The hub's name of the tokenizer."""
+    """Hugging Face id of the tokenizer."""
 
 
 def convention_of(directory: Path) -> Convention:
-    """Whose processing files lie in the folder.
+    """The code base whose processing files the folder has.
 
     Raises:
         CheckpointError: neither LeRobot's nor openpi's.
@@ -258,7 +250,7 @@ def read_processing(
 
     Raises:
         CheckpointError: files or statistics are missing, damaged or do not fit, or the pipeline
-            has a step whose effect this project does not know.
+            has a step whose effect is unknown here.
     """
     if convention_of(directory) == "lerobot":
         return _read_lerobot(directory, config, state_dim, action_dim)
@@ -267,7 +259,7 @@ def read_processing(
 
 def _norm_stats_files(directory: Path) -> list[Path]:
     plain = directory / NORM_STATS
-    # an asset's name may have a slash, such as physical-intelligence/libero
+    # An asset's name may have a slash, such as physical-intelligence/libero.
     return [plain] if plain.is_file() else sorted((directory / "assets").rglob(NORM_STATS))
 
 
@@ -294,8 +286,8 @@ def _read_openpi(
 def _read_lerobot(
     directory: Path, config: PolicyConfig, state_dim: int, action_dim: int
 ) -> Processing:
-    before = _steps(directory / f"{PREPROCESSOR}.json")
-    after = _steps(directory / f"{POSTPROCESSOR}.json")
+    before = _read_steps(directory / f"{PREPROCESSOR}.json")
+    after = _read_steps(directory / f"{POSTPROCESSOR}.json")
     rename = _names(_settings(before, "rename_observations_processor"), "rename_map")
     return Processing(
         "lerobot",
@@ -308,16 +300,24 @@ def _read_lerobot(
         },
         delta_mask=_relative_mask(before, action_dim),
         state_in_prompt=STATE_PROMPT_STEP in before,
-        tokenizer=_tokenizer_name(before),
+        tokenizer=str(_settings(before, "tokenizer_processor").get("tokenizer_name") or PALIGEMMA),
     )
 
 
-def _tokenizer_name(steps: Mapping[str, Mapping[str, Any]]) -> str:
-    return str(_settings(steps, "tokenizer_processor").get("tokenizer_name") or PALIGEMMA)
+def _read_steps(path: Path) -> Steps:
+    steps = read_json(path).get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise CheckpointError(f"{path} has no list of steps")
+    named = {str(step.get("registry_name") or step.get("class")): step for step in steps}
+    for name in sorted(set(named) - KNOWN_STEPS):
+        raise CheckpointError(
+            f"{path}: step {name!r} is not known here; leaving it out would change the data"
+        )
+    return named
 
 
-def _settings(steps: Mapping[str, Mapping[str, Any]], step: str) -> Mapping[str, Any]:
-    """A step's config; empty where there is none."""
+def _settings(steps: Steps, step: str) -> Mapping[str, Any]:
+    """A step's config; empty without the step."""
     settings = steps.get(step, {}).get("config") or {}
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{step}: config must be an object, not {settings!r:.100}")
@@ -325,7 +325,6 @@ def _settings(steps: Mapping[str, Mapping[str, Any]], step: str) -> Mapping[str,
 
 
 def _names(settings: Mapping[str, Any], key: str) -> dict[str, str]:
-    """An object of strings; empty where there is none."""
     names = settings.get(key) or {}
     if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
         raise CheckpointError(f"{key} must map names to names, not {names!r:.100}")
@@ -333,63 +332,37 @@ def _names(settings: Mapping[str, Any], key: str) -> dict[str, str]:
 
 
 def _words(settings: Mapping[str, Any], key: str) -> list[str]:
-    """A list in lower case; empty where there is none."""
     words = settings.get(key) or []
     if not isinstance(words, list):
         raise CheckpointError(f"{key} must be a list of names, not {words!r:.100}")
     return [str(word).lower() for word in words]
 
 
-def _eps(settings: Mapping[str, Any]) -> float:
-    value = settings.get("eps", 1e-8)
-    if isinstance(value, (int, float)) and 0 <= value < 1:
-        return float(value)
-    raise CheckpointError(f"eps must be a number from 0 to 1, not {value!r:.100}")
-
-
-def _steps(path: Path) -> dict[str, Mapping[str, Any]]:
-    """The pipeline's steps by name."""
-    steps = read_json(path).get("steps")
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise CheckpointError(f"{path} has no list of steps")
-    named = {str(step.get("registry_name") or step.get("class")): step for step in steps}
-    unknown = sorted(set(named) - _KNOWN_STEPS)
-    if unknown:
-        raise CheckpointError(
-            f"{path}: step {unknown[0]!r} is not known here; leaving it out would change the data"
-        )
-    return named
-
-
 def _lerobot_normalizer(
-    directory: Path,
-    steps: Mapping[str, Mapping[str, Any]],
-    step_name: str,
-    feature: str,
-    dim: int,
-    config: PolicyConfig,
+    directory: Path, steps: Steps, step_name: str, feature: str, dim: int, config: PolicyConfig
 ) -> Normalizer:
-    step = steps.get(step_name)
-    if step is None:
+    if step_name not in steps:
         raise CheckpointError(f"{directory}: the processor files have no step {step_name!r}")
     settings = _settings(steps, step_name)
     modes = {**config.normalization_mapping, **_names(settings, "norm_map")}
     if modes.get("VISUAL", "IDENTITY") != "IDENTITY":
         raise CheckpointError(
-            f"{directory}: {step_name} scales pictures by {modes['VISUAL']}; π0 and π0.5 take "
+            f"{directory}: {step_name} scales images by {modes['VISUAL']}; π0 and π0.5 take "
             "IDENTITY"
         )
+    eps = settings.get("eps", EPS["lerobot"])
+    if not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+        raise CheckpointError(f"eps must be a number from 0 to 1, not {eps!r:.100}")
     mode = modes["STATE" if feature == STATE else "ACTION"]
-    statistics = _read_state_file(directory, step, step_name) if mode != "IDENTITY" else {}
-    prefix = f"{feature}."
-    mine = {k.removeprefix(prefix): v for k, v in statistics.items() if k.startswith(prefix)}
-    return Normalizer(feature, mode, mine, dim, "lerobot", _eps(settings))
+    statistics: dict[str, NDArray[Any]] = {}
+    if mode != "IDENTITY":
+        tensors = _read_state_file(directory, steps[step_name].get("state_file"), step_name)
+        prefix = f"{feature}."
+        statistics = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return Normalizer(feature, mode, statistics, dim, "lerobot", float(eps))
 
 
-def _read_state_file(
-    directory: Path, step: Mapping[str, Any], step_name: str
-) -> dict[str, np.ndarray]:
-    name = step.get("state_file")
+def _read_state_file(directory: Path, name: object, step_name: str) -> dict[str, NDArray[Any]]:
     if name is None:
         raise CheckpointError(
             f"{directory}: {step_name} has no state_file: the checkpoint has no normalisation "
@@ -404,11 +377,9 @@ def _read_state_file(
         raise CheckpointError(f"{directory / name} cannot be read: {error}") from None
 
 
-def _relative_mask(
-    steps: Mapping[str, Mapping[str, Any]], action_dim: int
-) -> tuple[bool, ...] | None:
+def _relative_mask(steps: Steps, action_dim: int) -> tuple[bool, ...] | None:
     """LeRobot's rule: relative unless the joint's name contains an excluded word."""
-    step = next((name for name in _RELATIVE if name in steps), "")
+    step = next((name for name in RELATIVE_STEPS if name in steps), "")
     settings = _settings(steps, step)
     if not settings.get("enabled", False):
         return None
@@ -432,29 +403,29 @@ def write_processing(
         directory: an existing folder.
         config: kind, features and `normalization_mapping`.
         statistics: "observation.state" and "action" → statistic → values [dim].
-        tokenizer: what LeRobot is to load as the tokenizer.
-        rename: LeRobot's rename map, feature names in full.
-        delta_mask: which actions are relative to the state; None are.
+        tokenizer: id or folder of LeRobot's tokenizer.
+        rename: LeRobot's rename map with full feature names.
+        delta_mask: which actions are relative to the state; empty: none.
     """
-    features = _features(config)
-    norm_map = dict(config.normalization_mapping)
-    scaling = {"eps": 1e-8, "features": features, "norm_map": norm_map}
-    # LeRobot unnormalises the action alone but stores every statistic.
-    unscaling = {**scaling, "features": {ACTION: features[ACTION]}}
+    if config.state_dim is None or config.action_dim is None:
+        raise ValueError("state_dim and action_dim must be set to write processor files")
+    document = config.to_json()
+    action = document["output_features"]
+    scaling = {
+        "eps": EPS["lerobot"],
+        "features": document["input_features"] | action,
+        "norm_map": document["normalization_mapping"],
+    }
     relative: dict[str, Any] = {
         "enabled": False,
         "exclude_joints": ["gripper"],
         "action_names": None,
     }
-    if delta_mask is not None:
-        # names made for LeRobot's rule: a joint is absolute whose name contains an excluded word
-        relative = {
-            "enabled": True,
-            "exclude_joints": ["absolute"],
-            "action_names": [
-                f"{'relative' if flag else 'absolute'}_{i}" for i, flag in enumerate(delta_mask)
-            ],
-        }
+    if delta_mask:
+        # Names for LeRobot's rule: a joint is absolute if its name contains an excluded word.
+        kinds = ["relative" if flag else "absolute" for flag in delta_mask]
+        names = [f"{kind}_{i}" for i, kind in enumerate(kinds)]
+        relative = {"enabled": True, "exclude_joints": ["absolute"], "action_names": names}
     tokenize = {
         "max_length": config.token_length,
         "task_key": "task",
@@ -463,66 +434,40 @@ def write_processing(
         "truncation": True,
         "tokenizer_name": tokenizer,
     }
-    device: Step = ("device_processor", {"device": "cpu", "float_dtype": None})
-    start: list[Step] = [
-        ("rename_observations_processor", {"rename_map": dict(rename or {})}),
-        ("to_batch_processor", {}),
-    ]
-    middle: list[Step]
+    rename_step = {"rename_observations_processor": {"rename_map": dict(rename or {})}}
+    normalize = {"relative_actions_processor": relative, "normalizer_processor": scaling}
+    prompt = {"tokenizer_processor": tokenize}
+    device: dict[str, Any] = {"device_processor": {"device": "cpu", "float_dtype": None}}
+    before: dict[str, Any] = {**rename_step, "to_batch_processor": {}}
     if config.kind == "pi05":
-        middle = [
-            ("relative_actions_processor", relative),
-            ("normalizer_processor", scaling),
-            (STATE_PROMPT_STEP, {}),
-            ("tokenizer_processor", tokenize),
-            device,
-        ]
+        before |= {**normalize, STATE_PROMPT_STEP: {}, **prompt, **device}
     else:
-        middle = [
-            ("pi0_new_line_processor", {}),
-            ("tokenizer_processor", tokenize),
-            device,
-            ("relative_actions_processor", relative),
-            ("normalizer_processor", scaling),
-        ]
-    end: list[Step] = [
-        ("unnormalizer_processor", unscaling),
-        ("absolute_actions_processor", {"enabled": delta_mask is not None}),
-        device,
-    ]
+        before |= {"pi0_new_line_processor": {}, **prompt, **device, **normalize}
+    after: dict[str, Any] = {
+        # LeRobot unnormalises the action alone but stores every statistic.
+        "unnormalizer_processor": {**scaling, "features": action},
+        "absolute_actions_processor": {"enabled": bool(delta_mask)},
+        **device,
+    }
     tensors = {
         f"{feature}.{name}": np.ascontiguousarray(value, dtype=np.float32)
         for feature, stats in statistics.items()
         for name, value in stats.items()
         if value is not None
     }
-    _write_pipeline(directory, PREPROCESSOR, [*start, *middle], tensors)
-    _write_pipeline(directory, POSTPROCESSOR, end, tensors)
-
-
-def _features(config: PolicyConfig) -> dict[str, Any]:
-    if config.state_dim is None or config.action_dim is None:
-        raise ValueError("state_dim and action_dim must be set to write processor files")
-    picture = [3, config.image_size, config.image_size]
-    return {
-        **{IMAGE_PREFIX + name: {"type": "VISUAL", "shape": picture} for name in config.cameras},
-        STATE: {"type": "STATE", "shape": [config.state_dim]},
-        ACTION: {"type": "ACTION", "shape": [config.action_dim]},
-    }
+    _write_pipeline(directory, PREPROCESSOR, before, tensors)
+    _write_pipeline(directory, POSTPROCESSOR, after, tensors)
 
 
 def _write_pipeline(
-    directory: Path,
-    name: str,
-    steps: Sequence[Step],
-    tensors: Mapping[str, np.ndarray],
+    directory: Path, name: str, steps: Mapping[str, Any], tensors: dict[str, NDArray[np.float32]]
 ) -> None:
     entries: list[dict[str, Any]] = []
-    for index, (step, settings) in enumerate(steps):
+    for index, (step, settings) in enumerate(steps.items()):
         entry: dict[str, Any] = {"registry_name": step, "config": settings}
         if step in ("normalizer_processor", "unnormalizer_processor") and tensors:
             entry["state_file"] = f"{name}_step_{index}_{step}.safetensors"
-            save_file(dict(tensors), directory / entry["state_file"])
+            save_file(tensors, directory / entry["state_file"])
         entries.append(entry)
     document = {"name": name, "steps": entries}
     (directory / f"{name}.json").write_text(json.dumps(document, indent=2), encoding="utf-8")

@@ -20,54 +20,14 @@ from pi05_ros.policy.processing import Convention
 from pi05_ros.policy.weights import CheckpointError, read_regular_file, require_regular_file
 
 TOKENIZER_FILE = "tokenizer.json"
-
-
+REMEDY = (
+    "put tokenizer.json and tokenizer_config.json there, for π0 and π0.5 those of "
+    "google/paligemma-3b-pt-224"
+)
+# Limits of the file, its added tokens and its tokens; PaliGemma's has 34 MB, 7,600 and 262,144.
 MAX_TOKENIZER_BYTES = 64 * 2**20
-"""PaliGemma's has 34 MB."""
-
-
 MAX_ADDED_TOKENS = 20_000
-"""Gemma's have 6,400, PaliGemma's some 1,200 more."""
-
-
 MAX_TOKENS = 600_000
-"""Gemma's have 262,144."""
-
-
-def check_tokenizer_files(directory: Path) -> None:
-    """Raise CheckpointError for what would block the loader or take it very long.
-
-    Args:
-        directory: a checkpoint with tokenizer.json.
-    """
-    for path in sorted(directory.iterdir()):
-        if not path.is_dir():
-            require_regular_file(path, MAX_TOKENIZER_BYTES if path.suffix == ".json" else None)
-    path = directory / TOKENIZER_FILE
-    try:
-        document = json.loads(read_regular_file(path, MAX_TOKENIZER_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        return  # the loader says what is wrong
-    if not isinstance(document, dict):
-        return
-    model = document.get("model")
-    counts = {
-        "added tokens": (_length(document.get("added_tokens")), MAX_ADDED_TOKENS),
-        "tokens": (_length(model.get("vocab")) if isinstance(model, dict) else 0, MAX_TOKENS),
-    }
-    for what, (count, limit) in counts.items():
-        if count > limit:
-            raise CheckpointError(
-                f"{path} has {count:,} {what}, and at most {limit:,} are loaded: take the "
-                "tokenizer that the checkpoint was trained with"
-            )
-
-
-def _length(value: object) -> int:
-    return len(value) if isinstance(value, (list, dict)) else 0
-
 
 BINS = 256
 _EDGES = np.linspace(-1, 1, BINS + 1)[:-1]
@@ -79,7 +39,7 @@ def discretize(state: ArrayLike) -> NDArray[np.int64]:
 
 
 def clean_instruction(instruction: str) -> str:
-    """One line, no underscores, no outer spaces, case kept: openpi's rule."""
+    """Apply openpi's rule: one line, no underscores, no outer spaces, case kept."""
     return instruction.strip().replace("_", " ").replace("\n", " ")
 
 
@@ -90,7 +50,7 @@ def pi05_prompt(instruction: str, state: ArrayLike) -> str:
 
 
 def pi0_prompt(instruction: str, convention: Convention) -> str:
-    """π0's prompt, its state being continuous. LeRobot's keeps the instruction as it is."""
+    """π0's prompt, which has no state. LeRobot's keeps the instruction as it is."""
     if convention == "openpi":
         return clean_instruction(instruction) + "\n"
     return instruction if instruction.endswith("\n") else instruction + "\n"
@@ -105,8 +65,6 @@ class PromptTooLongError(ValueError):
             f"the prompt needs {needed} tokens with the state, the network takes {available}: "
             f"shorten the instruction {shown!r} by {needed - available} tokens"
         )
-        self.needed = needed
-        self.available = available
 
 
 @dataclass(frozen=True)
@@ -118,14 +76,11 @@ class Tokens:
     mask: NDArray[np.bool_]
     """[length], False at the padding."""
     dropped: int = 0
-    """Tokens that did not fit, of the prompt's end: in π0.5's prompt, of the state."""
+    """Tokens cut off at the prompt's end, where π0.5's prompt has the state."""
 
 
 class PromptTokenizer:
-    """A checkpoint's tokenizer: text → BOS and tokens, padded to one length.
-
-    `encode` and `widest_state` may be called from several threads.
-    """
+    """A checkpoint's tokenizer: text → BOS and tokens, padded to one length. Thread-safe."""
 
     def __init__(self, tokenizer: Any, length: int, vocab: int) -> None:
         """Wrap a transformers tokenizer; `vocab` is the network's number of embeddings."""
@@ -136,13 +91,13 @@ class PromptTokenizer:
         self._pad = int(tokenizer.pad_token_id or 0)
         self.length = length
         self.vocab = vocab
-        # A prompt without blanks to split at is one word for the tokenizer, which keeps 10,000 of
-        # them: 31 MB of prompts that never come again.
+        # The tokenizer caches 10,000 words. A prompt without splits is one word and never recurs,
+        # so the cache would grow to 31 MB of prompts.
         model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
         resize_cache = getattr(model, "_resize_cache", None)
         if resize_cache is not None:
             resize_cache(0)
-        # transformers sets truncation and padding on the shared Rust object in every call
+        # transformers sets truncation and padding on the shared Rust object in every call.
         self._lock = threading.Lock()
 
     @classmethod
@@ -152,15 +107,10 @@ class PromptTokenizer:
         Raises:
             CheckpointError: the files are missing or damaged.
         """
-        remedy = (
-            "put tokenizer.json and tokenizer_config.json there, for π0 and π0.5 those of "
-            "google/paligemma-3b-pt-224"
-        )
-        if not (directory / "tokenizer.json").is_file():
-            raise CheckpointError(f"{directory} has no tokenizer: {remedy}")
-        check_tokenizer_files(directory)
-        # seconds of import, of use to nobody else
-        from transformers import AutoTokenizer
+        if not (directory / TOKENIZER_FILE).is_file():
+            raise CheckpointError(f"{directory} has no tokenizer: {REMEDY}")
+        _check_files(directory)
+        from transformers import AutoTokenizer  # takes seconds
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(
@@ -169,7 +119,7 @@ class PromptTokenizer:
         except Exception as error:  # transformers and tokenizers raise bare Exceptions
             first_line = str(error).strip().split("\n")[0]
             raise CheckpointError(
-                f"the tokenizer in {directory} cannot be loaded ({first_line}): {remedy}"
+                f"the tokenizer in {directory} cannot be loaded ({first_line}): {REMEDY}"
             ) from error
         return cls(tokenizer, length, vocab)
 
@@ -177,7 +127,7 @@ class PromptTokenizer:
         """BOS and the text's tokens, cut and padded to `length`.
 
         Raises:
-            ValueError: a token that the network has no embedding for.
+            ValueError: a token without an embedding in the network.
         """
         ids = [self._bos, *self._token_ids(text)]
         if max(ids) >= self.vocab:
@@ -194,7 +144,7 @@ class PromptTokenizer:
     def widest_state(self) -> float:
         """The normalised value whose bin number takes the most tokens."""
         middles = (np.arange(-1, BINS) + 0.5) * 2 / BINS - 1
-        # twice each, as in a prompt: a number between blanks
+        # Twice each, as in a prompt: a number between blanks.
         counts = [len(self._token_ids(f" {n} {n}")) for n in discretize(middles)]
         return float(middles[int(np.argmax(counts))])
 
@@ -203,6 +153,34 @@ class PromptTokenizer:
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Tokens) -> str:
-        """The text of the tokens that are not padding, without the BOS."""
+        """The text of the tokens without the BOS and the padding."""
         ids = tokens.ids[tokens.mask][1:].tolist()
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _check_files(directory: Path) -> None:
+    """Refuse files that block the loader or take it minutes.
+
+    The loader opens every file, and loads an added token 20 times slower than a token of the
+    vocabulary: 600,000 take half a minute.
+    """
+    for path in directory.iterdir():
+        if not path.is_dir():
+            require_regular_file(path, MAX_TOKENIZER_BYTES if path.suffix == ".json" else None)
+    path = directory / TOKENIZER_FILE
+    try:
+        document = json.loads(read_regular_file(path, MAX_TOKENIZER_BYTES))
+        added, tokens = len(document.get("added_tokens") or ()), len(document["model"]["vocab"])
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return  # the loader reports it
+    for what, count, limit in (
+        ("added tokens", added, MAX_ADDED_TOKENS),
+        ("tokens", tokens, MAX_TOKENS),
+    ):
+        if count > limit:
+            raise CheckpointError(
+                f"{path} has {count:,} {what}, and at most {limit:,} are loaded: take the "
+                "tokenizer that the checkpoint was trained with"
+            )

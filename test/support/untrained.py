@@ -1,6 +1,6 @@
-"""A small checkpoint with random weights: quick to make, whatever is to be done to its files.
+"""A small checkpoint with random weights.
 
-Its chunks are smooth and bounded, and follow what the network sees, to no purpose.
+Its chunks are smooth, bounded and depend on images and instruction.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from small_policy import tokenizer as small_tokenizer
+from small_policy.tokenizer import small_config
 
-from pi05_lab.training import small_tokenizer
-from pi05_lab.training.small_tokenizer import small_config
 from pi05_ros.policy import processing as processors
+from pi05_ros.policy.bundle import SETTINGS_FILE
 from pi05_ros.policy.checkpoint import save_model
 from pi05_ros.policy.config import PolicyConfig
 from pi05_ros.policy.model import GemmaLayer, Pi0
 from pi05_ros.policy.prompt import PromptTokenizer, pi05_prompt
-from pi05_ros.policy.robots import SETTINGS_FILE
 
 HOME_RAD = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)
 """One arm's joints above the table, hand forward."""
@@ -48,7 +48,7 @@ def create_small_checkpoint(directory: str | Path, seed: int = 0) -> None:
     The same seed gives the same checkpoint.
 
     Args:
-        directory: made if it is not there; files of the same names are replaced.
+        directory: created if missing; existing files are replaced.
         seed: of the random weights.
     """
     path = Path(directory)
@@ -71,11 +71,11 @@ def create_small_checkpoint(directory: str | Path, seed: int = 0) -> None:
 
 
 def _untrained_model(config: PolicyConfig, tokenizer: PromptTokenizer, seed: int) -> Pi0:
-    """Random weights whose chunks are smooth and bounded, and follow what the policy sees.
+    """Random weights whose chunks are smooth and bounded, and depend on the inputs.
 
     Plainly random weights leave the noise in the chunk: every step another jump. Here the
     network's velocity is v = CONTRACTION · (x - a), which takes the noise away in 4 or more Euler
-    steps, and a comes from the random attention over pictures and prompt:
+    steps, and a comes from the random attention over images and prompt:
 
     - action_in_proj places x on orthonormal directions beside an anchor, a constant that is
       ANCHOR times as long as the noise and keeps the final norm nearly linear; action_out_proj
@@ -84,7 +84,7 @@ def _untrained_model(config: PolicyConfig, tokenizer: PromptTokenizer, seed: int
     - Queries of the action expert are QUERY_SCALE times as large, so that the attention picks
       rather than averages, but 0 in the FAST_PAIRS fastest rotary pairs: what is left turns by
       less than 0.06 rad a step and makes a smooth in time.
-    - The output bias is set such that grey pictures with the state at home ask for home.
+    - The output bias is set such that grey images with the state at home ask for home.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

@@ -51,7 +51,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_sizes() -> Sizes:
-    """Experts of different widths, another picture and patch: nothing of π0.5's proportions."""
+    """Experts of different widths, another image and patch size: none of π0.5's proportions."""
     return Sizes(
         vlm=GemmaSize(48, 2, 64, 4, 1, 64),
         exp=GemmaSize(32, 2, 48, 4, 1, 64),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_policy.tokenizer import small_config
 from untrained import small_statistics  # type: ignore[import-not-found]
 
-from pi05_lab.training.small_tokenizer import small_config
-from pi05_ros import check as check_command
+from pi05_ros import cli
 from pi05_ros.check import check, human_bytes
 from pi05_ros.policy.processing import ACTION, STATE, Normalizer, write_processing
 
@@ -65,9 +64,7 @@ def copied(lerobot: Path, tmp_path: Path) -> Path:
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    check_command.add_arguments(parser)
-    return check_command.run(parser.parse_args(arguments))
+    return cli.main(["check", *arguments])
 
 
 def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Change:
@@ -97,7 +94,7 @@ def test_a_lerobot_folder(lerobot: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_openpi_folder(openpi: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault: openpi's conventions applied without a word."""
+    """Fault: openpi's conventions applied without a report."""
     assert run(str(openpi), "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["runs"] and facts["convention"] == "openpi" and facts["kind"] == "pi05"
@@ -111,17 +108,17 @@ def test_an_openpi_folder(openpi: Path, capsys: pytest.CaptureFixture[str]) -> N
     ("robot", "words"),
     [
         ("droid", ["velocities become positions, 0.2 a step"]),
-        ("libero", ["pictures of image are turned", "pictures of wrist_image are turned"]),
+        ("libero", ["images of image are rotated", "images of wrist_image are rotated"]),
         ("ur5e", ["actions 0, 1, 2, 3, 4, 5 are relative"]),
     ],
 )
 def test_other_robots_on_an_openpi_folder(openpi: Path, robot: str, words: list[str]) -> None:
-    """Fault: what the robot adds is not said, or a camera is masked without a word."""
+    """Fault: a conversion or a masked camera that is not reported."""
     report = check(openpi, robot)
     assert report.runs, report.problems
     for word in words:
         assert any(word in line for line in report.conventions)
-    assert report.warnings == ["the robot has no picture for right_wrist_0_rgb: masked"]
+    assert report.warnings == ["the robot has no image for right_wrist_0_rgb: masked"]
     assert report.state_in_prompt is (robot != "libero")
 
 
@@ -248,8 +245,8 @@ def test_corruptions_are_named(
     assert "problem: " in capsys.readouterr().out
 
 
-def test_all_faults_at_once(copied: Path) -> None:
-    """Fault: one fault a run, each found after the last one is mended."""
+def test_all_faults_are_reported_at_once(copied: Path) -> None:
+    """Fault: one fault per run."""
     for name in ("wrong shape", "tokenizer absent", "swapped quantiles", "missing camera"):
         CORRUPTIONS[name][0](copied)
     assert len(check(copied).problems) == 4
@@ -278,14 +275,16 @@ def test_a_prompt_without_room_is_a_warning(copied: Path) -> None:
     assert report.warnings and "leaves 7 of 30 tokens to the instruction" in report.warnings[0]
 
 
-def test_values_may_be_left_unread(copied: Path) -> None:
+def test_no_values_skips_the_scan_of_the_weights(copied: Path) -> None:
     """Fault: the option that saves a minute for a full-size file does nothing."""
     CORRUPTIONS["not finite"][0](copied)
     assert check(copied, values=False).runs
     assert not check(copied).runs
 
 
-def test_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_a_checkpoint_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Fault: a traceback."""
     assert run(str(tmp_path / "nowhere")) == 1
     assert "is not a folder here" in capsys.readouterr().out
@@ -300,7 +299,7 @@ def test_an_unknown_robot_keeps_the_facts(lerobot: Path) -> None:
     assert report.parameters == 3_966_368 and len(report.dimensions) == 28
 
 
-def test_the_width_that_warnings_go_by() -> None:
+def test_widths_of_each_mode() -> None:
     """Fault: a standard deviation taken for a range."""
     stats = {"mean": [5.0, 0.0], "std": [0.5, 2.0], "q01": [1.0, 1.0], "q99": [2.0, 4.0]}
     assert Normalizer(ACTION, "MEAN_STD", stats, 2).widths.tolist() == [1.0, 4.0]

@@ -69,7 +69,7 @@ def test_full_size_network_has_the_published_tensors(kind: str) -> None:
     assert count == {"pi05": 3_353_433_872, "pi0": 3_238_048_528}[kind]
 
 
-def test_saved_and_loaded_again_it_is_the_same(golden: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_saved_network_loads_equal(golden: SimpleNamespace, tmp_path: Path) -> None:
     save_model(golden.model, tmp_path)
     model = load_model(tmp_path)
     assert model.config == golden.model.config
@@ -79,7 +79,7 @@ def test_saved_and_loaded_again_it_is_the_same(golden: SimpleNamespace, tmp_path
         assert model.get_parameter(name).requires_grad
     theirs = load_file(golden.directory / "model.safetensors")
     ours = load_file(tmp_path / "model.safetensors")
-    # LeRobot asks for both language heads, which nothing uses.
+    # LeRobot requires both language heads, which are unused.
     heads = {f"model.{LM_HEAD}", f"model.{EXPERT_LM_HEAD}"}
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs.keys() - heads)
@@ -93,7 +93,7 @@ def test_small_networks_are_saved_with_their_sizes(small: Pi0, tmp_path: Path) -
     assert all(torch.equal(p, small.get_parameter(n)) for n, p in model.named_parameters())
 
 
-def test_a_loaded_network_survives_a_new_file(tmp_path: Path) -> None:
+def test_a_loaded_network_is_independent_of_its_file(tmp_path: Path) -> None:
     """Parameters that only map the file would change under a running robot."""
     shutil.copytree(DATA / "pi05_tiny_f32", tmp_path, dirs_exist_ok=True)
     model = load_model(tmp_path)
@@ -130,8 +130,8 @@ def test_bfloat16_keeps_what_is_sensitive_in_float32(tmp_path: Path, bfloat16_fi
 def test_a_bfloat16_file_has_lerobots_dtypes(tmp_path: Path) -> None:
     """Pins: a file that LeRobot loads with another precision than its own bfloat16 files have.
 
-    LeRobot 0.6.1 keeps the tower, the projector, the norms and the heads outside the language
-    models in float32 (modeling_pi05.py, `to_bfloat16_for_selected_params`).
+    LeRobot 0.6.1 keeps the vision encoder, the projector, the norms and the heads outside the
+    language models in float32 (modeling_pi05.py, `to_bfloat16_for_selected_params`).
     """
     save_model(load_model(DATA / "pi05_tiny_f32", dtype=torch.bfloat16), tmp_path)
     kept = ("vision_tower", "multi_modal_projector", "layernorm", "norm.", "action_", "time_mlp")
@@ -152,7 +152,7 @@ def test_names_without_model_prefix(
     assert all(torch.equal(p, reference.get_parameter(n)) for n, p in model.named_parameters())
 
 
-def test_embedding_comes_from_the_tied_head_only_where_it_must(
+def test_the_tied_head_replaces_a_missing_embedding(
     checkpoint: Callable[[Callable[[Tensors], None]], Path],
 ) -> None:
     """Converted files keep the pair under the head's name; in fine-tunes the head is stale."""
@@ -196,7 +196,7 @@ def test_shards(tmp_path: Path) -> None:
     ("file", "message"),
     [("../x.safetensors", "not a file name"), ("x.bin", "pickle"), (3, "not a file name")],
 )
-def test_an_index_cannot_lead_elsewhere(tmp_path: Path, file: object, message: str) -> None:
+def test_an_index_cannot_name_other_folders(tmp_path: Path, file: object, message: str) -> None:
     shard(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {HEAD_BIAS: file}}))
@@ -262,7 +262,7 @@ def test_part_of_a_fused_matrix_is_checked_too(
         load_model(checkpoint(change))
 
 
-def test_long_lists_are_cut(checkpoint: Callable[[Callable[[Tensors], None]], Path]) -> None:
+def test_long_lists_are_shortened(checkpoint: Callable[[Callable[[Tensors], None]], Path]) -> None:
     def lose_expert(tensors: Tensors) -> None:
         for name in [name for name in tensors if ".gemma_expert.model.layers." in name]:
             del tensors[name]
@@ -310,7 +310,7 @@ def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_folders_that_are_no_checkpoint(tmp_path: Path) -> None:
+def test_folders_without_config_or_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no config\.json"):

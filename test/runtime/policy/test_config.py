@@ -90,7 +90,7 @@ def test_missing_and_unknown_fields_are_no_error(tmp_path: Path) -> None:
     assert config.normalization_mapping["STATE"] == "MEAN_STD"
 
 
-def test_normalization_is_read_and_not_assumed() -> None:
+def test_normalization_is_read_from_the_file() -> None:
     mapping = {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
     config = parse_config({"normalization_mapping": mapping}, "pi05")
     assert config.normalization_mapping == {"VISUAL": "IDENTITY"} | mapping
@@ -119,7 +119,7 @@ dims = st.integers(1, 64)
     cameras=st.lists(st.text("abc_", min_size=1), min_size=1, max_size=4, unique=True),
     lengths=st.tuples(dims, dims, dims, dims, dims),
 )
-def test_what_is_written_is_read_back(
+def test_a_written_config_is_read_back(
     kind: str,
     widths: tuple[int, int],
     shared: tuple[int, int, int, int],
@@ -192,7 +192,7 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config", "weights"])
 def test_reading_a_config_loads_no_heavy_dependency(name: str) -> None:
-    """The room's names are lazy: a node can read a config before torch is needed."""
+    """Imports are lazy: a node can read a config before torch is needed."""
     code = (
         f"import sys, pi05_ros.policy.{name}; "
         "print([m for m in ('torch', 'transformers', 'rclpy') if m in sys.modules])"
@@ -201,10 +201,10 @@ def test_reading_a_config_loads_no_heavy_dependency(name: str) -> None:
     assert run.stdout.strip() == "[]"
 
 
-def test_the_rooms_names() -> None:
-    import pi05_ros.policy as room
+def test_the_packages_names() -> None:
+    import pi05_ros.policy as policy
 
-    assert room.load_model.__module__ == "pi05_ros.policy.checkpoint"
-    assert room.read_config is read_config
+    assert policy.load_model.__module__ == "pi05_ros.policy.checkpoint"
+    assert policy.read_config is read_config
     with pytest.raises(AttributeError, match="nothing"):
-        _ = room.nothing
+        _ = policy.nothing

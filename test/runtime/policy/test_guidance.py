@@ -4,6 +4,7 @@ filled up with zeros, an old chunk merged relative to a state that is over, padd
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,13 @@ from pi05_ros.policy.guidance import (
     GUIDANCE_METHODS,
     GUIDANCE_SCHEDULES,
     Guidance,
-    Guide,
+    PrefixGuidance,
     guidance_gain,
-    make_guide,
     prefix_weights,
 )
-from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.inference import EagerSampler, SampleInputs, no_mark
+from pi05_ros.policy.model import Pi0, integrate
+from pi05_ros.policy.prompt import Tokens
 from pi05_ros.types import ActionPrefix
 
 HORIZON, DIMS = 6, 8
@@ -54,9 +56,9 @@ def test_weights_fall_from_1_to_0(schedule: str, frozen: int, end: int, horizon:
 
 def test_by_default_all_that_is_left_pulls() -> None:
     """Pins: with LeRobot's horizon of 10 steps, a delay of 10 leaves no say to what comes then."""
-    weights = Guidance().weights(frozen=10, given=40, horizon=50)
+    weights = Guidance().weights(committed=10, given=40, horizon=50)
     assert (weights[:40] > 0).all() and (weights[40:] == 0).all()
-    limited = Guidance(execution_horizon=10).weights(frozen=10, given=40, horizon=50)
+    limited = Guidance(execution_horizon=10).weights(committed=10, given=40, horizon=50)
     assert (limited[10:] == 0).all()
 
 
@@ -73,12 +75,13 @@ def test_gain_is_the_papers_below_its_cap() -> None:
 def test_identity_guidance_is_lerobots(
     golden: SimpleNamespace, rtc: dict[str, Tensor], schedule: str
 ) -> None:
-    """LeRobot fills the dimensions up with zeros and lets them pull, as is done here by hand."""
+    """LeRobot pads the dimensions with zeros and lets the padding pull, as this test does."""
     target = torch.nn.functional.pad(rtc["rtc.prev_chunk_left_over"], (0, 18))
-    guide = Guide(Guidance("identity", schedule, 10, 10.0), target, 4, 16)
-    actions = golden.model.sample_actions(
-        **golden.prefix, noise=golden.inputs["noise"], guide=guide
-    )
+    guidance = PrefixGuidance.make(Guidance("identity", schedule, 10, 10.0), target, 4, 16, 32)
+    model = golden.model
+    with torch.no_grad():
+        velocity = partial(model.denoise_step, model.encode_prefix(**golden.prefix))
+        actions = integrate(velocity, golden.inputs["noise"], model.schedule(10), guidance.step)
     torch.testing.assert_close(actions, rtc[f"rtc.guided.{schedule.upper()}"], atol=2e-4, rtol=0)
 
 
@@ -95,10 +98,15 @@ def draw(model: Pi0) -> dict[str, Any]:
     }
 
 
-def sample(model: Pi0, guide: Guide | None = None) -> Tensor:
-    """As the policy calls it, in inference mode."""
-    with torch.inference_mode():
-        return model.sample_actions(**draw(model), guide=guide, num_steps=5)
+@torch.inference_mode()
+def sample(model: Pi0, guidance: PrefixGuidance | None = None) -> Tensor:
+    """As the policy does it, in inference mode."""
+    given = draw(model)
+    tokens = Tokens(given["tokens"][0].numpy(), given["token_masks"][0].numpy())
+    inputs = SampleInputs(
+        given["images"], (True,), tokens, given["noise"], given["state"], guidance
+    )
+    return EagerSampler(model, 5).sample(inputs, no_mark)
 
 
 def open_gates(model: Pi0) -> None:
@@ -123,13 +131,13 @@ def test_vjp_correction_is_the_jacobian_by_finite_differences(small: Pi0) -> Non
         now = model.time_features(torch.tensor([time]))
 
     def velocity(x: Tensor, features: Tensor) -> Tensor:
-        return model.denoise(prefix, x, features, state)
+        return model.denoise_step(prefix, x, features, state)
 
     target = torch.randn(1, 4, DIMS, dtype=torch.float64)
     guidance = Guidance("vjp", "linear", 4, 10.0)
-    guide = Guide(guidance, target, 2, HORIZON)
-    v, pulled = guide._pulled_back(velocity, x_t, time, now)
-    identity = guide._error(x_t - time * v)
+    guide = PrefixGuidance.make(guidance, target, 2, HORIZON, DIMS)
+    v, pulled = guide._vjp(velocity, x_t, time, now)
+    identity = (guide.target - (x_t - time * v)) * guide.weights
     generator = torch.Generator().manual_seed(3)
     worst = 0.0
     for _ in range(5):
@@ -152,7 +160,7 @@ def test_vjp_correction_is_the_jacobian_by_finite_differences(small: Pi0) -> Non
 def test_frozen_steps_are_met(small: Pi0, method: str) -> None:
     open_gates(small)
     target = torch.full((1, 4, DIMS), 0.5)
-    guide = Guide(Guidance(method, "ones", 4, 10.0), target, 4, HORIZON)
+    guide = PrefixGuidance.make(Guidance(method, "ones", 4, 10.0), target, 4, HORIZON, DIMS)
     free, guided = sample(small), sample(small, guide)
     assert not guided.requires_grad
     error = [(x[:, :4] - target).abs().mean() for x in (free, guided)]
@@ -171,7 +179,7 @@ def test_time_per_token_is_the_time_of_the_whole_where_it_is_one(small: Pi0) -> 
         features = small.time_features(torch.tensor([0.3]))
         per_token = features[:, :, :, None].expand(-1, -1, -1, HORIZON, -1)
         torch.testing.assert_close(
-            small.denoise(prefix, x_t, features), small.denoise(prefix, x_t, per_token)
+            small.denoise_step(prefix, x_t, features), small.denoise_step(prefix, x_t, per_token)
         )
 
 
@@ -179,9 +187,11 @@ def test_time_per_token_is_the_time_of_the_whole_where_it_is_one(small: Pi0) -> 
 def test_steps_beyond_the_prefix_are_free(small: Pi0, method: str) -> None:
     """Pins: a short prefix filled up with zeros pulls the rest to the data's mean."""
     target = torch.full((1, 3, DIMS), 5.0)
-    long_horizon = Guide(Guidance(method, "ones", HORIZON, 10.0), target, 0, HORIZON)
+    long_horizon = PrefixGuidance.make(
+        Guidance(method, "ones", HORIZON, 10.0), target, 0, HORIZON, DIMS
+    )
     assert (long_horizon.weights[0, :3] == 1).all() and (long_horizon.weights[0, 3:] == 0).all()
-    own_horizon = Guide(Guidance(method, "ones", 3, 10.0), target, 0, HORIZON)
+    own_horizon = PrefixGuidance.make(Guidance(method, "ones", 3, 10.0), target, 0, HORIZON, DIMS)
     torch.testing.assert_close(sample(small, long_horizon), sample(small, own_horizon))
 
 
@@ -189,18 +199,18 @@ def config(kind: str = "pi05", **extra: object):  # type: ignore[no-untyped-def]
     return parse_config({"chunk_size": HORIZON, "max_action_dim": DIMS, **extra}, kind)
 
 
-def guide_for(prefix: ActionPrefix, **settings_: object) -> Guide | None:
-    return make_guide(Guidance(**settings_), prefix, lambda a: a * 2, config(), 3)  # type: ignore
+def guide_for(prefix: ActionPrefix, **settings_: object) -> PrefixGuidance | None:
+    return PrefixGuidance.from_prefix(Guidance(**settings_), prefix, lambda a: a * 2, config(), 3)  # type: ignore
 
 
 def test_a_prefix_in_robot_units_becomes_a_target() -> None:
     """The network's padding dimensions do not pull: nobody asked anything of them."""
     guide = guide_for(ActionPrefix(np.ones((4, 3)), 2))
-    assert guide is not None and guide.frozen == 2
+    assert guide is not None and guide.committed == 2
     assert (guide.target[0, :4, :3] == 2).all() and (guide.target[0, 4:] == 0).all()
     assert (guide.weights[0, :2, :3] == 1).all() and (guide.weights[0, :, 3:] == 0).all()
     longer = guide_for(ActionPrefix(np.ones((50, 3)), 40))
-    assert longer is not None and longer.target.shape[1] == longer.frozen == HORIZON
+    assert longer is not None and longer.target.shape[1] == longer.committed == HORIZON
     assert guide_for(ActionPrefix(np.ones((0, 3)), 0)) is None
 
 
@@ -209,7 +219,7 @@ def test_a_prefix_in_robot_units_becomes_a_target() -> None:
     [
         (np.ones((4, 2)), 0, r"\[n, 3\]"),
         (np.full((4, 3), math.nan), 0, "finite"),
-        (np.ones((4, 3)), 5, "frozen is 5 of 4"),
+        (np.ones((4, 3)), 5, "committed_steps is 5 of 4"),
     ],
 )
 def test_a_bad_prefix_is_named(actions: np.ndarray, frozen: int, message: str) -> None:
@@ -227,8 +237,8 @@ def test_trained_guidance_needs_a_checkpoint_that_was_trained_for_it() -> None:
     guidance.check(trained)
     Guidance("vjp").check(config())
     prefix = ActionPrefix(np.ones((6, 3)), 5)
-    guide = make_guide(guidance, prefix, lambda a: a, trained, 3)
-    assert guide is not None and guide.frozen == 3
+    guide = PrefixGuidance.from_prefix(guidance, prefix, lambda a: a, trained, 3)
+    assert guide is not None and guide.committed == 3
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""A checkpoint from elsewhere neither blocks, nor runs code, nor writes to the terminal.
+"""An untrusted checkpoint neither blocks, nor runs code, nor controls the terminal.
 
 Pins: a config.json that is a FIFO or a device (the check never ended), a tokenizer with 600,000
-added tokens (half a minute), a tensor name with escape sequences printed raw, and the question on
-the terminal whether to run the checkpoint's code.
+added tokens (half a minute), a tensor name with escape sequences printed raw, and a prompt on the
+terminal whether to run the checkpoint's code.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from pi05_ros import cli
 from pi05_ros.check import check
 from pi05_ros.policy import Policy
 from pi05_ros.policy.checkpoint import SHIPPED
@@ -30,9 +32,17 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "checkpoint"))
 
 
-def pi05_check(folder: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pi05_ros.cli", "check", str(folder)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+def pi05_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The command's exit code and its output without line breaks; fails if it blocks."""
+    codes: list[int] = []
+    command = threading.Thread(
+        target=lambda: codes.append(cli.main(["check", str(folder)])), daemon=True
+    )
+    command.start()
+    command.join(60)
+    assert codes, "the command blocks"
+    printed = capsys.readouterr()
+    return codes[0], (printed.out + printed.err).replace("\n", "")
 
 
 @pytest.mark.parametrize(
@@ -41,20 +51,19 @@ def pi05_check(folder: Path, stdin: str | None = None) -> subprocess.CompletedPr
      PROCESSOR_STATE],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_what_is_no_regular_file_is_named_at_once(folder: Path, name: str, kind: str) -> None:
+def test_special_files_are_refused_at_once(
+    folder: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = folder / name
     path.unlink(missing_ok=True)
     if kind == "fifo":
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
-    done = pi05_check(folder)
-    assert done.returncode == 1
-    assert name in done.stdout.replace("\n", "")
-    assert (
-        "not a regular file" in done.stdout.replace("\n", "")
-        and "Traceback" not in done.stdout + done.stderr
-    )
+    code, text = pi05_check(folder, capsys)
+    assert code == 1
+    assert name in text
+    assert "not a regular file" in text and "Traceback" not in text
 
 
 def test_a_large_config_is_not_read(folder: Path) -> None:
@@ -76,7 +85,9 @@ def test_a_tokenizer_with_too_many_added_tokens_is_refused(folder: Path) -> None
         Policy.from_pretrained(folder, "aloha", "cpu")
 
 
-def test_a_tensor_name_cannot_write_to_the_terminal(folder: Path) -> None:
+def test_a_tensor_name_cannot_write_to_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
@@ -85,26 +96,28 @@ def test_a_tensor_name_cannot_write_to_the_terminal(folder: Path) -> None:
     header["evil\x1b]0;title\x07\x1b[2J\u202e"] = header.pop(name)
     encoded = json.dumps(header).encode()
     path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data[8 + size :])
-    done = pi05_check(folder)
-    assert done.returncode == 1
-    assert "evil\\x1b]0;title" in done.stdout
-    assert not set("\x1b\x07\u202e") & set(done.stdout + done.stderr)
+    code, text = pi05_check(folder, capsys)
+    assert code == 1
+    assert "evil\\x1b]0;title" in text
+    assert not set("\x1b\x07\u202e") & set(text)
     with pytest.raises(CheckpointError) as error:
         Policy.from_pretrained(folder, "aloha", "cpu")
     assert str(error.value).isprintable()
 
 
-def test_a_camera_name_cannot_write_to_the_terminal(folder: Path) -> None:
+def test_a_camera_name_cannot_write_to_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = folder / "config.json"
     document = json.loads(path.read_text("utf-8"))
     features = document["input_features"]
     features["observation.images.\x1b[2Jcam"] = features.pop("observation.images.cam_high")
     path.write_text(json.dumps(document), "utf-8")
-    assert "\x1b" not in pi05_check(folder).stdout
+    assert "\x1b" not in pi05_check(folder, capsys)[1]
 
 
-def test_the_terminal_is_not_asked_about_the_checkpoints_code(folder: Path) -> None:
-    """And "y" in its input does not run it."""
+@pytest.mark.slow
+def test_the_checkpoints_code_is_not_run_by_yes_on_the_terminal(folder: Path) -> None:
     mark = folder / "ran"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
     for name in ("tokenizer_config.json", "config.json"):
@@ -115,7 +128,8 @@ def test_the_terminal_is_not_asked_about_the_checkpoints_code(folder: Path) -> N
         }
         document.pop("tokenizer_class", None)
         (folder / name).write_text(json.dumps(document), "utf-8")
-    done = pi05_check(folder, stdin="y\n" * 20)
+    command = [sys.executable, "-m", "pi05_ros.cli", "check", str(folder)]
+    done = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, timeout=60)
     assert not mark.exists()
     assert "Do you wish to run" not in done.stdout + done.stderr
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from small_policy.tokenizer import write_tokenizer
 
-from pi05_lab.training.small_tokenizer import write_tokenizer
 from pi05_ros.policy import checkpoint as hub
 from pi05_ros.policy.checkpoint import cached_tokenizer, checkpoint_folder
 from pi05_ros.policy.policy import Policy
@@ -55,22 +55,22 @@ def test_the_revision_is_pinned(cache: Path) -> None:
     assert checkpoint_folder("a/b") == new
 
 
-def test_a_pinned_commit_asks_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_commit_needs_no_request(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a start that waits for the hub although the commit is cached and cannot change."""
     folder = store(cache, "a/b", COMMIT)
     (folder / "config.json").write_text("{}")
-    asked: list[bool] = []
+    requests: list[bool] = []
     snapshot = hub._snapshot
 
     def watched(
         repo: str, revision: str | None, patterns: tuple[str, ...], local: bool
     ) -> Path | str:
-        asked.append(local)
+        requests.append(local)
         return snapshot(repo, revision, patterns, local)
 
     monkeypatch.setattr(hub, "_snapshot", watched)
     assert checkpoint_folder(f"a/b@{COMMIT}") == folder
-    assert asked == [True]
+    assert requests == [True]
 
 
 def test_only_safe_files_are_fetched() -> None:
@@ -98,7 +98,7 @@ def test_a_folder_comes_before_an_id(cache: Path, monkeypatch: pytest.MonkeyPatc
         ("a/b c", "is not a folder here, nor a Hugging Face id"),
     ],
 )
-def test_what_is_nowhere_is_named(cache: Path, name: str, message: str) -> None:
+def test_unknown_checkpoints_are_named(cache: Path, name: str, message: str) -> None:
     """Fault: the hub's traceback for a typing error."""
     with pytest.raises(CheckpointError, match=message):
         checkpoint_folder(name)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from pi05_ros.policy.images import (
     EMPTY,
-    PictureError,
-    PictureLoader,
+    ImageError,
+    ImageLoader,
     fitted_size,
     prepare_image,
     prepare_on_device,
@@ -26,14 +26,14 @@ from pi05_ros.policy.processing import Convention
 DATA = Path(__file__).parents[2] / "data" / "processing"
 
 
-def picture(name: str) -> np.ndarray:
+def stored_image(name: str) -> np.ndarray:
     return np.asarray(Image.open(DATA / f"{name}.png"))
 
 
 @pytest.mark.parametrize("name", ["small", "tall", "vga"])
 def test_resizes_as_lerobot(name: str) -> None:
     """Fault: antialiasing, which LeRobot does not do."""
-    got = prepare_image(picture(name), 224, "lerobot")
+    got = prepare_image(stored_image(name), 224, "lerobot")
     expected = load_file(DATA / "lerobot_rows.safetensors")[name]
     assert got.shape == (3, 224, 224) and got.dtype == torch.float32
     torch.testing.assert_close(got.permute(1, 2, 0)[::8], expected, rtol=0, atol=1e-6)
@@ -53,20 +53,20 @@ def plain_pillow(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["small", "tall", "vga"])
 def test_resizes_as_openpi(name: str) -> None:
     """Fault: resampling in floats; openpi's rounds to bytes. One step of a byte is tolerated."""
-    got = prepare_image(picture(name), 224, "openpi")
-    expected = picture(f"{name}_openpi").astype(np.float64) / 255 * 2 - 1
+    got = prepare_image(stored_image(name), 224, "openpi")
+    expected = stored_image(f"{name}_openpi").astype(np.float64) / 255 * 2 - 1
     np.testing.assert_allclose(got.permute(1, 2, 0).numpy(), expected, atol=2 / 255 + 1e-6)
     np.testing.assert_allclose(
-        got.permute(1, 2, 0).numpy(), plain_pillow(picture(name)) / 255 * 2 - 1, atol=1e-6
+        got.permute(1, 2, 0).numpy(), plain_pillow(stored_image(name)) / 255 * 2 - 1, atol=1e-6
     )
-    # Pillow 13 rounds in another way than 10 to 12, the newest for Python 3.10: the stored images
+    # Pillow 13 rounds differently from 10 to 12, the newest for Python 3.10: the stored images
     # agree with 13, and with the others to one step of a byte.
     if int(PIL.__version__.split(".")[0]) >= 13:
         assert np.isclose(got.permute(1, 2, 0).numpy(), expected, atol=1e-6).mean() > 0.999
 
 
 @pytest.mark.parametrize("convention", ["lerobot", "openpi"])
-def test_a_picture_of_the_right_size_is_only_scaled(convention: Convention) -> None:
+def test_an_image_of_the_right_size_is_only_scaled(convention: Convention) -> None:
     """Fault: a resample that blurs what already fits."""
     ramp = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
     got = prepare_image(ramp, 12, convention)
@@ -76,7 +76,7 @@ def test_a_picture_of_the_right_size_is_only_scaled(convention: Convention) -> N
 
 @pytest.mark.parametrize("convention", ["lerobot", "openpi"])
 def test_the_odd_padding_pixel_is_at_the_end(convention: Convention) -> None:
-    """Fault: padding of 0 (grey) or -3, or the picture one pixel off."""
+    """Fault: padding of 0 (grey) or -3, or the image one pixel off."""
     white = np.full((5, 10, 3), 255, dtype=np.uint8)
     got = prepare_image(white, 10, convention)
     assert (got[:, 2:7] == 1).all()
@@ -89,7 +89,7 @@ def test_the_odd_padding_pixel_is_at_the_end(convention: Convention) -> None:
 def test_any_size_stays_in_range(
     convention: Convention, height: int, width: int, value: int
 ) -> None:
-    """Fault: a very thin picture fitted to a size of 0, or values outside [-1, 1]."""
+    """Fault: a very thin image fitted to a size of 0, or values outside [-1, 1]."""
     got = prepare_image(np.full((height, width, 3), value, dtype=np.uint8), 32, convention)
     assert got.shape == (3, 32, 32)
     assert got.min() >= -1 and got.max() <= 1
@@ -100,8 +100,10 @@ def test_any_size_stays_in_range(
 
 @pytest.mark.parametrize("convention", ["lerobot", "openpi"])
 @pytest.mark.parametrize("shape", [(480, 640, 3), (97, 61, 3), (40, 64, 3), (64, 64, 3)])
-def test_a_gpus_way_is_the_same(convention: Convention, shape: tuple[int, int, int]) -> None:
-    """Fault: another resampling where the pictures are prepared on the device.
+def test_preparation_on_a_gpu_is_the_same(
+    convention: Convention, shape: tuple[int, int, int]
+) -> None:
+    """Fault: another resampling where the images are prepared on the device.
 
     openpi's rounds to bytes twice, the device once: one step of a byte apart.
     """
@@ -111,23 +113,23 @@ def test_a_gpus_way_is_the_same(convention: Convention, shape: tuple[int, int, i
     torch.testing.assert_close(got, prepare_image(image, 64, convention), rtol=0, atol=bound)
 
 
-def test_each_picture_goes_into_its_row() -> None:
-    """Fault: rows shifted where a camera is missing; the error does not say which picture."""
-    loader = PictureLoader(8, "lerobot", torch.device("cpu"))
+def test_each_image_goes_into_its_row() -> None:
+    """Fault: rows shifted where a camera is missing; the error does not say which image."""
+    loader = ImageLoader(8, "lerobot", torch.device("cpu"))
     white, grey = (np.full((8, 8, 3), value, np.uint8) for value in (255, 51))
     into = torch.full((3, 3, 8, 8), EMPTY)
     stages: list[str] = []
     loader.load({2: white, 0: grey}, into, stages.append)
     assert into[:, 0, 0, 0].tolist() == pytest.approx([-0.6, -1.0, 1.0])
     assert stages == ["upload", "resize"]
-    with pytest.raises(PictureError, match="needs uint8") as caught:
+    with pytest.raises(ImageError, match="needs uint8") as caught:
         loader.load({0: grey, 1: white.astype(np.float32)}, into, stages.append)  # type: ignore
     assert caught.value.index == 1
 
 
 def test_views_and_read_only_arrays() -> None:
     """Fault: a mirrored view, or the read-only buffer of a message, is not accepted."""
-    image = picture("small")
+    image = stored_image("small")
     flipped = image[:, ::-1]
     flipped.flags.writeable = False
     copy = np.ascontiguousarray(flipped)
@@ -147,7 +149,7 @@ def test_views_and_read_only_arrays() -> None:
         ([[1]], "uint8.*list"),
     ],
 )
-def test_other_pictures_are_refused(image: np.ndarray, message: str) -> None:
-    """Fault: floats of 0-1 taken for bytes, channels first taken for a thin picture."""
+def test_other_arrays_are_refused(image: np.ndarray, message: str) -> None:
+    """Fault: floats of 0-1 taken for bytes, channels first taken for a thin image."""
     with pytest.raises(ValueError, match=message):
         prepare_image(image, 8, "lerobot")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pi05_ros.policy.checkpoint import load_model
-from pi05_ros.policy.model import Pi0, sinusoidal_embedding
+from pi05_ros.policy.model import Pi0, Prefix, attention, integrate, rotary, sinusoidal_embedding
 
 BOUND = 1e-4
 SAMPLE_BOUND = 2e-4
@@ -41,21 +42,46 @@ def chunk_noise(model: Pi0, batch: int) -> Tensor:
     return torch.randn(batch, model.config.horizon, model.config.max_action_dim)
 
 
-def unsettle(model: Pi0) -> Pi0:
-    """Open the gates, which begin at zero and would hide everything behind them."""
+def open_gates(model: Pi0) -> Pi0:
+    """Gates begin at zero, which would hide everything behind them."""
     if model.experts.action.modulation is not None:
         torch.nn.init.normal_(model.experts.action.modulation.weight, std=0.3)
     return model
 
 
+def encode(model: Pi0, inputs: dict[str, Tensor], pack: bool) -> Prefix:
+    """With `pack`, masked cameras and tokens are left out."""
+    if pack:
+        return model.encode_prefix(**inputs)
+    images, image_masks, tokens, token_masks = inputs.values()
+    return model.prefill(model.embed_images(images), image_masks, tokens, token_masks)
+
+
+@torch.inference_mode()
+def sample(
+    model: Pi0, prefix: Prefix, noise: Tensor, state: Tensor | None, num_steps: int
+) -> Tensor:
+    velocity = partial(model.denoise_step, prefix, state=state)
+    return integrate(velocity, noise, model.schedule(num_steps))
+
+
 @torch.inference_mode()
 def test_prefix_matches(golden: SimpleNamespace) -> None:
-    embeddings, valid = golden.model.embed_prefix(**golden.prefix)
+    model = golden.model
+    images, *rest = golden.prefix.values()
+    embeddings, valid = model.embed_prefix(model.embed_images(images), *rest)
     assert torch.equal(valid, golden.outputs["prefix.pad_masks"])
     assert_near(embeddings[valid], golden.outputs["prefix.embs"][valid])
-    prefix = golden.model.encode_prefix(**golden.prefix, pack=False, last_hidden=True)
-    assert prefix.last_hidden is not None
-    assert_near(prefix.last_hidden[valid], golden.outputs["prefix.last_hidden"][valid])
+    last, inputs = model.experts.vlm.layers[-1], []
+    hook = last.attention_norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    prefix = encode(model, golden.prefix, pack=False)
+    hook.remove()
+    # what the policy leaves out of the last layer, and the final norm
+    angles = rotary((valid.long().cumsum(1) - 1).clamp(min=0), last.head_dim)
+    query, kv, _ = last.before_attention(inputs[0], angles)
+    attended = attention(query, kv.key, kv.value, valid[:, None, None, :])
+    hidden, _ = model.experts.vlm.final_norm(last.after_attention(inputs[0], attended, None))
+    assert_near(hidden[valid], golden.outputs["prefix.last_hidden"][valid])
     for layer in (0, 2):
         for part in ("key", "value"):
             ours = getattr(prefix.cache[layer], part)[:, 0]
@@ -67,7 +93,7 @@ def test_prefix_matches(golden: SimpleNamespace) -> None:
 @pytest.mark.parametrize("pack", [True, False])
 def test_velocity_matches(golden: SimpleNamespace, pack: bool) -> None:
     model, outputs = golden.model, golden.outputs
-    prefix = model.encode_prefix(**golden.prefix, pack=pack)
+    prefix = encode(model, golden.prefix, pack)
     for index, time in enumerate(golden.inputs["t_fix"]):
         times = time.expand(2)
         features = model.time_features(times)
@@ -75,7 +101,7 @@ def test_velocity_matches(golden: SimpleNamespace, pack: bool) -> None:
         assert_near(suffix, outputs[f"suffix.{index}.embs"])
         name = "adarms_cond" if golden.kind == "pi05" else "time_emb"
         assert_near(model.embed_time(times), outputs[f"suffix.{index}.{name}"].float())
-        velocity = model.denoise(prefix, golden.inputs["x_fix"], features, golden.state)
+        velocity = model.denoise_step(prefix, golden.inputs["x_fix"], features, golden.state)
         assert velocity.dtype == torch.float32
         assert_near(velocity, outputs[f"v_t.{index}"])
 
@@ -83,13 +109,14 @@ def test_velocity_matches(golden: SimpleNamespace, pack: bool) -> None:
 @pytest.mark.parametrize("num_steps", [10, 5])
 @pytest.mark.parametrize("pack", [True, False])
 def test_actions_match(golden: SimpleNamespace, num_steps: int, pack: bool) -> None:
-    actions = golden.model.sample_actions(
-        **golden.prefix,
-        state=golden.state,
-        noise=golden.inputs["noise"],
-        num_steps=num_steps,
-        pack=pack,
-    )
+    model, noise = golden.model, golden.inputs["noise"]
+    if pack:
+        actions = model.sample_actions(
+            **golden.prefix, state=golden.state, noise=noise, num_steps=num_steps
+        )
+    else:
+        prefix = encode(model, golden.prefix, pack=False)
+        actions = sample(model, prefix, noise, golden.state, num_steps)
     assert_near(actions, golden.outputs[f"sample_actions.n{num_steps}"], SAMPLE_BOUND)
 
 
@@ -158,28 +185,31 @@ def test_sinusoid_runs_from_the_shortest_to_the_longest_period() -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_masked_input_is_never_looked_at(small: Pi0, data: st.DataObject) -> None:
-    """For any masks: packed equals unpacked, and what lies under a mask changes nothing."""
+def test_masked_input_has_no_effect(small: Pi0, data: st.DataObject) -> None:
+    """For any masks: packed equals unpacked, and masked values change nothing."""
     batch = data.draw(st.integers(1, 3))
-    inputs = draw(unsettle(small), batch, cameras=3, tokens=5)
+    inputs = draw(open_gates(small), batch, cameras=3, tokens=5)
     flags = st.lists(st.booleans(), min_size=batch * 3, max_size=batch * 3)
     inputs["image_masks"] = torch.tensor(data.draw(flags)).view(batch, 3)
     flags = st.lists(st.booleans(), min_size=batch * 4, max_size=batch * 4)
-    # A prompt has at least its first token.
+    # a prompt has at least its first token
     inputs["token_masks"][:, 1:] = torch.tensor(data.draw(flags)).view(batch, 4)
     noise = chunk_noise(small, batch)
     packed = small.sample_actions(**inputs, noise=noise, num_steps=2)
     assert packed.isfinite().all()
-    assert_near(small.sample_actions(**inputs, noise=noise, num_steps=2, pack=False), packed, 2e-5)
+    state = inputs.pop("state")
+    unpacked = sample(small, encode(small, inputs, pack=False), noise, state, 2)
+    assert_near(unpacked, packed, 2e-5)
+    inputs["state"] = state
     masked = ~inputs["image_masks"]
     inputs["images"] = inputs["images"].masked_fill(masked[:, :, None, None, None], 0.7)
     inputs["tokens"] = inputs["tokens"].masked_fill(~inputs["token_masks"], 7)
     assert_near(small.sample_actions(**inputs, noise=noise, num_steps=2), packed, 2e-5)
 
 
-def test_every_input_is_looked_at(small: Pi0) -> None:
+def test_every_input_has_an_effect(small: Pi0) -> None:
     """Each camera, the prompt, π0's state and the noise have an effect on the actions."""
-    inputs, noise = draw(unsettle(small), 1), chunk_noise(small, 1)
+    inputs, noise = draw(open_gates(small), 1), chunk_noise(small, 1)
     base = small.sample_actions(**inputs, noise=noise)
     changes = {"tokens": (inputs["tokens"] + 1) % small.config.sizes.vocab}
     for camera in range(2):
@@ -196,30 +226,29 @@ def test_every_input_is_looked_at(small: Pi0) -> None:
 
 def test_actions_are_one_bidirectional_block(small: Pi0) -> None:
     """A change of the last noisy action reaches the first velocity: nothing is causal."""
-    inputs, x_t = draw(unsettle(small), 1), chunk_noise(small, 1)
+    inputs, x_t = draw(open_gates(small), 1), chunk_noise(small, 1)
     state = inputs.pop("state")
     with torch.no_grad():
         prefix = small.encode_prefix(**inputs)
         features = small.time_features(torch.tensor([0.5]))
-        before = small.denoise(prefix, x_t, features, state)
+        before = small.denoise_step(prefix, x_t, features, state)
         x_t[:, -1] += 1.0
-        after = small.denoise(prefix, x_t, features, state)
+        after = small.denoise_step(prefix, x_t, features, state)
     assert not torch.allclose(before[:, 0], after[:, 0], atol=1e-6)
 
 
-def test_noise_is_repeatable_by_generator(small: Pi0) -> None:
-    inputs = draw(small, 2)
-    first, again, other = (
-        small.sample_actions(**inputs, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def test_noise_is_drawn_anew(small: Pi0) -> None:
+    inputs, chunks = draw(small, 2), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        chunks.append(small.sample_actions(**inputs))
+    assert torch.equal(chunks[0], chunks[1])
+    assert not torch.equal(chunks[0], chunks[2])
 
 
-def test_gradient_reaches_everything_that_acts(small: Pi0) -> None:
-    """The rest of the prefix's last layer feeds nobody; all else is trained."""
-    inputs = draw(unsettle(small), 2)
+def test_gradient_reaches_every_parameter_in_use(small: Pi0) -> None:
+    """All but the rest of the prefix's last layer, whose outputs are unused."""
+    inputs = draw(open_gates(small), 2)
     small.loss(**inputs, actions=chunk_noise(small, 2), reduction="mean").backward()
     idle = {name for name, p in small.named_parameters() if p.grad is None or not p.grad.any()}
     last = f"experts.vlm.layers.{small.config.sizes.vlm.depth - 1}."

@@ -16,16 +16,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_policy.tokenizer import small_config
 from untrained import create_small_checkpoint, small_statistics  # type: ignore[import-not-found]
 
-from pi05_lab.training.small_tokenizer import small_config
 from pi05_ros import types
 from pi05_ros.policy.checkpoint import CAMERAS, save_model
+from pi05_ros.policy.inference import EagerSampler, Mark, SampleInputs, no_mark
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.policy import Policy, PolicyOutputError
 from pi05_ros.policy.processing import ACTION, STATE, Normalizer, write_processing
 from pi05_ros.policy.prompt import discretize
-from pi05_ros.policy.robots import aloha
+from pi05_ros.policy.robots import NAMED
 from pi05_ros.policy.weights import CheckpointError
 from pi05_ros.types import ActionPrefix, Observation
 
@@ -87,32 +88,28 @@ def test_actions_are_the_networks_output_unnormalised(loaded: Policy) -> None:
 
 def test_what_the_network_is_given(loaded: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: cameras in the order of the observation, not of the network; noise not drawn."""
-    seen: dict[str, Any] = {}
+    seen: list[SampleInputs] = []
 
-    def sample(
-        images: torch.Tensor,
-        masks: torch.Tensor,
-        tokens: torch.Tensor,
-        token_masks: torch.Tensor,
-        **named: Any,
-    ) -> torch.Tensor:
-        seen.update(images=images, masks=masks, tokens=tokens, token_masks=token_masks, **named)
+    def sample(inputs: SampleInputs, mark: Mark) -> torch.Tensor:
+        seen.append(inputs)
         return torch.zeros(1, 50, 32)
 
-    monkeypatch.setattr(loaded.model, "sample_actions", sample)
+    monkeypatch.setattr(loaded.sampler, "sample", sample)
     grey = {
         "cam_right_wrist": np.full((112, 112, 3), 255, np.uint8),
         "cam_high": np.full((112, 112, 3), 51, np.uint8),
     }
     loaded.infer(observe(images=grey))
-    assert seen["masks"].tolist() == [[True, False, True]]
-    values = seen["images"][0, :, 0, 0, 0].tolist()
+    inputs = seen[0]
+    assert inputs.present == (True, False, True)
+    values = inputs.images[0, :, 0, 0, 0].tolist()
     assert values == pytest.approx([-0.6, -1.0, 1.0], abs=1e-6)
-    assert seen["images"].shape == (1, 3, 3, 112, 112)
-    assert seen["tokens"].shape == seen["token_masks"].shape == (1, 96)
-    assert seen["state"] is None and len(seen["schedule"].times) == 4
-    assert seen["noise"].shape == (1, 50, 32)
-    assert 0.8 < seen["noise"].std() < 1.2
+    assert inputs.images.shape == (1, 3, 3, 112, 112)
+    assert inputs.tokens.ids.shape == inputs.tokens.mask.shape == (96,)
+    assert isinstance(loaded.sampler, EagerSampler)
+    assert inputs.state is None and len(loaded.sampler.schedule.times) == 4
+    assert inputs.noise.shape == (1, 50, 32)
+    assert 0.8 < inputs.noise.std() < 1.2
 
 
 def test_the_seed_repeats_a_series(checkpoint: Path) -> None:
@@ -163,7 +160,7 @@ def test_openpi_checkpoint_in_openpis_order(copied: Path) -> None:
     policy = load(copied)
     chunk = policy.infer(observe())
     assert chunk.normalized is not None
-    robot = aloha()
+    robot = NAMED["aloha"]
     actions = (chunk.normalized[:, :14].astype(np.float64) + 1) / 2 * (3.5 + 1e-6) - 1.5
     joints = [i for i in range(14) if i not in (6, 13)]
     actions[:, joints] += robot.decode_state(STATE_0)[joints]
@@ -193,11 +190,11 @@ def test_pictures_are_turned_for_robots_that_need_it(copied: Path) -> None:
     turned = load(copied, robot={**robot, "cameras": cameras, "rotated_cameras": ["cam_high"]})
     plain = load(copied, robot={**robot, "cameras": cameras})
     images = dict(observe().images)
-    given, _ = turned._prepare_images(observe())
+    given, _ = turned._prepare_images(observe(), no_mark)
     images["cam_high"] = np.ascontiguousarray(images["cam_high"][::-1, ::-1])
-    expected, _ = plain._prepare_images(observe(images=images))
+    expected, _ = plain._prepare_images(observe(images=images), no_mark)
     assert torch.equal(given, expected)
-    assert not torch.equal(given, plain._prepare_images(observe())[0])
+    assert not torch.equal(given, plain._prepare_images(observe(), no_mark)[0])
 
 
 @pytest.mark.parametrize("how", ["settings", "pipeline"])
@@ -305,7 +302,7 @@ def test_bad_observations_are_named(loaded: Policy, changes: dict[str, Any], mes
 @pytest.mark.parametrize("delta_actions", [False, True])
 def test_a_prefix_is_anchored_to_the_present_state(loaded: Policy, delta_actions: bool) -> None:
     """Fault: an old chunk's relative actions merged relative to a state that is over."""
-    robot = aloha(delta_actions=delta_actions)
+    robot = NAMED["aloha"].with_conventions(delta_actions=delta_actions)
     processing = replace(
         loaded.processing, action=Normalizer("action", "QUANTILES", STATS, robot.action_dim)
     )
@@ -339,11 +336,11 @@ def test_output_that_is_not_finite_is_no_chunk(
     """Fault: NaN in a joint command; also where un-normalising overflows."""
     broken = torch.zeros(1, 50, 32)
     broken[0, 3, 20] = float("nan")
-    monkeypatch.setattr(loaded.model, "sample_actions", lambda *_, **__: broken)
+    monkeypatch.setattr(loaded.sampler, "sample", lambda *_: broken)
     with pytest.raises(PolicyOutputError, match=r"1 values that are not finite.*step 3, .* 20"):
         loaded.infer(observe())
     huge = torch.full((1, 50, 32), 3e38)
-    monkeypatch.setattr(loaded.model, "sample_actions", lambda *_, **__: huge)
+    monkeypatch.setattr(loaded.sampler, "sample", lambda *_: huge)
     wide = Normalizer(ACTION, "QUANTILES", {"q01": [0] * 14, "q99": [9] * 14}, 14)
     monkeypatch.setattr(loaded, "processing", replace(loaded.processing, action=wide))
     with np.errstate(over="ignore"), pytest.raises(PolicyOutputError, match="un-normalised chunk"):

@@ -1,8 +1,9 @@
-"""Prompt and tokens; faults: other bins, another text, a cut prompt that nobody hears of."""
+"""Prompt and tokens; faults: other bins, another text, a prompt that is cut without notice."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_policy.tokenizer import vocabulary_size, write_tokenizer
 
-from pi05_lab.training.small_tokenizer import vocabulary_size, write_tokenizer
 from pi05_ros.policy.prompt import PromptTokenizer, discretize, pi0_prompt, pi05_prompt
 from pi05_ros.policy.weights import CheckpointError
 
@@ -124,7 +125,7 @@ def test_small_tokenizer_loses_no_text(long_tokenizer: PromptTokenizer, text: st
     assert long_tokenizer.decode(long_tokenizer.encode(text)) == text
 
 
-def test_the_widest_state_leaves_the_least_room(long_tokenizer: PromptTokenizer) -> None:
+def test_the_widest_state_takes_the_most_tokens(long_tokenizer: PromptTokenizer) -> None:
     """Fault: room for an instruction promised by a state with short numbers."""
     widest = len(long_tokenizer._token_ids(pi05_prompt("", [long_tokenizer.widest_state] * 14)))
     for value in np.linspace(-1.1, 1.1, 300):
@@ -148,3 +149,62 @@ def test_prompts_leave_no_memory_behind(long_tokenizer: PromptTokenizer) -> None
     before_mb = anonymous_mb()
     encode(2000)
     assert anonymous_mb() - before_mb < 2.0
+
+
+# π0.5's own tokens
+
+GEMMA = Path(__file__).parents[2] / "data" / "gemma_tokenizer"
+EXAMPLES = json.loads((GEMMA / "examples.json").read_text(encoding="utf-8"))
+CUPS = "Task: pick up the red cup, State: 0 128 255 64;\nAction: "
+DIGIT = {"0": 235276, "1": 235274, "2": 235284, "8": 235321}
+SPACE, NEWLINE = 235248, 108
+
+
+@pytest.fixture(scope="module")
+def gemma_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
+    folder = tmp_path_factory.mktemp("gemma")
+    shutil.copy(GEMMA / "tokenizer.json", folder)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return PromptTokenizer.from_directory(folder, 200, 257_152)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["text"][:20])
+def test_gemmas_examples(gemma_tokenizer: PromptTokenizer, example: dict[str, Any]) -> None:
+    """Fault: a second BOS, a dummy space in front, spaces stripped, bytes not in order."""
+    tokens = gemma_tokenizer.encode(example["text"])
+    ids = example["ids"]
+    assert tokens.ids[tokens.mask].tolist() == ids
+    assert tokens.mask.sum() == len(ids) and tokens.dropped == 0
+    assert (tokens.ids[len(ids) :] == 0).all() and len(tokens.ids) == 200
+    assert gemma_tokenizer.decode(tokens) == example["text"]
+
+
+def test_a_prompt_from_its_parts(gemma_tokenizer: PromptTokenizer) -> None:
+    """Fault: bins, text and tokens that agree each with its own test and not with each other."""
+    state = (np.array([0, 128, 255, 64]) + 0.5) / 128 - 1
+    text = pi05_prompt("pick_up the red cup\n", state)
+    assert text == CUPS
+    ids = gemma_tokenizer.encode(text).ids
+    assert ids[:5].tolist() == [2, 7071, 235292, 4788, 908]
+    number = [SPACE, DIGIT["1"], DIGIT["2"], DIGIT["8"]]
+    assert [DIGIT["0"], *number] == ids[12:17].tolist(), "digits are tokens of their own"
+
+
+def test_pi0s_prompt_ends_with_the_newline_token(gemma_tokenizer: PromptTokenizer) -> None:
+    """Fault: the newline joined to the last word."""
+    tokens = gemma_tokenizer.encode(pi0_prompt("put the blue block into the box", "openpi"))
+    assert tokens.ids[tokens.mask][-1] == NEWLINE
+
+
+def test_cut_gemma_tokens_are_counted(gemma_tokenizer: PromptTokenizer) -> None:
+    """Fault: the state is lost without notice."""
+    short = PromptTokenizer(gemma_tokenizer._tokenizer, 12, 257_152)
+    tokens = short.encode(CUPS)
+    assert tokens.dropped == 29 - 12 and tokens.mask.all()

@@ -1,4 +1,4 @@
-"""The shipped checkpoint; faults: a folder that is not whole, weights that do not belong to it."""
+"""The shipped checkpoint; faults: an incomplete folder, weights that do not belong to it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_policy.tokenizer import small_config
 from untrained import HOME_RAD  # type: ignore[import-not-found]
 
 from pi05_lab.sim.arms import SimulatedAloha
 from pi05_lab.sim.rendering import CameraRenderer
-from pi05_lab.training.small_tokenizer import small_config
 from pi05_ros.policy import checkpoint as hub
 from pi05_ros.policy.checkpoint import CAMERAS, SHIPPED, SMALL
 from pi05_ros.policy.config import read_config
@@ -29,7 +29,7 @@ def policy() -> Policy:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, np.ndarray]:
+def images() -> dict[str, np.ndarray]:
     """What the cameras see with the arms at home."""
     sim = SimulatedAloha()
     sim.reset(3)
@@ -39,7 +39,7 @@ def pictures() -> dict[str, np.ndarray]:
     return drawn
 
 
-def test_it_is_small_and_whole() -> None:
+def test_the_folder_is_small_and_complete() -> None:
     """Fault: a recipe, log or card that was left behind, or a float32 copy of the weights."""
     names = {path.name for path in SHIPPED.iterdir()}
     recipe = {f"{name}_{n}" for name in ("train_config", "training_log") for n in (1, 2)}
@@ -49,24 +49,24 @@ def test_it_is_small_and_whole() -> None:
     assert read_config(SHIPPED) == small_config()
 
 
-def test_it_says_what_it_is(policy: Policy) -> None:
+def test_its_description(policy: Policy) -> None:
     settings = json.loads((SHIPPED / "pi05_ros.json").read_text())
     assert settings["trained"] is True
     assert policy.description.startswith("π0.5, 4.0 M parameters, float32, trained")
 
 
-def test_any_short_instruction_fits(policy: Policy, pictures: dict[str, np.ndarray]) -> None:
+def test_any_short_instruction_fits(policy: Policy, images: dict[str, np.ndarray]) -> None:
     """Fault: the state cut off behind an instruction of unknown words."""
-    policy.infer(Observation(pictures, HOME, "x" * 70, 0.0))
+    policy.infer(Observation(images, HOME, "x" * 70, 0.0))
     assert policy.truncated_tokens == 0
 
 
-def test_it_goes_on_from_where_the_arms_are_and_listens(
-    policy: Policy, pictures: dict[str, np.ndarray]
+def test_chunks_start_at_the_arms_and_follow_the_instruction(
+    policy: Policy, images: dict[str, np.ndarray]
 ) -> None:
     """Fault: statistics of other data, which send the arms elsewhere at the first step."""
     left, right = (
-        policy.infer(Observation(pictures, HOME, f"wave with the {side} arm", 0.0)).actions
+        policy.infer(Observation(images, HOME, f"wave with the {side} arm", 0.0)).actions
         for side in ("left", "right")
     )
     for actions in (left, right):
@@ -76,7 +76,7 @@ def test_it_goes_on_from_where_the_arms_are_and_listens(
     assert travel[1][7:13].max() > 2 * travel[0][7:13].max()
 
 
-def test_an_installation_without_it_is_named(
+def test_an_installation_without_the_small_checkpoint_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "SHIPPED", tmp_path)

@@ -1,4 +1,4 @@
-"""A network of a few thousand parameters, inputs for it, and what it makes of them."""
+"""A network of a few thousand parameters, its inputs and samples."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
-from pi05_ros.policy.inference import SampleInputs, Sampler
-from pi05_ros.policy.model import Pi0, unmarked
+from pi05_ros.policy.inference import SampleInputs, Sampler, no_mark
+from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.prompt import Tokens
 
 
@@ -56,7 +56,7 @@ def inputs(model: Pi0, seed: int, present: tuple[bool, ...], length: int) -> Sam
 
 def sampled(sampler: Sampler, given: SampleInputs) -> Tensor:
     with torch.inference_mode():
-        return sampler.sample(given, unmarked).clone()
+        return sampler.sample(given, no_mark).clone()
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:

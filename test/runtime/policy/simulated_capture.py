@@ -1,4 +1,4 @@
-"""Stands in for CUDA graphs on a CPU: records operations, and replays them into the same memory."""
+"""CUDA graph capture on a CPU: logs the operations, and replays them into the same memory."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pi05_ros.policy.inference import WARM_UPS, Recorded
+from pi05_ros.policy.inference import WARM_UPS, Captured
 
 T = TypeVar("T")
 
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim"}
-"""Operations whose result the host has to read before it can go on."""
+SYNCHRONISING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal",
+                 "unique_dim"}  # fmt: skip
+"""Operations whose result the host reads before it continues."""
 
 
-class Tape(TorchDispatchMode):
-    """What was asked of the device; asking for something that makes the host wait is an error."""
+class OperationLog(TorchDispatchMode):
+    """The operations in order; one that a CUDA graph cannot hold is an error."""
 
     def __init__(self, device: str | None = None) -> None:
-        """`device` is where all of it must happen."""
+        """With `device`, every tensor must be there."""
         super().__init__()
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         self._device = device
@@ -30,11 +31,11 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.overloadpacket.__name__
-        assert name not in WAITS, f"{name} waits for the device"
+        assert name not in SYNCHRONISING, f"{name} synchronises with the device"
         if name == "index" and any(
             index is not None and index.dtype == torch.bool for index in args[1]
         ):
-            raise AssertionError("the length of a boolean selection is waited for")
+            raise AssertionError("a boolean selection synchronises with the device")
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs, out)):
             if self._device is not None:
@@ -44,25 +45,24 @@ class Tape(TorchDispatchMode):
 
     def replay(self) -> None:
         for func, args, kwargs, out in self.operations:
-            anew = func(*args, **kwargs)
-            for old, new in zip(_tensors(out), _tensors(anew), strict=True):
+            for old, new in zip(_tensors(out), _tensors(func(*args, **kwargs)), strict=True):
                 if old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 
-class TapeRecorder:
-    """A `Recorder`: nothing but the tensors' contents can differ from replay to replay."""
+class SimulatedCapture:
+    """A `Capture`: only the tensors' contents can differ from replay to replay."""
 
     def __init__(self) -> None:
-        self.recorded = 0
+        self.count = 0
 
-    def record(self, run: Callable[[], T]) -> Recorded[T]:
+    def __call__(self, run: Callable[[], T]) -> Captured[T]:
         for _ in range(WARM_UPS):
             run()
-        self.recorded += 1
-        with Tape() as tape:
+        self.count += 1
+        with OperationLog() as log:
             outputs = run()
-        return Recorded(outputs, tape.replay)
+        return Captured(outputs, log.replay)
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_policy.tokenizer import small_config
 from torch import nn
 
-from pi05_lab.training.small_tokenizer import small_config
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.quantize import Float8Linear, quantize_prefix, to_float8
 
@@ -71,9 +71,9 @@ def test_the_prefix_alone_is_quantised() -> None:
         exact = model.encode_prefix(*inputs).cache
         quantize_prefix(model)
         got = model.encode_prefix(*inputs).cache
-    kinds = [type(layer.out).__name__ for layer in model.experts.vlm.stack]
+    kinds = [type(layer.out).__name__ for layer in model.experts.vlm.layers]
     assert kinds == ["Float8Linear"] * 4 + ["Linear"]
-    assert all(type(layer.out).__name__ == "Linear" for layer in model.experts.action.stack)
+    assert all(type(layer.out).__name__ == "Linear" for layer in model.experts.action.layers)
     assert model.experts.vlm.dtype == torch.float32
     for layer, (mine, theirs) in enumerate(zip(got, exact, strict=True)):
         for name in ("key", "value"):
