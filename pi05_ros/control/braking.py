@@ -1,4 +1,4 @@
-"""The end of a motion, and the moment from which the next one may start."""
+"""The end of a motion, and when the next one may start."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, Tra
 
 @dataclass(frozen=True)
 class Braking:
-    """A motion that ends: every output follows `stream.commanded` from `start_s` to `rest_s`."""
+    """A motion that ends: every output follows `stream.commanded` from `start_s` to `rest_s`.
+
+    Times are on the stream's clock.
+    """
 
     trajectory: TrajectoryPoints | None
     """For controllers that take trajectories. None if they have it already: after a clock jump the
-    tail of the last trajectory brakes, and a braking under way continues."""
+    tail of the last trajectory brakes, and a braking in progress continues."""
     start_s: float
-    """Where the motion is at this moment, on the stream's clock."""
+    """The present place in the motion."""
     rest_s: float
-    """When it rests, on the stream's clock."""
 
 
-class Rest:
-    """Ends the commanded motion and keeps the time at which it rests.
+class BrakeState:
+    """Ends the commanded motion and keeps the time at which it comes to rest.
 
     Times are seconds on the clock of the observation stamps. The stream's clock, which `Braking`
-    refers to, differs from it after a jump.
+    uses, is ahead of it by `_stream_ahead_s` after a jump.
     """
 
     def __init__(self, stream: CommandStream) -> None:
@@ -40,7 +42,7 @@ class Rest:
         self._ticked_s, self._ticked_at_s = now_s, time.monotonic()
 
     def rest_s(self, now_s: float) -> float:
-        """When the motion that was ended last rests; -inf before the first."""
+        """When the last motion comes to rest; -inf before the first."""
         if now_s < self._began_s:
             # The clock was set back during the braking: assume that all of it is left.
             back_s = self._began_s - now_s
@@ -50,11 +52,11 @@ class Rest:
         return self._rest_s
 
     def brake(self, now_s: float) -> Braking | None:
-        """End the motion; None if nothing moves. A braking under way continues."""
+        """End the motion; None at rest. A braking in progress continues."""
         if not self._stream.active:
-            return self._under_way(now_s)
+            return self._in_progress(now_s)
         try:
-            trajectory = self._stream.hold(now_s)
+            trajectory = self._stream.brake(now_s)
         except ClockJumpedBackError:
             return self.brake_by_tail(now_s)
         return self._begin(now_s, now_s, trajectory)
@@ -63,7 +65,7 @@ class Rest:
         """As `brake`, for a clock that has jumped since the stream's last trajectory."""
         self._stream.stop()
         if self._ticked_s == -math.inf:
-            return self._under_way(now_s)
+            return self._in_progress(now_s)
         passed_s = max(self._stream.dt_s, time.monotonic() - self._ticked_at_s)
         return self._begin(now_s, self._ticked_s + passed_s, None)
 
@@ -81,10 +83,10 @@ class Rest:
         self._began_s = now_s
         self._rest_s = max(now_s, self._stream.rest_time_s - self._stream_ahead_s)
         if trajectory is None:
-            return self._under_way(now_s)
+            return self._in_progress(now_s)
         return Braking(trajectory, stream_s, self._stream.rest_time_s)
 
-    def _under_way(self, now_s: float) -> Braking | None:
+    def _in_progress(self, now_s: float) -> Braking | None:
         rest_s = self.rest_s(now_s)
         if now_s >= rest_s:
             return None

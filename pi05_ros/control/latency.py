@@ -1,4 +1,4 @@
-"""How long an observation takes to become a usable chunk."""
+"""Time from an observation to its usable chunk, and other latencies."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WINDOW = 1000
+"""Measurements behind the percentiles."""
+RECENT = 10
+"""Measurements behind the estimate."""
+
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Percentiles over the tracker's window."""
+    """Percentiles over the last `WINDOW` measurements."""
 
     count: int
     p50_s: float
@@ -21,21 +26,14 @@ class LatencySummary:
 
 
 class LatencyTracker:
-    """Measured latencies over a bounded window.
+    """Measured latencies. Warm-up runs must not be added: a cold start is many times slower."""
 
-    Warm-up runs must not be added: a cold start is many times slower and would inflate the
-    estimate until it leaves the window.
-    """
-
-    def __init__(self, window: int = 1000, recent: int = 10) -> None:
-        """`window`: samples behind the percentiles; `recent`: samples behind the estimate."""
-        if not 1 <= recent <= window:
-            raise ValueError(f"need 1 <= recent <= window, got recent {recent}, window {window}")
-        self._samples_s: deque[float] = deque(maxlen=window)
-        self._recent_s: deque[float] = deque(maxlen=recent)
+    def __init__(self) -> None:
+        self._samples_s: deque[float] = deque(maxlen=WINDOW)
+        self._recent_s: deque[float] = deque(maxlen=RECENT)
 
     def add(self, seconds: float) -> None:
-        """Take one measurement; a negative or non-finite one raises ValueError."""
+        """Add a measurement; a negative or non-finite one raises ValueError."""
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"a latency must be finite and >= 0 s, got {seconds}")
         self._samples_s.append(seconds)
@@ -43,7 +41,7 @@ class LatencyTracker:
 
     @property
     def estimate_s(self) -> float | None:
-        """What the next inference may take: the largest recent latency; None before the first."""
+        """The largest of the last `RECENT` latencies; None before the first."""
         return max(self._recent_s, default=None)
 
     def summary(self) -> LatencySummary | None:
@@ -55,7 +53,3 @@ class LatencyTracker:
         return LatencySummary(
             len(samples), float(p50), float(p95), float(p99), float(samples.max())
         )
-
-    def clear(self) -> None:
-        self._samples_s.clear()
-        self._recent_s.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,15 @@ from pi05_ros.types import FloatArray, JointGroup
 BoolArray = NDArray[np.bool_]
 
 _CLAMP_TOLERANCE = 1e-6
-"""Share of a limit below which a difference counts as rounding, not as a clamp."""
+"""Share of a limit; smaller differences are rounding, not clamps."""
 
 _APPROACH_SHARE = 0.7
-"""Share of the acceleration limit for braking at the goal; the rest is for a goal that brakes."""
+"""Share of the acceleration limit for braking at a target; the rest is for one that brakes."""
 
 
 @dataclass(frozen=True)
 class MotionState:
-    """What the joints are commanded to do at one moment."""
+    """Commanded position and velocity at one time."""
 
     position: FloatArray
     """[n_joints] rad or m."""
@@ -28,9 +29,8 @@ class MotionState:
     """[n_joints] rad/s or m/s."""
 
 
-@dataclass(frozen=True)
-class Clamps:
-    """Which joints were kept from what was asked for, [n_joints] or [n_steps, n_joints] each."""
+class Clamps(NamedTuple):
+    """Which joints did not get the target, by limit; [n_joints] or [n_steps, n_joints] each."""
 
     position: BoolArray
     velocity: BoolArray
@@ -40,24 +40,31 @@ class Clamps:
 
 
 class MotionLimiter:
-    """Follows targets on a time grid and keeps each joint's limits, for any input.
+    """Follows targets on a time grid within each joint's limits, for any input.
 
-    Each joint is a double integrator whose acceleration is constant over a step:
-    q' = q + (v + v')·dt/2. The cubic Hermite segment between two states, which is how
-    joint_trajectory_controller interpolates positions and velocities, is then this parabola
-    itself, so limits that hold for the steps hold between them.
+    Each joint is a double integrator with constant acceleration over a step:
+    q' = q + (v + v')·dt/2. joint_trajectory_controller interpolates the two states by a cubic
+    Hermite segment, which here equals this parabola, so limits that hold at the steps hold between
+    them.
 
-    The velocity at a step's end is the target's own plus one that closes the distance without
-    overshoot: linear in the distance nearby (`tracking_gain`·distance/dt), and far away on the
-    curve from which braking at a constant rate, one grid step after the other, ends in the linear
-    part. A target that moves within the limits is followed without lag.
+    The velocity at a step's end is the target's own plus an approach speed that depends on the
+    distance d. The points of the curve are one braking step apart, so braking at a constant rate
+    leads from each point to the one before, and there is no overshoot:
 
-    The same curve with full braking and no linear part, laid before a position limit, gives the
-    largest velocity from which the joint can still stop there. No step exceeds it, and since one
-    step of braking leads from the curve to the curve, the next step can always obey as well.
+        speed
+          |               * n = 2        units: speed u = braking rate · dt, distance u·dt
+          |          *  n = 1            c = 1/tracking_gain
+          |      *  n = 0: (c², c)       points (c² + c·n + n(n+1)/2, c + n), joined by lines
+          |   /                          below c²: speed = tracking_gain · d/dt
+          +------------------ d
 
-    A joint that starts beyond a position limit moves inward only, as far as its momentum allows;
-    one that starts too fast brakes with full acceleration.
+    The same curve with full braking and c = 1, applied to the distance to a position limit, gives
+    the largest velocity from which the joint can still stop there. Since one braking step leads
+    from the curve to the curve, the next step can always obey as well.
+
+    A target that moves within the limits is followed without lag. A joint that starts beyond a
+    position limit moves inward only, as far as its momentum allows; one that starts too fast brakes
+    with full acceleration.
     """
 
     def __init__(
@@ -67,15 +74,15 @@ class MotionLimiter:
         position_margin: float = 0.0,
         tracking_gain: float = 0.5,
     ) -> None:
-        """Raises ValueError for values outside these ranges.
+        """Raises ValueError out of range.
 
         Args:
             joints: limits in the controller's units.
             dt_s: length of a step.
             position_margin: share of each joint's range kept free at both ends, 0 to below 0.5;
-                grippers have none, since they must open and close completely.
-            tracking_gain: share of a small error that is corrected per step, above 0 to 1. The
-                most nervous is 1: noise in the targets is passed on with nothing taken off.
+                none for grippers, which must open and close completely.
+            tracking_gain: share of a small error that is corrected per step, above 0 to 1; 1 passes
+                target noise through unfiltered.
         """
         if not (np.isfinite(dt_s) and dt_s > 0):
             raise ValueError(f"dt_s must be finite and > 0, got {dt_s}")
@@ -90,10 +97,10 @@ class MotionLimiter:
         self.upper = joints.upper - margin
         self.max_velocity = joints.max_velocity
         self.velocity_step = joints.max_acceleration * dt_s
-        """[n_joints] how far a velocity may change per step."""
+        """[n_joints] largest change of velocity per step."""
         self._half_dt_s = dt_s / 2
-        # Goal, upper limit, lower limit, n_joints values each, for calls that cost a third of those
-        # that broadcast rows; only the way to the goal has a linear part.
+        # For target, upper and lower limit, n_joints values each in one flat array: calls on rows
+        # that broadcast cost three times as much.
         self._speed_unit = np.outer((_APPROACH_SHARE, 1.0, 1.0), self.velocity_step).ravel()
         self._distance_unit = self._speed_unit * dt_s
         self._linear = np.repeat((1 / tracking_gain, 1.0, 1.0), len(joints))
@@ -106,7 +113,7 @@ class MotionLimiter:
         )
 
     def at_rest(self, position: FloatArray) -> MotionState:
-        """[n_joints] positions, standing; a non-finite one raises ValueError naming the joint."""
+        """At rest at `position` [n_joints]; a non-finite one raises ValueError with the joint."""
         position = np.array(position, dtype=np.float64)
         if position.shape != (len(self.joints),):
             raise ValueError(f"need {len(self.joints)} joint positions, got shape {position.shape}")
@@ -118,35 +125,32 @@ class MotionLimiter:
     def step(
         self, state: MotionState, target: FloatArray, target_velocity: FloatArray | None = None
     ) -> tuple[MotionState, Clamps]:
-        """One step of `follow`: `target` and `target_velocity` [n_joints]; None: it stands."""
+        """One step of `follow`: `target`, `target_velocity` [n_joints]; None: target at rest."""
         if target_velocity is None:
             target_velocity = np.zeros_like(self.lower)
         positions, velocities, clamps = self.follow(state, target[None], target_velocity[None])
-        first = Clamps(
-            clamps.position[0], clamps.velocity[0], clamps.acceleration[0], clamps.held[0]
-        )
-        return MotionState(positions[0], velocities[0]), first
+        return MotionState(positions[0], velocities[0]), Clamps(*(kind[0] for kind in clamps))
 
     def follow(
         self, state: MotionState, targets: FloatArray, target_velocities: FloatArray
     ) -> tuple[FloatArray, FloatArray, Clamps]:
-        """Steps of `dt_s`, each towards where the joints should be at its end.
+        """Steps of `dt_s` towards the targets at their ends.
 
         Args:
-            state: at the beginning of the first step.
-            targets: [n, n_joints]; joints with a non-finite value brake in that step.
-            target_velocities: [n, n_joints] the targets' own velocities then.
+            state: at the start of the first step.
+            targets: [n, n_joints]; a joint with a non-finite value brakes in that step.
+            target_velocities: [n, n_joints].
 
         Returns:
-            Positions and velocities [n, n_joints] at the steps' ends, and their clamps.
+            Positions and velocities [n, n_joints] at the steps' ends, and the clamps.
         """
         for what, values in (("targets", targets), ("velocities", target_velocities)):
             if values.ndim != 2 or values.shape[1:] != self.lower.shape:
                 raise ValueError(f"need {len(self.joints)} {what} a step, got shape {values.shape}")
         finite = np.isfinite(targets) & np.isfinite(target_velocities)
-        unknown = None
+        invalid = None
         if not finite.all():
-            unknown = ~finite
+            invalid = ~finite
             targets = np.where(finite, targets, self.lower)
             target_velocities = np.where(finite, target_velocities, 0.0)
 
@@ -162,20 +166,20 @@ class MotionLimiter:
         distances = np.empty(3 * len(self.lower))
         to_reach, to_upper, to_lower = distances.reshape(3, -1)
         position, velocity = state.position, state.velocity
-        # One step needs the one before it. This runs at each tick: calls are what it costs.
+        # Each step needs the one before it. The cost of a tick is the number of numpy calls here.
         for k, (base, own, want, cap, bound, next_velocity) in enumerate(zip(*rows, strict=True)):
-            # The rest of the step's way that does not depend on the velocity at its end.
+            # The part of the step's motion that does not depend on the velocity at its end.
             np.multiply(velocity, self._half_dt_s, out=ahead)
             ahead += position
             np.subtract(base, ahead, out=to_goal)
             np.absolute(to_goal, out=to_reach)
             np.subtract(self.upper, ahead, out=to_upper)
             np.subtract(ahead, self.lower, out=to_lower)
-            self._turn_into_speeds(distances)
+            self._to_speeds(distances)
             np.copysign(to_reach, to_goal, out=want)
             want += own
-            if unknown is not None:
-                want[unknown[k]] = 0.0
+            if invalid is not None:
+                want[invalid[k]] = 0.0
             np.maximum(want, -self.max_velocity, out=cap)
             np.minimum(cap, self.max_velocity, out=cap)
             np.maximum(cap, np.negative(to_lower, out=to_lower), out=bound)
@@ -188,8 +192,8 @@ class MotionLimiter:
             np.multiply(velocity, self._half_dt_s, out=position)
             position += ahead
 
-        if unknown is not None:
-            beyond[unknown] = 0.0
+        if invalid is not None:
+            beyond[invalid] = 0.0
         clamps = Clamps(
             position=(beyond > self._position_tolerance)
             | (np.abs(bounded - capped) > self._velocity_tolerance),
@@ -199,12 +203,10 @@ class MotionLimiter:
         )
         return positions, velocities, clamps
 
-    def _turn_into_speeds(self, distances: FloatArray) -> None:
-        """[3 · n_joints] distances to goal, upper, lower → speeds to choose for the step's end.
+    def _to_speeds(self, distances: FloatArray) -> None:
+        """[3 · n_joints] distances to target, upper, lower → speeds on the curve, in place.
 
-        Speeds in units of what braking takes off per step, distances in that times dt: the curve
-        joins the points (c² + c·n + n(n+1)/2, c + n), n = 0, 1, …, with c = 1/gain, since from
-        each of them one step of braking leads to the one before. Below c² it is a line through 0.
+        y is the distance and n the index of the point below it, in the units of the class's figure.
         """
         y = np.maximum(distances, 0.0, out=distances)
         y /= self._distance_unit
@@ -215,7 +217,7 @@ class MotionLimiter:
         np.sqrt(n, out=n)
         n -= self._shift
         np.floor(n, out=n)
-        # the part of the next unit: (y_curve - n·(c + (n+1)/2)) / (c + n + 1)
+        # The share of the way to the next point: (y_curve - n·(c + (n+1)/2)) / (c + n + 1).
         next_n = n + 1
         slope = self._linear + next_n
         next_n *= 0.5
@@ -229,18 +231,10 @@ class MotionLimiter:
         speeds += y_curve
         speeds *= self._speed_unit
 
-    def brake(self, state: MotionState) -> MotionState:
-        """One step towards zero velocity."""
-        velocity = np.copysign(
-            np.maximum(np.abs(state.velocity) - self.velocity_step, 0.0), state.velocity
-        )
-        position = state.position + self._half_dt_s * (state.velocity + velocity)
-        return MotionState(position, velocity)
-
     def brake_to_rest(self, state: MotionState) -> tuple[FloatArray, FloatArray]:
         """All steps to exactly zero velocity, at least one: positions, velocities [n, n_joints]."""
         speed = np.abs(state.velocity)
-        # The tolerance keeps rounding from adding a step; what it leaves is set to zero below.
+        # The tolerance keeps rounding from adding a step; the remainder is set to zero below.
         steps = max(1, int(np.ceil((speed / self.velocity_step).max() - 1e-9)))
         braked = np.arange(1, steps + 1)[:, None] * self.velocity_step
         velocities = np.copysign(np.maximum(speed - braked, 0.0), state.velocity)

@@ -1,8 +1,7 @@
-"""How fast a plan is executed: its own time, which can be slowed down, held and resumed.
+"""How a plan is entered and how fast it is executed, between the scheduler and the limits.
 
-A follower in front of the limits that takes the roughness out of the targets, for some lag.
-
-A first command that is far from where the robot stands: go there slowly, or not at all.
+`SpeedScaler` maps the clock to the plan's time, `StartRamp` leads from the measured positions into
+a plan that begins elsewhere, `LowPassFilter` smooths the targets.
 """
 
 from __future__ import annotations
@@ -19,25 +18,31 @@ from pi05_ros.types import FloatArray, JointGroup
 Targets = Callable[[FloatArray], FloatArray | None]
 """Times [n] → positions [n, n_joints], or None where there are none."""
 
+FIRST_COMMANDS = ("ramp", "refuse")
+
 _TIME_TOLERANCE_S = 1e-6
+_SMOOTHSTEP_PEAK = 1.5
+"""Largest slope of 3s² - 2s³."""
+_MAX_SEGMENTS = 32
+"""Changes of speed that are kept; a chunk's observation is rarely older than the last two."""
 
 
 class LowPassFilter:
-    """A critically damped second-order low-pass on the targets, joint by joint.
+    """A critically damped second-order low-pass on the targets of each joint.
 
     y'' = ω²·(target - y) - 2ω·y', exact for a target that is constant over a step. The output is
-    continuous in position and velocity whatever the targets do, it never overshoots a step, and it
-    runs behind a steady motion by `lag_s` = 2/ω. Joints of `exempt` pass unchanged.
+    continuous in position and velocity, does not overshoot a step, and lags a steady motion by
+    `lag_s` = 2/ω. Joints of `exempt` pass unchanged.
 
-    A tick asks for times ahead that the tick after it asks for again, so the states of a course
-    are kept, and the next course begins at the state kept for its first time.
+    Successive ticks ask for overlapping times, so the states of each call are kept, and the next
+    call begins at the kept state of its first time.
     """
 
     def __init__(self, cutoff_hz: float, exempt: NDArray[np.bool_] | None = None) -> None:
         """Raises ValueError for a cutoff that is not above 0."""
         if not (math.isfinite(cutoff_hz) and cutoff_hz > 0):
             raise ValueError(f"cutoff_hz must be finite and > 0, got {cutoff_hz}")
-        # the cascade of two equal poles is 3 dB down at 0.6436 of each pole's frequency
+        # Two equal poles in cascade: 3 dB down at 0.6436 of each pole's frequency.
         self._omega = 2 * math.pi * cutoff_hz / math.sqrt(math.sqrt(2.0) - 1.0)
         self._exempt = None if exempt is None else np.array(exempt, dtype=bool)
         self._times_s: FloatArray = np.empty(0)
@@ -46,36 +51,34 @@ class LowPassFilter:
 
     @property
     def lag_s(self) -> float:
-        """How far the output runs behind a steady motion."""
         return 2.0 / self._omega
 
     def clear(self) -> None:
-        """Forget the motion; the next course begins at rest at its first target."""
+        """The next `filter` begins at rest at its first target."""
         self._times_s = np.empty(0)
 
     def start(self, position: FloatArray) -> None:
-        """Begin the next course at rest at `position` [n_joints] instead."""
+        """The next `filter` begins at rest at `position` [n_joints]."""
         self._times_s = np.array([-math.inf])
         self._positions = np.array(position, dtype=np.float64)[None]
         self._velocities = np.zeros_like(self._positions)
 
-    def course(self, times_s: FloatArray, targets: Targets) -> FloatArray | None:
-        """The targets at increasing times [n], smoothed: [n, n_joints]."""
+    def filter(self, times_s: FloatArray, targets: Targets) -> FloatArray | None:
+        """The smoothed targets [n, n_joints] at increasing times [n]."""
         wanted = targets(times_s)
         if wanted is None:
             self.clear()
             return None
         if not len(self._times_s):
             self.start(wanted[0])
-        position, velocity = self._kept(float(times_s[0]))
+        position, velocity = self._state(float(times_s[0]))
         positions, velocities = [position], [velocity]
-        steps_s = np.diff(times_s)
-        for step_s, target in zip(steps_s, wanted[1:], strict=True):
+        for step_s, target in zip(np.diff(times_s), wanted[1:], strict=True):
             decay = math.exp(-self._omega * step_s)
             gap = position - target
-            pull = velocity + self._omega * gap
-            position = target + (gap + pull * step_s) * decay
-            velocity = (velocity - self._omega * pull * step_s) * decay
+            slope = velocity + self._omega * gap
+            position = target + (gap + slope * step_s) * decay
+            velocity = (velocity - self._omega * slope * step_s) * decay
             positions.append(position)
             velocities.append(velocity)
         self._times_s = np.array(times_s)
@@ -84,26 +87,20 @@ class LowPassFilter:
             return self._positions
         return np.where(self._exempt, wanted, self._positions)
 
-    def _kept(self, time_s: float) -> tuple[FloatArray, FloatArray]:
-        """The state at the latest kept time that is not after `time_s`, moved on to it."""
+    def _state(self, time_s: float) -> tuple[FloatArray, FloatArray]:
+        """Position and velocity at the latest kept time up to `time_s`."""
         row = int(np.searchsorted(self._times_s, time_s + _TIME_TOLERANCE_S, side="right")) - 1
         row = max(row, 0)
         return self._positions[row], self._velocities[row]
 
 
-FIRST_COMMANDS = ("ramp", "refuse")
-
-_PEAK = 1.5
-"""Largest slope of the smooth step 3s² - 2s³."""
-
-
 class StartRamp:
-    """Leads from the measured positions into a plan that begins elsewhere.
+    """Leads from the measured positions into a plan that begins elsewhere, or refuses it.
 
-    Only a plan whose first target is farther than `distance` from a joint is touched: its targets
-    are mixed with the positions at the start, by a share that rises smoothly from 0 to 1 in the
-    time that keeps every joint's speed on that way within `speed` of its limit. Grippers are left
-    alone: closed where the policy wants them open is nothing unusual.
+    Applies where a joint is farther than `distance` from the plan's first target: the targets are
+    mixed with the start positions by a share that rises smoothly from 0 to 1, slowly enough that
+    the mixing moves no joint faster than `speed` of its velocity limit. Grippers are exempt: a
+    gripper that is closed where the policy wants it open is normal.
     """
 
     def __init__(
@@ -114,7 +111,7 @@ class StartRamp:
         Args:
             joints: names and velocity limits.
             mode: one of `FIRST_COMMANDS`.
-            distance: rad or m from which on a first target counts as far.
+            distance: rad or m; a first target beyond it is far.
             speed: share of the velocity limits, above 0 to 1.
         """
         if mode not in FIRST_COMMANDS:
@@ -131,9 +128,9 @@ class StartRamp:
         self._start_s = self._end_s = -math.inf
 
     def begin(self, positions: FloatArray, target: FloatArray, now_s: float) -> str | None:
-        """From `positions` [n_joints] towards the first `target` [n_joints] of a plan, in its time.
+        """Prepare the ramp from `positions` [n_joints] to the plan's first `target` [n_joints].
 
-        Returns why the motion must not start, in mode `refuse`.
+        Times are the plan's. Returns the reason for a refusal, in mode `refuse`.
         """
         away = np.where(self._joints.gripper, 0.0, np.abs(target - positions))
         worst = int(np.argmax(away))
@@ -147,12 +144,14 @@ class StartRamp:
                 f"{self._distance:g} away; move it closer, or set faults.first_command to ramp"
             )
         self._from = positions.copy()
-        duration_s = _PEAK * float(np.max(away / (self._speed * self._joints.max_velocity)))
+        duration_s = _SMOOTHSTEP_PEAK * float(
+            np.max(away / (self._speed * self._joints.max_velocity))
+        )
         self._end_s = now_s + duration_s
         return None
 
-    def course(self, times_s: FloatArray, targets: FloatArray) -> FloatArray:
-        """[n] times, [n, n_joints] targets → the targets to follow there."""
+    def apply(self, times_s: FloatArray, targets: FloatArray) -> FloatArray:
+        """Times [n], targets [n, n_joints] → ramped targets [n, n_joints]."""
         if self._end_s <= self._start_s or times_s[0] >= self._end_s:
             return targets
         share = np.clip((times_s - self._start_s) / (self._end_s - self._start_s), 0.0, 1.0)
@@ -161,30 +160,25 @@ class StartRamp:
         return np.where(self._joints.gripper, targets, mixed)
 
 
-_MAX_SEGMENTS = 32
-"""Changes of speed that are remembered; a chunk's observation is seldom older than the last two."""
-
-
 @dataclass(frozen=True)
 class _Segment:
-    """From one change of speed to the next: the rate runs from `rate` to `target`, then stays."""
+    """From `start_s` on the rate goes linearly from `rate` to `target` within `ramp_s`."""
 
     start_s: float
     plan_s: float
     rate: float
     target: float
     ramp_s: float
-    """How long the rate changes."""
 
     def plan(self, times_s: FloatArray) -> FloatArray:
         since_s = times_s - self.start_s
         ramped_s = np.minimum(since_s, self.ramp_s)
-        way_s = self.rate * ramped_s
+        moved_s = self.rate * ramped_s
         if self.ramp_s > 0:
             slope = (self.target - self.rate) / self.ramp_s
-            way_s = way_s + 0.5 * slope * np.maximum(ramped_s, 0.0) ** 2
+            moved_s = moved_s + 0.5 * slope * np.maximum(ramped_s, 0.0) ** 2
         rest_s = np.maximum(since_s - self.ramp_s, 0.0)
-        return np.asarray(self.plan_s + way_s + self.target * rest_s)
+        return np.asarray(self.plan_s + moved_s + self.target * rest_s)
 
     def rate_at(self, time_s: float) -> float:
         if self.ramp_s <= 0 or time_s >= self.start_s + self.ramp_s:
@@ -194,18 +188,18 @@ class _Segment:
 
 
 class SpeedScaler:
-    """The time that a plan has reached, `scale` seconds a second.
+    """Maps the clock to the plan's time, which advances by `scale` seconds per second.
 
-    The scale goes from 0, where the plan stands, to 1, where chunks are executed as fast as they
-    were meant. A change is a ramp of the rate, so position and velocity of whatever follows the
-    plan are continuous. At a scale of 1 from the start, the plan's time is the clock's.
+    At scale 0 the plan stands, at 1 chunks are executed at the speed they were predicted for. The
+    rate changes along a ramp, so position and velocity stay continuous. At a scale of 1 from the
+    start, the plan's time equals the clock's.
 
-    Any thread may read while one thread writes: the changes of speed are one immutable tuple,
-    never empty, which a writer replaces by one assignment and a reader reads once.
+    One thread writes, any thread may read: the segments are an immutable tuple, never empty, which
+    a writer replaces by one assignment and a reader reads once.
     """
 
     def __init__(self, scale: float = 1.0, ramp_s: float = 0.5) -> None:
-        """`ramp_s`: how long a change from 0 to 1 takes. Raises ValueError out of range."""
+        """`ramp_s`: duration of a change from 0 to 1. Raises ValueError out of range."""
         if not (math.isfinite(ramp_s) and ramp_s >= 0):
             raise ValueError(f"speed_ramp_s must be finite and >= 0, got {ramp_s}")
         self._ramp_s = ramp_s
@@ -215,15 +209,15 @@ class SpeedScaler:
 
     @property
     def scale(self) -> float:
-        """What was asked for last."""
+        """The requested scale."""
         return self._scale
 
     def rate(self, now_s: float) -> float:
-        """Plan seconds per second at `now_s`, on the way to `scale`."""
+        """Plan seconds per second at `now_s`, during a ramp between two scales."""
         return self._segments[-1].rate_at(now_s)
 
     def set_scale(self, scale: float, now_s: float) -> None:
-        """Go to another speed from `now_s` on. Raises ValueError outside 0 to 1."""
+        """Ramp to another scale from `now_s` on. Raises ValueError outside 0 to 1."""
         self._scale = _checked(scale)
         rate = self.rate(now_s)
         ramp_s = abs(scale - rate) * self._ramp_s
@@ -231,15 +225,15 @@ class SpeedScaler:
         self._segments = (*self._segments[1 - _MAX_SEGMENTS :], change)
 
     def reset(self) -> None:
-        """Begin at full scale without a ramp, as for a robot that stands."""
+        """Run at `scale` without a ramp, for a robot at rest."""
         self._segments = (_Segment(0.0, 0.0, self._scale, self._scale, 0.0),)
 
     def plan_s(self, time_s: float) -> float:
-        """The plan's time at one time; times before the oldest change that is known ran as it."""
+        """The plan's time at one clock time."""
         return float(self.plan_times_s(time_s))
 
     def plan_times_s(self, times_s: ArrayLike) -> FloatArray:
-        """The plan's times, of any shape, also of times to come if the speed is not changed."""
+        """The plan's times, of any shape; future ones assume no further change."""
         times = np.asarray(times_s, dtype=np.float64)
         first, *changes = self._segments
         plan = first.plan(times)

@@ -1,4 +1,4 @@
-"""Whether measured joint states are fit to begin a motion at."""
+"""Checks that measured joint states agree before a motion starts at them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import numpy as np
 from pi05_ros.types import FloatArray, JointGroup
 
 MIN_SPAN_S = 0.05
-"""Time that the joint states in agreement span at least."""
+"""Shortest span of the joint states that must agree."""
 MAX_GAP_S = 0.2
-"""Joint states before a longer gap prove nothing about those after it."""
+"""Joint states before a longer gap do not count."""
 NOISE_SHARE = 0.002
-"""Encoder noise, share of a joint's range: two counts of a 10-bit sensor over the range."""
+"""Encoder noise as a share of a joint's range: two counts of a 10-bit sensor."""
 MAX_NOISE_S = 0.01
-"""Upper bound of the noise, as the way at max_velocity in this time, for joints with wide limits"""
+"""Bound of the noise for joints with wide limits: the distance at max_velocity in this time."""
 STANDING_SHARE = 0.1
 """Share of max_velocity below which a joint stands."""
 
 
 @dataclass(frozen=True)
 class StartProof:
-    """What the joint states say about a start."""
+    """The result of a start check."""
 
     positions: FloatArray | None
-    """[n_joints] where the arms stand; None while they must not start."""
+    """[n_joints] to start at; None: the motion must not start."""
     problem: str = ""
-    """Why not, naming the joint, the value and the remedy."""
+    """Why not: joint, value and remedy."""
     too_few: bool = False
-    """Nothing is wrong with the joint states, but more of them are needed."""
+    """The only problem is that more joint states are needed."""
 
 
 class StartCheck:
-    """Proves a start position by several successive joint states.
+    """Proves a start position by several consecutive joint states.
 
-    The newest `states` joint states, and at least those of the newest `MIN_SPAN_S`, must agree:
-    between two neighbours no joint moves farther than at max_velocity plus the encoder noise, over
-    all of them no faster than `STANDING_SHARE` of it plus the noise, and every joint lies within
-    its limits plus the tolerance. A single glitch, and a second publisher with other values, fail
-    this for as long as the window contains them.
+    The newest `states` joint states, and at least those of the last `MIN_SPAN_S`, must agree:
+    between neighbours no joint moves faster than max_velocity, over all of them none faster than
+    `STANDING_SHARE` of it, both plus the encoder noise, and every joint is within its limits plus
+    the tolerance. A glitch or a second publisher with other values fails the check while it is in
+    the window.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class StartCheck:
         Args:
             joints: names, limits and velocity limits.
             states: joint states that must agree, at least 2.
-            tolerance: how far beyond its limits a joint may stand, share of its range.
-            standing: False admits moving arms, for runs that command nothing.
+            tolerance: allowed distance beyond the limits, share of a joint's range.
+            standing: False also accepts moving arms, for runs that command nothing.
         """
         if states < 2:
             raise ValueError(f"start_states must be at least 2, got {states}")
@@ -131,13 +131,13 @@ class StartCheck:
 
     def _motion(self, stamps_s: FloatArray, positions: FloatArray) -> str:
         span_s = float(stamps_s[-1] - stamps_s[0])
-        way = positions.max(axis=0) - positions.min(axis=0)
+        moved = positions.max(axis=0) - positions.min(axis=0)
         allowed = STANDING_SHARE * self._joints.max_velocity * span_s + self.noise
-        joint = int(np.argmax(way / allowed))
-        if way[joint] <= allowed[joint]:
+        joint = int(np.argmax(moved / allowed))
+        if moved[joint] <= allowed[joint]:
             return ""
         return (
-            f"start: joint {self._joints.names[joint]!r} moves by {way[joint]:.3g} in "
-            f"{span_s:.3f} s, {allowed[joint]:.3g} is standing still; wait until the arm rests, or "
-            "stop what moves it"
+            f"start: joint {self._joints.names[joint]!r} moves by {moved[joint]:.3g} in "
+            f"{span_s:.3f} s, at most {allowed[joint]:.3g} is allowed; wait until the arm rests, "
+            "or stop what moves it"
         )

@@ -1,4 +1,4 @@
-"""Commanded against measured joint positions."""
+"""Compares commanded and measured joint positions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ MAX_DELAY_S = 0.3
 DEFAULT_DELAY_S = 0.05
 """Before the joints have moved."""
 MARGIN_S = 0.045
-"""A default limit is the distance at max_velocity in the measured delay plus this time. With a
-first-order lag of 55 ms errors stay below a fifth of it, with 150 ms not yet known below four
-fifths."""
+"""A default limit is the distance at max_velocity in the delay plus this time. Errors stay below
+1/5 of it with a first-order lag of 55 ms, and below 4/5 with one of 150 ms not yet learned."""
 MIN_LIMIT_SHARE = 0.02
-"""Least default limit, share of a joint's range: sag and backlash do not depend on speed."""
+"""Smallest default limit, share of a joint's range, for sag and backlash."""
 
 _DELAY_STEP_S = 0.02
 _PRIOR = 0.1
-"""Weight of the default delay: as much as one arm that moves at a fifth of its speed for 0.5 s."""
+"""Weight of the default delay: one arm that moves at 1/5 of max_velocity for 0.5 s."""
 _MEMORY_S = 7.0
-"""Motion older than this hardly counts for the delay."""
+"""Time constant of the delay estimate."""
 _LEARN_PERIOD_S = 0.04
 _MOVING_SHARE = 0.05
-"""Share of max_velocity from which on a measured joint counts as moving."""
+"""Share of max_velocity above which a measured joint moves."""
 _RING_STEP_S = 0.01
 _RING_ROWS = 128
 _MAX_STEP_S = 1.0
@@ -38,16 +37,16 @@ class TrackingFault:
 
     reason: str
     stale: bool
-    """The joint states have stopped; else a joint does not follow its commands."""
+    """Joint states stopped; otherwise a joint does not follow its commands."""
 
 
 class TrackingMonitor:
-    """Compares each measured joint state with what was commanded for its time, less the delay.
+    """Compares each joint state with the command for its stamp minus the robot's delay.
 
-    Robots follow with a delay: transport, the controller's cycle, the servo's lag. It is estimated
-    from the joints that move: of the delays from 0 to `MAX_DELAY_S`, the one under which the error
-    varies least over the last seconds. A constant offset, gravity's say, does not count for it, and
-    neither do grippers, joints that stand, and errors beyond half of the limit.
+    The delay (transport, controller cycle, servo lag) is estimated from moving joints: the one from
+    0 to `MAX_DELAY_S` with the smallest variance of the error over the last seconds. Constant
+    offsets (gravity) do not affect it; grippers, joints at rest, and errors above half of the limit
+    are excluded.
     """
 
     def __init__(
@@ -58,18 +57,17 @@ class TrackingMonitor:
         Args:
             joints: names, velocity limits and `max_tracking_error`; where that is 0, the limit
                 follows from the delay, and grippers, which hold objects, have none.
-            time_s: how long an error may exceed its limit, or the joint states be stale; 0 switches
-                the monitor off.
+            time_s: how long an error may exceed its limit, or joint states may be stale; 0: off.
             max_state_age_s: an older joint state is stale.
         """
         if not (math.isfinite(time_s) and time_s >= 0):
             raise ValueError(f"tracking_time_s must be finite and >= 0, got {time_s}")
         self.delay_s = DEFAULT_DELAY_S
-        """How far the measured motion is behind the commanded one."""
-        self.errors = np.zeros(len(joints))
+        """Estimated delay of the measured behind the commanded motion."""
+        self.errors: FloatArray = np.zeros(len(joints))
         """[n_joints] distance of the newest joint state from its command, rad or m."""
         self.problem = ""
-        """The joint that is beyond its limit at the moment."""
+        """One line while a joint exceeds its limit."""
         self._joints = joints
         self._time_s = time_s
         self._max_state_age_s = max_state_age_s
@@ -83,10 +81,10 @@ class TrackingMonitor:
         self._times_s = np.empty(2 * _RING_ROWS)
         self._commands = np.empty((2 * _RING_ROWS, len(joints)))
         self._set_limits()
-        self.stop()
+        self.reset()
 
-    def stop(self) -> None:
-        """The motion has ended; the delay stays known."""
+    def reset(self) -> None:
+        """End the motion; keeps the delay."""
         self._rows = 0
         self._over_s = 0.0
         self._began_s = self._checked_s = self._state_s = -math.inf
@@ -98,11 +96,11 @@ class TrackingMonitor:
     def check(
         self, now_s: float, commanded: FloatArray, state: tuple[float, FloatArray] | None
     ) -> TrackingFault | None:
-        """Record what is commanded at `now_s`, and compare the newest joint state.
+        """Record the command for `now_s`, and compare the newest joint state.
 
         Args:
-            now_s: the clock of the joint states' stamps.
-            commanded: [n_joints]; the first one after `stop` counts for all of the time before.
+            now_s: on the clock of the joint states' stamps.
+            commanded: [n_joints]; the first one after `reset` holds for all earlier times.
             state: stamp and positions [n_joints] of the newest joint state.
         """
         if self._time_s == 0:
@@ -121,22 +119,24 @@ class TrackingMonitor:
             return TrackingFault(reason, stale=True)
         if state[0] != self._state_s:
             self._compare(*state)
-        return self._judge(passed_s)
+        return self._check_errors(passed_s)
 
     def plausible(self, state_s: float, measured: FloatArray) -> bool:
         """Whether joints that follow can be at `measured` [n_joints] at `state_s`.
 
-        A single wrong joint state ends no motion, but no inference should see it.
+        Excludes single wrong joint states, which end no motion, from inference.
         """
         if self._time_s <= 0 or self._rows == 0:
             return True
+        return bool((self._errors(state_s, measured) <= self.limits).all())
+
+    def _errors(self, state_s: float, measured: FloatArray) -> FloatArray:
         commanded = self._commanded(np.array([state_s - self.delay_s]))[0]
-        return bool((np.abs(measured - commanded) <= self.limits).all())
+        return np.asarray(np.abs(measured - commanded))
 
     def _compare(self, state_s: float, measured: FloatArray) -> None:
         self._state_s = state_s
-        commanded = self._commanded(np.array([state_s - self.delay_s]))[0]
-        self.errors = np.abs(measured - commanded)
+        self.errors = self._errors(state_s, measured)
         passed_s = state_s - self._learned_s
         if self._learned_at is None or passed_s <= 0:
             self._learned_s, self._learned_at = state_s, measured
@@ -144,12 +144,12 @@ class TrackingMonitor:
             self._learn(state_s, measured, passed_s)
             self._learned_s, self._learned_at = state_s, measured
 
-    def _judge(self, passed_s: float) -> TrackingFault | None:
+    def _check_errors(self, passed_s: float) -> TrackingFault | None:
         excess = self.errors / self.limits
         joint = int(excess.argmax())
         if excess[joint] <= 1:
             self.problem = ""
-            # Errors that come and go, as with two publishers, add up as well.
+            # Intermittent errors, as with two publishers, add up too.
             self._over_s = max(0.0, self._over_s - passed_s / 2)
             return None
         self._over_s += passed_s
@@ -163,7 +163,7 @@ class TrackingMonitor:
         return TrackingFault(f"{what} (e-stop, drives off, or an obstacle?)", stale=False)
 
     def _record(self, now_s: float, commanded: FloatArray) -> None:
-        """Keep the newest command, and those before it at least `_RING_STEP_S` apart."""
+        """Keep the newest command, and earlier ones at least `_RING_STEP_S` apart."""
         rows = self._rows
         if rows and now_s < self._times_s[rows - 1]:
             return
@@ -178,7 +178,7 @@ class TrackingMonitor:
         self._rows = rows + 1
 
     def _commanded(self, times_s: FloatArray) -> FloatArray:
-        """[n] times → [n, n_joints]; constant beyond both ends of what is recorded."""
+        """Times [n] → commands [n, n_joints]; constant beyond both ends of the record."""
         last = self._rows - 1
         after = np.searchsorted(self._times_s[: self._rows], times_s)
         after = np.minimum(np.maximum(after, min(1, last)), last)
@@ -208,11 +208,11 @@ class TrackingMonitor:
         errors_s /= np.maximum(weight, 1e-12)
         self._squares = kept * self._squares + errors_s
         scatter = self._squares - self._sum**2 / np.maximum(self._weight, 1e-12)
-        self.delay_s = self._smallest(scatter.sum(axis=1) + self._prior)
+        self.delay_s = self._best_delay(scatter.sum(axis=1) + self._prior)
         self._set_limits()
 
-    def _smallest(self, costs: FloatArray) -> float:
-        """The delay with the smallest cost, by a parabola through it and its neighbours."""
+    def _best_delay(self, costs: FloatArray) -> float:
+        """The minimum of the costs [n_delays], by a parabola through its neighbours."""
         best = int(costs.argmin())
         if not 0 < best < len(costs) - 1:
             return float(self._delays_s[best])

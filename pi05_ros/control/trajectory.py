@@ -1,34 +1,39 @@
-"""The stream of trajectories that joint_trajectory_controller follows."""
+"""The trajectories that joint_trajectory_controller follows.
+
+A tick at `now` republishes the motion around now and replaces it from t_k on:
+
+    published before  ...o---o---o---o---o---o
+    published now            o---o---o---x---x---x---x---x---x
+                               now   t_k         |   tail   |
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pi05_ros.control.limits import Clamps, MotionLimiter, MotionState
-from pi05_ros.types import FloatArray, JointGroup
+from pi05_ros.types import FloatArray
 
 IntArray = NDArray[np.int64]
 
+TRANSPORT_S = 0.012
+"""Usual delay of a message to the controller, one controller period included, for `in_time`."""
 _GRID_TOLERANCE = 1e-4
-"""Share of a step within which a time is on the grid; float64 epoch seconds resolve 0.24 µs."""
-
+"""Share of a step; float64 epoch seconds resolve 0.24 µs."""
 _TICK_JITTER = 0.1
-"""Share of a step by which a tick may be late without planning from the next grid time."""
-
+"""Share of a step by which a tick may be late and still plan from the same grid time."""
 _PAST_S = 0.02
-"""How far before its publication a message begins at least.
-
-It covers a controller whose clock was read at the beginning of the cycle that takes the message,
-and clocks of two machines that differ.
-"""
-
+"""How far before its publication a message begins, at least: for a controller that reads its clock
+at the start of its cycle, and for clocks of two machines that differ."""
 _HISTORY_S = 1.0
-"""How far back `commanded` reaches at least."""
+"""How far back `commanded` reaches, at least."""
+_NOT_STARTED = "the command stream is not started: call start() first"
 
 
 class ClockJumpedBackError(RuntimeError):
@@ -49,20 +54,19 @@ class TrajectoryPoints:
     """[n, n_joints] rad/s or m/s; the last row is exactly zero."""
 
 
-@dataclass(frozen=True)
-class ClampCounts:
-    """Commanded steps in which a joint did not get what was asked for, [n_joints] each."""
+class ClampCounts(NamedTuple):
+    """Commanded steps in which a joint did not get its target, by limit; [n_joints] each."""
 
     position: IntArray
     velocity: IntArray
     acceleration: IntArray
     held: IntArray
-    """Steps in which the joint braked because its target was not finite."""
+    """The joint braked because its target was not finite."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The commanded motion, [n, n_joints] by grid time, at rest beyond its last row."""
+    """The commanded motion, [n, n_joints] by grid time, at rest after its last row."""
 
     origin_s: float
     """The time of grid index 0."""
@@ -71,7 +75,7 @@ class _Plan:
     first: int
     """Grid index of the first row."""
     begin: int
-    """Grid index from which it differs from the plan before."""
+    """Grid index from which it differs from the previous plan."""
     clamps: Clamps | None
     """Of the steps from `begin` on."""
 
@@ -91,66 +95,53 @@ class _Plan:
 class CommandStream:
     """Keeps the commanded motion on a time grid and makes each tick's trajectory.
 
-    A tick plans from t_k, the first grid time at or after now + lead_s. The state at t_k is the one
-    that was published for it, the tail included; `lookahead_steps` limited steps from there follow
-    the targets, then every joint brakes to rest. What was published for the time up to t_k stays.
+    A tick plans from t_k, the first grid time at or after now + lead_s, and from the state that was
+    published for t_k: `lookahead_steps` limited steps follow the targets, then every joint brakes
+    to rest. The motion published for times up to t_k stays.
 
-    A message begins 20 ms or more before its publication with the states that were commanded for
-    that time. A controller that takes it before t_k is on the same motion already: it cuts off the
-    points in the past and continues on the segment that it was on. A message whose first point lay
-    in the future would instead be bridged from the state commanded last or from the measured one,
-    neither of which is the commanded state now (`sim.controller`). docs/controllers.md lists the
-    controllers' settings under which this holds.
+    A message begins at least 20 ms before its publication, with the states commanded for that time.
+    A controller that takes it before t_k is already on the same motion: it drops the past points
+    and continues on its segment. A message that began in the future would be bridged from the last
+    commanded or the measured state, neither of which is the commanded state now
+    (`pi05_lab.sim.controller`). docs/controllers.md lists the controller settings for this.
 
-    A controller that still follows the message before at t_k jumps to the new motion when the next
-    message comes. With T for the controller's period, that happens neither to a message that takes
-    lead_s - T at most, nor after n messages in a row are lost if n·dt_s + delay + T <= lead_s.
-    `in_time` and `retract` keep a message that the sender itself delayed from going out.
+    A controller that still follows the previous message at t_k jumps to the new motion later. With
+    the controller's period T this cannot happen to a message that takes up to lead_s - T, nor after
+    n consecutive lost messages if n·dt_s + delay + T <= lead_s. `in_time` and `retract` hold back a
+    message that the sender itself delayed.
 
-    Where the controllers' command is not known, a new motion begins at its first t_k, at rest at
-    the measured positions. A controller that interpolates from its desired state has until then to
-    move to them.
+    If the controllers' command is unknown, a motion begins at rest at the measured positions at its
+    first t_k; a controller that interpolates from its desired state has until then to get there.
 
     Not thread safe, but `commanded` and `rest_time_s` may be read by other threads.
     """
 
     def __init__(
         self,
-        joints: JointGroup,
         limiter: MotionLimiter,
-        dt_s: float,
         lookahead_steps: int = 10,
         lead_s: float = 0.02,
-        transport_s: float = 0.012,
     ) -> None:
-        """Raises ValueError if the limiter has another grid or joints, or a value is out of range.
+        """Raises ValueError out of range.
 
         Args:
-            joints: the commanded joints.
-            limiter: made for the same joints and `dt_s`.
-            dt_s: the grid.
+            limiter: of the commanded joints; its dt_s is the grid.
             lookahead_steps: steps that follow the targets before the tail, at least 1.
             lead_s: how late a message may reach the controller.
-            transport_s: how long a message usually takes to the controller, one period of the
-                controller included, for `in_time`; more than lead_s counts as that.
         """
-        if limiter.dt_s != dt_s:
-            raise ValueError(f"the limiter's dt_s {limiter.dt_s} is not the stream's {dt_s}")
-        if limiter.joints.names != joints.names:
-            raise ValueError(f"the limiter's joints {limiter.joints.names} are not {joints.names}")
         if lookahead_steps < 1:
             raise ValueError(f"lookahead_steps must be >= 1, got {lookahead_steps}")
         if not (math.isfinite(lead_s) and lead_s >= 0):
             raise ValueError(f"lead_s must be finite and >= 0, got {lead_s}")
-        if not (math.isfinite(transport_s) and transport_s >= 0):
-            raise ValueError(f"transport_s must be finite and >= 0, got {transport_s}")
-        self.dt_s = dt_s
+        self.dt_s = dt_s = limiter.dt_s
         self.lead_s = lead_s
-        self.transport_s = min(transport_s, lead_s)
+        self.transport_s = min(TRANSPORT_S, lead_s)
         self.lookahead_steps = lookahead_steps
         self._limiter = limiter
         self._ramp = np.arange(lookahead_steps)[:, None] * limiter.velocity_step
-        self.clamps = ClampCounts(*(np.zeros(len(joints), dtype=np.int64) for _ in range(4)))
+        self.clamps = ClampCounts(
+            *(np.zeros(len(limiter.joints), dtype=np.int64) for _ in range(4))
+        )
         self._half_dt_s = dt_s / 2
         self._past = _PAST_S / dt_s
         self._history = math.ceil(_HISTORY_S / dt_s)
@@ -159,11 +150,11 @@ class CommandStream:
         """Whether the controllers command the plan."""
         self._plan: _Plan | None = None
         self._before: tuple[_Plan, bool, bool, tuple[IntArray, ...]] | None = None
-        """Plan, `_active`, `_followed` and what was added to `clamps`, for `retract`."""
+        """Plan, `_active`, `_followed` and the counts added to `clamps`, for `retract`."""
 
     @property
     def active(self) -> bool:
-        """Between `start` and `hold`."""
+        """Between `start` and `brake` or `stop`."""
         return self._active
 
     @property
@@ -177,12 +168,12 @@ class CommandStream:
     def start(self, position: FloatArray, now_s: float) -> None:
         """Begin at rest at the measured positions [n_joints].
 
-        Where the motion published before has come to rest and every joint is measured within
-        max_velocity · dt_s of that, the controllers still command it: the new motion begins there,
-        without a step by what gravity or a lagging servo leaves. `forget` excludes that.
+        If the published motion has come to rest and every joint is measured within
+        max_velocity · dt_s of its end, the controllers still command that end: the new motion
+        begins there, without a step by gravity or servo lag. `reset` excludes this.
 
-        A non-finite position raises ValueError. After `hold`, wait for `rest_time_s`: a start
-        while the arms still move would ask them to stand at once.
+        After `brake`, wait for `rest_time_s`: a start while the arms move would command them to
+        stand at once. Raises ValueError for a non-finite position.
         """
         state = self._limiter.at_rest(position)
         rows = 1
@@ -191,7 +182,7 @@ class CommandStream:
             near = np.abs(rest - state.position) <= self._limiter.max_velocity * self.dt_s
             if near.all():
                 state, rows = self._limiter.at_rest(rest), self._history
-        # The first t_k, with room for ticks that are a little late, is grid index 0.
+        # Grid index 0 is the first t_k, with a margin for late ticks.
         origin_s = now_s + self.lead_s + _TICK_JITTER * self.dt_s
         positions = np.tile(state.position, (rows, 1))
         self._plan = _Plan(origin_s, positions, np.zeros_like(positions), 1 - rows, 0, None)
@@ -200,10 +191,7 @@ class CommandStream:
         self._active = True
 
     def reset(self) -> None:
-        """The controllers no longer command what was published, because they were restarted, say.
-
-        The next `start` then begins at the measured positions.
-        """
+        """The controllers lost the published motion: `start` uses the measured positions."""
         self._followed = False
 
     def tick(
@@ -213,17 +201,17 @@ class CommandStream:
 
         Args:
             now_s: may step back by up to one dt_s, for a clock that is being adjusted.
-            targets: times [n] → positions [n, n_joints] there, non-finite ones brake their joint;
-                None brakes all.
+            targets: times [n] → positions [n, n_joints]; a non-finite one brakes its joint, None
+                brakes all.
 
         Raises:
-            RuntimeError: before `start` or after `hold`.
+            RuntimeError: before `start` or after `brake`.
             ClockJumpedBackError: the clock jumped back.
             ValueError: the targets have another shape.
         """
-        if not self._active or self._plan is None:
-            raise RuntimeError("the command stream is not started: call start() first")
-        plan = self._plan
+        plan = self._started_plan()
+        if not self._active:
+            raise RuntimeError(_NOT_STARTED)
         index = self._index(now_s, plan)
         grid = np.arange(index, index + self.lookahead_steps + 2, dtype=np.float64)
         wanted = targets(plan.origin_s + self.dt_s * grid)
@@ -239,57 +227,48 @@ class CommandStream:
         return self._publish(now_s, plan, index, steps)
 
     def in_time(self, now_s: float) -> bool:
-        """Whether the trajectory made last, sent at `now_s`, is taken before its t_k.
+        """Whether the last trajectory, if sent at `now_s`, reaches the controllers before its t_k.
 
-        Later, a controller would jump from the motion published before to this one.
+        A later one would make them jump from the previous motion to this one.
         """
-        plan = self._plan
-        if plan is None:
-            raise RuntimeError("the command stream is not started: call start() first")
+        plan = self._started_plan()
         begin_s = plan.origin_s + (plan.begin + _GRID_TOLERANCE) * self.dt_s
         return now_s + self.transport_s <= begin_s
 
     def retract(self) -> None:
-        """Undo the last `tick` or `hold`, whose trajectory was not published.
+        """Undo the last `tick` or `brake`, whose trajectory was not published.
 
-        `active` and `clamps` are as before it, and the next tick plans from what was published.
-        Raises RuntimeError if there is none since the last `start`, `stop` or `retract`.
+        Restores `active` and `clamps`; the next tick plans from the published motion. Raises
+        RuntimeError if there is none since the last `start`, `stop` or `retract`.
         """
         if self._before is None:
             raise RuntimeError("there is no trajectory to retract")
         self._plan, self._active, self._followed, added = self._before
         self._before = None
-        for counts, more in zip(self._counts(), added, strict=False):
+        for counts, more in zip(self.clamps, added, strict=False):
             counts -= more
 
-    def hold(self, now_s: float) -> TrajectoryPoints:
-        """The trajectory that brakes to rest from the commanded state at now + lead; ends ticks.
+    def brake(self, now_s: float) -> TrajectoryPoints:
+        """The trajectory that brakes to rest from the commanded state at now + lead_s; ends ticks.
 
-        May be called again. Raises RuntimeError if the stream was never started, and
-        ClockJumpedBackError as `tick` does.
+        May be called again. Raises RuntimeError before the first `start`, and ClockJumpedBackError.
         """
-        if self._plan is None:
-            raise RuntimeError("the command stream is not started: call start() first")
-        points = self._publish(now_s, self._plan, self._index(now_s, self._plan))
+        plan = self._started_plan()
+        points = self._publish(now_s, plan, self._index(now_s, plan))
         self._active = False
         return points
 
     def stop(self) -> None:
-        """End ticks without a last trajectory: what was published brakes by its own tail.
-
-        After `hold` it changes nothing.
-        """
+        """End ticks without a stop trajectory: the published one brakes by its tail."""
         if self._active:
             self._active, self._before = False, None
 
     def commanded(self, time_s: float) -> MotionState:
-        """The state that is commanded at `time_s`, back to 1 s ago or the last `start`.
+        """The state commanded at `time_s`, at least back to 1 s ago or the last `start`.
 
         At rest after the published trajectory's end, and before the start's first t_k.
         """
-        plan = self._plan
-        if plan is None:
-            raise RuntimeError("the command stream is not started: call start() first")
+        plan = self._started_plan()
         last = len(plan.positions) - 1
         steps = (time_s - plan.origin_s) / self.dt_s - plan.first
         steps = min(max(steps, 0.0), float(last))
@@ -301,11 +280,16 @@ class CommandStream:
             plan.positions[row] + share * self._half_dt_s * (before + velocity), velocity
         )
 
+    def _started_plan(self) -> _Plan:
+        if self._plan is None:
+            raise RuntimeError(_NOT_STARTED)
+        return self._plan
+
     def _target_velocities(self, wanted: FloatArray) -> FloatArray:
         """[n + 2, n_joints] targets → [n, n_joints] velocities of the inner ones.
 
-        Central differences, no faster than what full braking brings down to any slower target
-        ahead: without that, the joints would run past a chunk that ends in motion.
+        Central differences, capped at the speed from which full braking reaches every slower
+        target ahead: without the cap, the joints would overshoot a chunk that ends in motion.
         """
         with np.errstate(invalid="ignore", over="ignore"):
             velocities = (wanted[2:] - wanted[:-2]) / (2 * self.dt_s)
@@ -314,17 +298,13 @@ class CommandStream:
             return np.asarray(np.minimum(np.maximum(velocities, -cap), cap))
 
     def _index(self, now_s: float, plan: _Plan) -> int:
-        """The grid index of t_k; never before the last one."""
+        """The grid index of t_k, not before the last one."""
         steps = (now_s - plan.origin_s + self.lead_s) / self.dt_s
         if steps < plan.begin - 2:
             raise ClockJumpedBackError(
-                f"the clock jumped back to {now_s} s: start again from measured positions"
+                f"the clock jumped back to {now_s} s: start again at the measured positions"
             )
         return max(plan.begin, math.ceil(steps - _GRID_TOLERANCE))
-
-    def _counts(self) -> tuple[IntArray, ...]:
-        clamps = self.clamps
-        return clamps.position, clamps.velocity, clamps.acceleration, clamps.held
 
     def _publish(
         self,
@@ -333,33 +313,28 @@ class CommandStream:
         index: int,
         steps: tuple[FloatArray, FloatArray, Clamps] | None = None,
     ) -> TrajectoryPoints:
-        """Join what was published up to `index`, the steps from there, and the tail."""
+        """Join the published motion up to `index`, the steps from there, and the tail."""
         added: tuple[IntArray, ...] = ()
         executed = index - plan.begin
         if executed and plan.clamps is not None:
-            clamps = plan.clamps
-            kinds = (clamps.position, clamps.velocity, clamps.acceleration, clamps.held)
-            added = tuple(kind[:executed].sum(axis=0) for kind in kinds)
-            for counts, more in zip(self._counts(), added, strict=True):
+            added = tuple(kind[:executed].sum(axis=0) for kind in plan.clamps)
+            for counts, more in zip(self.clamps, added, strict=True):
                 counts += more
         present = math.floor((now_s - plan.origin_s) / self.dt_s - self._past + _GRID_TOLERANCE)
         begin = max(plan.first, min(present, index))
         first = max(plan.first, begin - self._history)
-        position, velocity = plan.rows(first, index + 1)
-        way: list[FloatArray] = [position]
-        speeds: list[FloatArray] = [velocity]
+        parts = [plan.rows(first, index + 1)]
+        clamps = None
         if steps is not None:
-            way.append(steps[0])
-            speeds.append(steps[1])
-        tail, tail_speeds = self._limiter.brake_to_rest(MotionState(way[-1][-1], speeds[-1][-1]))
-        positions = np.concatenate((*way, tail))
-        velocities = np.concatenate((*speeds, tail_speeds))
+            parts.append(steps[:2])
+            clamps = steps[2]
+        parts.append(self._limiter.brake_to_rest(MotionState(parts[-1][0][-1], parts[-1][1][-1])))
+        positions = np.concatenate([part[0] for part in parts])
+        velocities = np.concatenate([part[1] for part in parts])
         positions.setflags(write=False)
         velocities.setflags(write=False)
         self._before = (plan, self._active, self._followed, added)
-        self._plan = _Plan(
-            plan.origin_s, positions, velocities, first, index, None if steps is None else steps[2]
-        )
+        self._plan = _Plan(plan.origin_s, positions, velocities, first, index, clamps)
         self._followed = True
         begin_row = begin - first
         return TrajectoryPoints(

@@ -1,7 +1,7 @@
-"""Joint limits from a URDF, laid over those that a robot's parameters give.
+"""Joint limits from a URDF, intersected with those of the robot's parameters.
 
-Sources: the URDF's joint element (`limit`, `safety_controller`), and the `command_interface`
-parameters `min` and `max` of ros2_control's joints.
+Sources: the URDF's joint element (`limit`, `safety_controller`), and the parameters `min` and `max`
+of ros2_control's command interfaces.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, ParseError
 
-from pi05_ros.types import JointGroup, JointSpec
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from pi05_ros.types import JointGroup
 
 MAX_CHARS = 16 * 2**20
 BOUNDED = ("revolute", "prismatic")
@@ -21,20 +24,19 @@ INTERFACES = ("position", "velocity", "acceleration")
 
 
 class UrdfError(ValueError):
-    """A URDF that cannot be used for its limits; one line names the joint and the remedy."""
+    """A URDF whose limits cannot be used; one line with the joint and the remedy."""
 
 
 @dataclass(frozen=True)
 class UrdfLimits:
-    """What a URDF says of one joint, in rad or m; infinite where it says nothing."""
+    """One joint's limits, in rad or m; infinite where the URDF has none."""
 
     lower: float = -math.inf
     upper: float = math.inf
     max_velocity: float = math.inf
     max_acceleration: float = math.inf
 
-    def and_also(self, other: UrdfLimits) -> UrdfLimits:
-        """What both allow."""
+    def intersect(self, other: UrdfLimits) -> UrdfLimits:
         return UrdfLimits(
             max(self.lower, other.lower),
             min(self.upper, other.upper),
@@ -44,18 +46,18 @@ class UrdfLimits:
 
 
 def read_urdf_limits(text: str, names: Iterable[str]) -> dict[str, UrdfLimits]:
-    """The limits of the joints `names`: what all places that speak of a joint allow together.
+    """The limits of the joints `names`: the intersection of all that the URDF has.
 
     Position and velocity come from `limit` (no position for a continuous joint), the soft limits of
-    `safety_controller` where they are given, and ros2_control's command interfaces, unless
-    `<limits enable="false"/>` takes one out. What is said of other joints is not read.
+    `safety_controller`, and ros2_control's command interfaces without `<limits enable="false"/>`.
+    Other joints are ignored.
 
     Raises:
-        UrdfError: not a URDF, with a document type declaration, or a joint of `names` is missing,
-            given twice, of a type that does not move, or has a limit that is none.
+        UrdfError: not a URDF, a document type declaration, or a joint of `names` that is missing,
+            given twice, of a type that does not move, or with an invalid limit.
     """
     robot = _root(text)
-    joints: dict[str, ElementTree.Element] = {}
+    joints: dict[str, Element] = {}
     wanted = list(names)
     for joint in robot.findall("joint"):
         name = joint.get("name", "")
@@ -72,58 +74,52 @@ def read_urdf_limits(text: str, names: Iterable[str]) -> dict[str, UrdfLimits]:
     for joint in robot.findall("ros2_control/joint"):
         name = joint.get("name", "")
         if name in limits:
-            limits[name] = limits[name].and_also(_interface_limits(name, joint))
-    for name, joint_limits in limits.items():
-        if joint_limits.lower >= joint_limits.upper:
+            limits[name] = limits[name].intersect(_interface_limits(name, joint))
+    for name, found in limits.items():
+        if found.lower >= found.upper:
             raise UrdfError(
-                f"joint {name!r}: the URDF's limits leave {joint_limits.lower:g} to "
-                f"{joint_limits.upper:g}, lower must be below upper"
+                f"joint {name!r}: the URDF's limits leave {found.lower:g} to {found.upper:g}, "
+                "lower must be below upper"
             )
     return limits
 
 
-def tightened(joints: JointGroup, limits: Mapping[str, UrdfLimits]) -> JointGroup:
-    """The joints with what both they and `limits` allow; a wider URDF widens nothing.
+def intersect_limits(joints: JointGroup, limits: Mapping[str, UrdfLimits]) -> JointGroup:
+    """The joints with the tighter of their own and the URDF's limits.
 
     Raises:
-        UrdfError: the two leave a joint no room.
+        UrdfError: the two leave a joint no range.
     """
-    return JointGroup([_tightened(joint, limits[joint.name]) for joint in joints.joints])
+    tight = []
+    for joint in joints.joints:
+        ours = UrdfLimits(joint.lower, joint.upper, joint.max_velocity, joint.max_acceleration)
+        theirs = limits[joint.name]
+        both = ours.intersect(theirs)
+        if both.lower >= both.upper:
+            raise UrdfError(
+                f"joint {joint.name!r}: the parameters allow {ours.lower:g} to {ours.upper:g}, the "
+                f"URDF {theirs.lower:g} to {theirs.upper:g}, which leaves nothing; are both in rad "
+                "or m, with the same zero?"
+            )
+        tight.append(dataclasses.replace(joint, **vars(both)))
+    return JointGroup(tight)
 
 
-def _tightened(joint: JointSpec, limits: UrdfLimits) -> JointSpec:
-    lower, upper = max(joint.lower, limits.lower), min(joint.upper, limits.upper)
-    if lower >= upper:
-        raise UrdfError(
-            f"joint {joint.name!r}: the parameters allow {joint.lower:g} to {joint.upper:g}, the "
-            f"URDF {limits.lower:g} to {limits.upper:g}, which leaves nothing; are both in rad or "
-            "m, with the same zero?"
-        )
-    return dataclasses.replace(
-        joint,
-        lower=lower,
-        upper=upper,
-        max_velocity=min(joint.max_velocity, limits.max_velocity),
-        max_acceleration=min(joint.max_acceleration, limits.max_acceleration),
-    )
-
-
-def _root(text: str) -> ElementTree.Element:
+def _root(text: str) -> Element:
     if len(text) > MAX_CHARS:
         raise UrdfError(f"the URDF has {len(text)} characters, the limit is {MAX_CHARS}")
-    # entities, which grow exponentially or read files, need a declaration; no URDF does
-    if "<!DOCTYPE" in text:
-        raise UrdfError("the URDF has a document type declaration, remove <!DOCTYPE …>")
     try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
+        root = fromstring(text, forbid_dtd=True)
+    except DefusedXmlException:
+        raise UrdfError("the URDF has a document type declaration, remove <!DOCTYPE …>") from None
+    except (ParseError, ValueError) as error:
         raise UrdfError(f"the URDF is not XML: {error}") from None
     if root.tag != "robot":
         raise UrdfError(f"the URDF's first element is <{root.tag[:40]}>, not <robot>")
     return root
 
 
-def _joint_limits(name: str, joint: ElementTree.Element) -> UrdfLimits:
+def _joint_limits(name: str, joint: Element) -> UrdfLimits:
     kind = joint.get("type", "")
     if kind not in MOVABLE:
         raise UrdfError(
@@ -138,28 +134,24 @@ def _joint_limits(name: str, joint: ElementTree.Element) -> UrdfLimits:
     velocity = _number(name, limit, "velocity", math.inf)
     if velocity <= 0:
         raise UrdfError(
-            f"joint {name!r}: velocity {velocity:g} in the URDF is no limit to move within; give "
-            "the real one or set limits.source to params"
+            f"joint {name!r}: velocity {velocity:g} in the URDF, must be above 0; correct it or "
+            "set limits.source to params"
         )
     if kind not in BOUNDED:
         return UrdfLimits(max_velocity=velocity)
-    # both are 0 where they are left out
-    hard = UrdfLimits(_number(name, limit, "lower", 0.0), _number(name, limit, "upper", 0.0))
-    return hard.and_also(_soft_limits(name, joint)).and_also(UrdfLimits(max_velocity=velocity))
-
-
-def _soft_limits(name: str, joint: ElementTree.Element) -> UrdfLimits:
-    """Those that are written: one that is left out would be 0, which nobody means."""
+    # The URDF's default for both is 0.
+    lower, upper = _number(name, limit, "lower", 0.0), _number(name, limit, "upper", 0.0)
+    limits = UrdfLimits(lower, upper, velocity)
     safety = joint.find("safety_controller")
     if safety is None:
-        return UrdfLimits()
-    return UrdfLimits(
-        _number(name, safety, "soft_lower_limit", -math.inf),
-        _number(name, safety, "soft_upper_limit", math.inf),
-    )
+        return limits
+    # Here the default of 0 for a missing soft limit is ignored.
+    lower = _number(name, safety, "soft_lower_limit", -math.inf)
+    upper = _number(name, safety, "soft_upper_limit", math.inf)
+    return limits.intersect(UrdfLimits(lower, upper))
 
 
-def _interface_limits(name: str, joint: ElementTree.Element) -> UrdfLimits:
+def _interface_limits(name: str, joint: Element) -> UrdfLimits:
     limits = UrdfLimits()
     if _disabled(joint):
         return limits
@@ -175,28 +167,28 @@ def _interface_limits(name: str, joint: ElementTree.Element) -> UrdfLimits:
             elif param.get("name") == "max":
                 high = _parsed(name, where, param.text or "")
         if kind == "position":
-            limits = limits.and_also(UrdfLimits(low, high))
+            limits = limits.intersect(UrdfLimits(low, high))
             continue
         size = min(high, -low)
         if size <= 0:
             raise UrdfError(f"joint {name!r}: {kind} from {low:g} to {high:g} in ros2_control")
-        limits = limits.and_also(UrdfLimits(**{f"max_{kind}": size}))
+        limits = limits.intersect(UrdfLimits(**{f"max_{kind}": size}))
     return limits
 
 
-def _disabled(element: ElementTree.Element) -> bool:
+def _disabled(element: Element) -> bool:
     limits = element.find("limits")
     return limits is not None and limits.get("enable", "true").lower() == "false"
 
 
-def _number(name: str, element: ElementTree.Element, key: str, default: float) -> float:
+def _number(name: str, element: Element, key: str, default: float) -> float:
     text = element.get(key)
     return default if text is None else _parsed(name, f"{element.tag} {key}", text)
 
 
 def _parsed(name: str, where: str, text: str) -> float:
     try:
-        # Python's float takes 1_000 too
+        # Python's float accepts 1_000.
         value = float(text.replace("_", "?"))
     except ValueError:
         value = math.nan

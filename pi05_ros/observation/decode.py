@@ -1,13 +1,8 @@
 """sensor_msgs Image, CompressedImage and JointState become arrays.
 
-Any object with the message's fields will do: rclpy's messages, those that rosbags reads from a
-recording, a namespace in a test. A message is checked before a library sees it, because a header
-that lies about its size is read past its end otherwise, and a picture of a few kilobytes can ask
-for gigabytes.
-
-Size and depth of a JPEG or PNG from its first bytes, before a decoder allocates for them.
-
-Serialized messages, as a raw subscription gets them and a recording holds them.
+Accepts any object with the message's fields: an rclpy message, one that rosbags reads from a
+recording, a namespace in a test. A message is checked before a library decodes it: a header with a
+wrong size leads to reads past the end, and an image of a few kilobytes can claim gigabytes.
 """
 
 from __future__ import annotations
@@ -15,151 +10,43 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from functools import cache
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
 
 from pi05_ros.types import FloatArray, ImageArray
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_HEADER_BYTES = 26
-_PNG_CHUNK_BYTES = 12
-"""Length, type and checksum, around the chunk's data."""
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
-_JPEG_END = b"\xff\xd9"
-# Start-of-frame markers; C4, C8 and CC share the range and mean other things (ITU T.81, table B.1).
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
-_JPEG_START_OF_SCAN = 0xDA
-_JPEG_MAX_SCANS = 100
-"""A progressive picture has about ten. Each takes 23 bytes and a pass over all pixels, 3 ms for 9
-million of them."""
-
-
-class PictureHeader(NamedTuple):
-    """What a compressed picture says of itself."""
-
-    kind: str
-    width: int
-    height: int
-    bits: int
-    """Per channel."""
-
-
-def read_picture_header(raw: bytes) -> PictureHeader:
-    """Read the header of a JPEG or PNG.
-
-    Raises:
-        ValueError: If `raw` is neither or was cut short.
-    """
-    if raw.startswith(_PNG_SIGNATURE):
-        return _png(raw)
-    if raw.startswith(_JPEG_SIGNATURE):
-        return _jpeg(raw)
-    raise ValueError(f"begins with {raw[:4].hex(' ')}, neither JPEG nor PNG; publish one of them")
-
-
-def _png(raw: bytes) -> PictureHeader:
-    """The IHDR chunk, which the format puts first (PNG specification, 11.2.2).
-
-    All chunks up to the end must fit into the data: OpenCV allocates what a chunk says of its
-    length, up to 4 GB, before it reads.
-    """
-    if len(raw) < _PNG_HEADER_BYTES or raw[12:16] != b"IHDR":
-        raise ValueError("PNG without a header, the message was cut short")
-    at, kind = len(_PNG_SIGNATURE), b""
-    while kind != b"IEND":
-        kind = raw[at + 4 : at + 8]
-        at += _PNG_CHUNK_BYTES + int.from_bytes(raw[at : at + 4], "big")
-        if at > len(raw):
-            raise ValueError("PNG without its end, the message was cut short or is damaged")
-    width, height = int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
-    return PictureHeader("PNG", width, height, raw[24])
-
-
-def _jpeg(raw: bytes) -> PictureHeader:
-    """The frame header, wherever it stands among the segments (ITU T.81, B.2.2)."""
-    at = 2
-    while at + 9 <= len(raw) and raw[at] == 0xFF:
-        marker = raw[at + 1]
-        if marker == 0xFF:
-            at += 1
-        elif marker in _JPEG_WITHOUT_LENGTH:
-            at += 2
-        elif marker in _JPEG_FRAMES:
-            # libjpeg fills a missing rest with grey and only warns.
-            if raw.rfind(_JPEG_END, at) < 0:
-                raise ValueError("JPEG without its end marker, the message was cut short")
-            # in a scan's data a zero follows every FF, so that these two bytes begin a scan
-            scans = raw.count(bytes((0xFF, _JPEG_START_OF_SCAN)), at)
-            if scans > _JPEG_MAX_SCANS:
-                raise ValueError(f"JPEG with {scans} scans, the limit is {_JPEG_MAX_SCANS}")
-            height = int.from_bytes(raw[at + 5 : at + 7], "big")
-            width = int.from_bytes(raw[at + 7 : at + 9], "big")
-            return PictureHeader("JPEG", width, height, raw[at + 4])
-        elif marker == _JPEG_START_OF_SCAN:
-            break
-        else:
-            at += 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
-    raise ValueError("JPEG without a frame header, the message was cut short")
-
-
-def read_in_place(data: bytes, typename: str) -> Any | None:
-    """A message of a CDR stream; its arrays are views of `data`.
-
-    Args:
-        data: with the encapsulation; anybody may have written it.
-        typename: as "sensor_msgs/msg/Image".
-
-    Returns:
-        None for what rosbags' reader does not take, which need not be wrong: it counts bytes behind
-        the last field otherwise than some middlewares. None too in a ROS installation without it.
-    """
-    store = _typestore()
-    if store is None:
-        return None
-    try:
-        return store.deserialize_cdr(memoryview(data), typename)
-    except Exception:
-        return None
-
-
-@cache
-def _typestore() -> Any | None:
-    try:
-        from rosbags.typesys import Stores, get_typestore
-    except ImportError:
-        return None
-    return get_typestore(Stores.LATEST)
-
 
 DEFAULT_MAX_PIXELS = 4096 * 2160
 
 # Encoding → (bytes per pixel, the name that both converters know). 8UC3 and 8UC4 come from OpenCV
-# programs, whose order is blue first; RViz and Foxglove read them so too.
+# programs, whose order is blue first; RViz and Foxglove read them in the same order.
 _ENCODINGS = {
-    "rgb8": (3, "rgb8"),
-    "bgr8": (3, "bgr8"),
-    "8UC3": (3, "bgr8"),
-    "rgba8": (4, "rgba8"),
-    "bgra8": (4, "bgra8"),
-    "8UC4": (4, "bgra8"),
-    "mono8": (1, "mono8"),
-    "8UC1": (1, "mono8"),
-    "yuv422": (2, "yuv422"),
-    "uyvy": (2, "yuv422"),
-    "yuv422_yuy2": (2, "yuv422_yuy2"),
-    "yuyv": (2, "yuv422_yuy2"),
-    "bayer_rggb8": (1, "bayer_rggb8"),
-    "bayer_bggr8": (1, "bayer_bggr8"),
-    "bayer_gbrg8": (1, "bayer_gbrg8"),
-    "bayer_grbg8": (1, "bayer_grbg8"),
-}
+    "rgb8": (3, "rgb8"), "bgr8": (3, "bgr8"), "8UC3": (3, "bgr8"),
+    "rgba8": (4, "rgba8"), "bgra8": (4, "bgra8"), "8UC4": (4, "bgra8"),
+    "mono8": (1, "mono8"), "8UC1": (1, "mono8"),
+    "yuv422": (2, "yuv422"), "uyvy": (2, "yuv422"),
+    "yuv422_yuy2": (2, "yuv422_yuy2"), "yuyv": (2, "yuv422_yuy2"),
+    "bayer_rggb8": (1, "bayer_rggb8"), "bayer_bggr8": (1, "bayer_bggr8"),
+    "bayer_gbrg8": (1, "bayer_gbrg8"), "bayer_grbg8": (1, "bayer_grbg8"),
+}  # fmt: skip
 _YUV_BYTES_PER_PIXEL = 2
-_LARGEST_FIELD = 2**32 - 1
 _WIDE_ENCODING_PARTS = ("16", "32", "64", "8S")
+_LARGEST_FIELD = 2**32 - 1
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER_BYTES = 26
+_PNG_CHUNK_BYTES = 12
+"""Length, type and checksum around a chunk's data."""
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+_JPEG_SCAN = b"\xff\xda"
+"""Begins a scan; inside a scan's data a zero follows every FF."""
+_JPEG_END = b"\xff\xd9"
+_JPEG_MAX_SCANS = 100
+"""A progressive JPEG has about ten. Each takes 23 bytes and 3 ms for 9 million pixels."""
 
 Converter = Callable[[Any], Any]
 
@@ -169,24 +56,23 @@ class DecodeError(ValueError):
 
 
 def decode_image(message: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageArray:
-    """Turn a sensor_msgs Image or CompressedImage (told by its `format`) into a picture.
+    """Decode a sensor_msgs Image, or a CompressedImage, which has a `format`.
 
-    Eight-bit colour and grey encodings, 4:2:2 YUV and Bayer patterns are converted; depth and
-    16-bit pictures are refused. `is_bigendian` says nothing about single bytes and is not read.
+    Converts 8-bit colour and grey encodings, 4:2:2 YUV and Bayer patterns; refuses depth and
+    16-bit images. `is_bigendian` does not apply to 8-bit values and is not read.
 
-    rgb8 without padding is not copied: the picture is a view of the message's bytes, writable
-    where they are. Whoever decodes a message gives its bytes away and must not alter them after.
-    Every other picture owns its memory.
+    rgb8 without padding is not copied: the result is a view of the message's bytes, writable
+    where they are, so the message must not be changed afterwards. Other results own their memory.
 
     Args:
-        message: Has `width`, `height`, `encoding`, `step`, `data`; or `format` and `data`.
-        max_pixels: Larger pictures are refused before anything is decoded.
+        message: has `width`, `height`, `encoding`, `step`, `data`; or `format` and `data`.
+        max_pixels: larger images are refused before anything is decoded.
 
     Returns:
         RGB, uint8 [height, width, 3], contiguous.
 
     Raises:
-        DecodeError: For every message that is no such picture.
+        DecodeError: the message is not such an image.
     """
     if hasattr(message, "format"):
         return _decode_compressed(message, max_pixels)
@@ -208,44 +94,121 @@ def decode_image(message: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image
             f"data: {data.size} bytes, step {step} × height {height} needs {step * height}; "
             "the message was cut short or its header is wrong"
         )
-    rows = data[: step * height].reshape(height, step)[:, :row_bytes]
-    rows = np.ascontiguousarray(rows)
+    rows = np.ascontiguousarray(data[: step * height].reshape(height, step)[:, :row_bytes])
     if encoding == "rgb8":
         return rows.reshape(height, width, 3)
-    # rosbags-image ignores step and cv_bridge only takes steps of whole pixels, so both get tight
-    # rows; and byte order is settled here, since cv_bridge swaps with a call NumPy 2 dropped.
-    tight = SimpleNamespace(
-        height=height,
-        width=width,
-        encoding=encoding,
-        is_bigendian=0,
-        step=row_bytes,
-        data=rows.reshape(-1),
-    )
+    # Tight rows: rosbags-image ignores step and cv_bridge takes steps of whole pixels only.
+    # is_bigendian=0: for other values cv_bridge calls a method that NumPy 2 removed.
+    tight = _image(height, width, encoding, row_bytes, rows.reshape(-1))
     return _checked(lambda: _converter()[1](tight), width, height, encoding)
 
 
-def image_converter() -> str:
-    """Load the library that converts encodings and name it: "cv_bridge" or "rosbags-image".
+def _image(height: int, width: int, encoding: str, step: int, data: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        height=height, width=width, encoding=encoding, is_bigendian=0, step=step, data=data
+    )
 
-    The first picture would pay for the import otherwise.
+
+def _decode_compressed(message: Any, max_pixels: int) -> ImageArray:
+    declared = _field(message, "format")
+    if isinstance(declared, str) and "compressedDepth" in declared:
+        raise DecodeError(f"format: {_show(declared)} is a depth image, use the colour topic")
+    data = _byte_view(_field(message, "data"))
+    try:
+        header = read_image_header(data.tobytes())
+    except ValueError as error:
+        raise DecodeError(f"data: {error} (format {_show(declared)})") from error
+    if header.bits > 8:
+        raise DecodeError(
+            f"data: {header.kind} with {header.bits} bits per channel, 8 are supported; "
+            "use the camera's colour topic"
+        )
+    _check_size(header.width, header.height, max_pixels)
+
+    def decode() -> Any:
+        import cv2
+
+        # Both converters call imdecode too, without the flags that turn grey, palette and
+        # transparent images into three channels and ignore a camera's orientation tag.
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if bgr is None:
+            raise DecodeError(f"data: the {header.kind} is damaged")
+        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+    return _checked(decode, header.width, header.height, header.kind)
+
+
+class ImageHeader(NamedTuple):
+    """Format, size and bits per channel of a compressed image."""
+
+    kind: str
+    width: int
+    height: int
+    bits: int
+
+
+def read_image_header(raw: bytes) -> ImageHeader:
+    """Read the header of a JPEG or PNG and refuse data that OpenCV would decode at any cost.
 
     Raises:
-        DecodeError: If neither is installed.
+        ValueError: `raw` is neither, was cut short, or claims more chunks or scans than allowed.
     """
-    return _converter()[0]
+    if raw.startswith(_PNG_SIGNATURE):
+        return _png_header(raw)
+    if raw.startswith(_JPEG_SIGNATURE):
+        return _jpeg_header(raw)
+    raise ValueError(f"begins with {raw[:4].hex(' ')}, neither JPEG nor PNG; publish one of them")
+
+
+def _png_header(raw: bytes) -> ImageHeader:
+    """The IHDR chunk, the first one (PNG specification, 11.2.2).
+
+    All chunks up to IEND must fit into the data: OpenCV allocates the length that a chunk claims,
+    up to 4 GB, before it reads.
+    """
+    if len(raw) < _PNG_HEADER_BYTES or raw[12:16] != b"IHDR":
+        raise ValueError("PNG without a header, the message was cut short")
+    at, kind = len(_PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        kind = raw[at + 4 : at + 8]
+        at += _PNG_CHUNK_BYTES + int.from_bytes(raw[at : at + 4], "big")
+        if at > len(raw):
+            raise ValueError("PNG without its end, the message was cut short or is damaged")
+    width, height = int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big")
+    return ImageHeader("PNG", width, height, raw[24])
+
+
+def _jpeg_header(raw: bytes) -> ImageHeader:
+    stream = BytesIO(raw)
+    try:
+        # Reads the segments up to the first scan. The class rather than PIL.Image.open, whose
+        # limit on pixels is global and above `max_pixels`.
+        width, height = JpegImageFile(stream).size
+    except Exception as error:
+        raise ValueError(f"JPEG without a frame header, cut short or damaged ({error})") from error
+    scans_at = stream.tell()
+    # libjpeg fills missing rows with grey and only warns.
+    if raw.rfind(_JPEG_END, scans_at) < 0:
+        raise ValueError("JPEG without its end marker, the message was cut short")
+    scans = 1 + raw.count(_JPEG_SCAN, scans_at)
+    if scans > _JPEG_MAX_SCANS:
+        raise ValueError(f"JPEG with {scans} scans, the limit is {_JPEG_MAX_SCANS}")
+    return ImageHeader("JPEG", width, height, 8)
 
 
 def decode_joint_state(message: Any, names: Sequence[str]) -> FloatArray:
     """Positions [len(names)] of a sensor_msgs JointState in the order of `names`.
 
-    Joints are found by name: the message may order them differently and carry more of them.
+    The message may have another order and more joints.
 
     Raises:
-        DecodeError: Naming the joint that is missing, given twice, without a position or whose
-            position is not a finite number.
+        DecodeError: a joint is missing, given twice, or without a finite position.
     """
-    received = list(_iterable(_field(message, "name"), "name"))
+    names_field = _field(message, "name")
+    try:
+        received = list(names_field)
+    except TypeError:
+        raise DecodeError(f"name: {_show(names_field)} is not a list") from None
     try:
         position = np.asarray(_field(message, "position"), dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -286,10 +249,7 @@ def decode_joint_state(message: Any, names: Sequence[str]) -> FloatArray:
 
 
 def stamp_s(header: Any) -> float:
-    """Seconds of a std_msgs Header's `stamp`.
-
-    A double has a quarter of a microsecond left at today's epoch.
-    """
+    """Seconds of a std_msgs Header's `stamp`, within 0.24 µs at today's epoch."""
     stamp = _field(header, "stamp")
     seconds, nanoseconds = _integer(stamp, "sec"), _integer(stamp, "nanosec")
     if not 0 <= nanoseconds < 1_000_000_000:
@@ -297,41 +257,41 @@ def stamp_s(header: Any) -> float:
     return seconds + nanoseconds * 1e-9
 
 
-def _decode_compressed(message: Any, max_pixels: int) -> ImageArray:
-    declared = _field(message, "format")
-    if isinstance(declared, str) and "compressedDepth" in declared:
-        raise DecodeError(f"format: {_show(declared)} is a depth picture, use the colour topic")
-    data = _byte_view(_field(message, "data"))
+def read_in_place(data: bytes, typename: str) -> Any | None:
+    """Deserialize a CDR message without copying its arrays, which become views of `data`.
+
+    Args:
+        data: with the encapsulation, from any publisher.
+        typename: as "sensor_msgs/msg/Image".
+
+    Returns:
+        None where rosbags is not installed or refuses the message. A refused message may be valid:
+        some middlewares pad behind the last field differently.
+    """
+    store = _typestore()
+    if store is None:
+        return None
     try:
-        header = read_picture_header(data.tobytes())
-    except ValueError as error:
-        raise DecodeError(f"data: {error} (format {_show(declared)})") from error
-    if header.bits > 8:
-        raise DecodeError(
-            f"data: {header.kind} with {header.bits} bits per channel is no 8-bit colour picture; "
-            "give the camera's colour topic"
-        )
-    _check_size(header.width, header.height, max_pixels)
+        return store.deserialize_cdr(memoryview(data), typename)
+    except Exception:
+        return None
 
-    def decode() -> Any:
-        import cv2
 
-        # Both converters call imdecode too, without the flags that make grey, palette and
-        # transparent pictures three channels and keep a camera's orientation tag out.
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if bgr is None:
-            raise DecodeError(f"data: the {header.kind} is damaged")
-        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-    return _checked(decode, header.width, header.height, header.kind)
+@cache
+def _typestore() -> Any | None:
+    try:
+        from rosbags.typesys import Stores, get_typestore
+    except ImportError:
+        return None
+    return get_typestore(Stores.LATEST)
 
 
 @cache
 def _converter() -> tuple[str, Converter]:
-    """The library that turns any known encoding into rgb8: its name and its call."""
+    """The library that converts encodings to rgb8: its name and its call."""
     try:
-        # A ROS installation's cv_bridge is compiled code that may fail to import or, built for
-        # another NumPy, at its first use: it is trusted after one pixel came out right.
+        # A cv_bridge that was built for another NumPy fails at import or at the first call, so it
+        # is used only if it converts one pixel correctly.
         from cv_bridge import CvBridge
 
         bridge = CvBridge()
@@ -339,10 +299,9 @@ def _converter() -> tuple[str, Converter]:
         def by_cv_bridge(message: Any) -> Any:
             return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
 
-        blue = SimpleNamespace(
-            height=1, width=1, encoding="bgr8", is_bigendian=0, step=3, data=b"\xff\x80\x00"
-        )
-        if np.array_equal(by_cv_bridge(blue), [[[0, 128, 255]]]):
+        if np.array_equal(
+            by_cv_bridge(_image(1, 1, "bgr8", 3, b"\xff\x80\x00")), [[[0, 128, 255]]]
+        ):
             return "cv_bridge", by_cv_bridge
     except Exception:
         pass
@@ -361,19 +320,19 @@ def _converter() -> tuple[str, Converter]:
 
 
 def _checked(decode: Callable[[], Any], width: int, height: int, kind: str) -> ImageArray:
-    """Run a library's decoder; whatever it raises or returns, only a picture gets out."""
+    """Run a library's decoder and check its result; any exception becomes a DecodeError."""
     try:
-        picture = np.ascontiguousarray(decode())
+        image = np.ascontiguousarray(decode())
     except DecodeError:
         raise
     except Exception as error:
         raise DecodeError(f"data: {kind} could not be decoded ({_one_line(error)})") from error
-    if picture.shape != (height, width, 3) or picture.dtype != np.uint8:
+    if image.shape != (height, width, 3) or image.dtype != np.uint8:
         raise DecodeError(
-            f"data: {kind} became {picture.dtype}{list(picture.shape)}, "
+            f"data: {kind} became {image.dtype}{list(image.shape)}, "
             f"its header promises uint8[{height}, {width}, 3]"
         )
-    return picture
+    return image
 
 
 def _known_encoding(encoding: Any) -> tuple[int, str]:
@@ -405,7 +364,7 @@ def _byte_view(data: Any) -> NDArray[np.uint8]:
         if view.itemsize == 1 and view.nbytes:
             return np.frombuffer(view, np.uint8)
     except (TypeError, ValueError, BufferError):
-        raise DecodeError(f"data: {type(data).__name__} is not a run of bytes") from None
+        raise DecodeError(f"data: {type(data).__name__} is not a byte buffer") from None
     raise DecodeError(
         f"data: {type(data).__name__} with {view.nbytes} bytes of item size {view.itemsize}, "
         "must be bytes and not empty"
@@ -419,13 +378,6 @@ def _field(message: Any, name: str) -> Any:
         raise DecodeError(f"{name}: {type(message).__name__} has no such field") from None
 
 
-def _iterable(value: Any, name: str) -> Any:
-    try:
-        return iter(value)
-    except TypeError:
-        raise DecodeError(f"{name}: {_show(value)} is not a list") from None
-
-
 def _integer(message: Any, name: str) -> int:
     value = _field(message, name)
     try:
@@ -433,7 +385,7 @@ def _integer(message: Any, name: str) -> int:
     except TypeError:
         raise DecodeError(f"{name}: {_show(value)} is not a whole number") from None
     if abs(number) > _LARGEST_FIELD:
-        raise DecodeError(f"{name}: more than 32 bits, no message holds that")
+        raise DecodeError(f"{name}: more than 32 bits")
     return number
 
 
@@ -449,9 +401,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _show(value: Any, limit: int = 60) -> str:
-    """A value for an error: one line, cut, whatever it is."""
+    """One line for an error message, at most `limit` characters of any value."""
     try:
         text = " ".join(repr(value).split())
     except Exception:
-        text = f"a {type(value).__name__} that cannot be printed"
+        text = f"a {type(value).__name__} without a repr"
     return text if len(text) <= limit else text[:limit] + "…"

@@ -1,4 +1,4 @@
-"""One camera's images that cannot be true: repeated to the byte, of one colour, or undecodable."""
+"""Detects images that a working camera does not deliver: frozen, of one colour, undecodable."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ import numpy as np
 from pi05_ros.types import ImageArray
 
 MIN_REPETITIONS = 2
-"""Images equal to the one before; a slow camera that repeats one image once is not frozen."""
-
+"""Repeated images of a frozen camera; a slow camera may repeat one."""
 SAMPLE_STEP = 509
-"""Bytes between two compared ones. A prime, so that rows and channels are hit at all offsets."""
-
+"""Bytes between two compared ones; a prime, so the samples cover all columns and channels."""
 COLOUR_SAMPLES = 32
-"""Compared pixels in each direction; fewer in a smaller image."""
-
+"""Compared pixels in each direction."""
 COLOUR_SPREAD = 1
-"""Grey values between the least and the largest of one channel in an image of one colour."""
+"""Largest difference within a channel of an image of one colour."""
 
 
 @dataclass(frozen=True)
 class ImageRules:
-    """Which images are taken for a camera's fault."""
+    """Which images are a camera's fault."""
 
     frozen_after_s: float = 0.0
-    """Equal images for so long are a fault; 0 accepts them."""
+    """Equal images for this time are a fault; 0 accepts them."""
     refuse_one_colour: bool = False
     unusable_after_s: float = 1.0
-    """A fault that lasts so long makes the images unusable."""
+    """A fault that lasts this long makes the images unusable."""
 
 
 @dataclass(frozen=True)
@@ -39,39 +36,35 @@ class ImageFault:
 
     text: str
     unusable: bool
-    """No inference should use them."""
+    """Inference must not use them."""
 
 
 class ImageWatch:
-    """What one camera's images look like, as they arrive and as they are decoded.
+    """Checks one camera's images on arrival and after decoding.
 
-    Its owner holds the lock. Times are the images' stamps.
+    Not thread safe. Times are the images' stamps.
     """
 
     def __init__(self, rules: ImageRules) -> None:
         self._rules = rules
-        self._content: Any = None
+        self.content: Any = None
+        """The newest image's bytes, for the comparison with the next one's."""
         self._same_since_s = self._newest_s = 0.0
         self._repetitions = 0
         self._colour: ImageFault | None = None
         self._colour_since_s = 0.0
         self._undecodable = ""
 
-    @property
-    def content(self) -> Any:
-        """The newest image's bytes, to compare the next one's with."""
-        return self._content
-
-    def arrived(self, stamp_s: float, content: Any, same: bool) -> None:
-        """Take the newest image's bytes, and whether they equal those before."""
+    def record_arrival(self, stamp_s: float, content: Any, same: bool) -> None:
+        """Record the newest image's bytes; `same`: they equal `content` before."""
         if same and stamp_s > self._newest_s:
             self._repetitions += 1
         else:
             self._repetitions, self._same_since_s = 0, stamp_s
-        self._newest_s, self._content = stamp_s, content
+        self._newest_s, self.content = stamp_s, content
 
-    def decoded(self, stamp_s: float, image: ImageArray) -> ImageFault | None:
-        """Take a decoded image [height, width, 3]; its fault, if it has one."""
+    def record_decoded(self, stamp_s: float, image: ImageArray) -> ImageFault | None:
+        """Record a decoded image [height, width, 3] and return its fault."""
         self._undecodable = ""
         if not (self._rules.refuse_one_colour and is_one_colour(image)):
             self._colour = None
@@ -85,16 +78,15 @@ class ImageWatch:
         )
         return self._colour
 
-    def undecodable(self, reason: str) -> None:
-        """Take why an image could not be decoded."""
+    def record_undecodable(self, reason: str) -> None:
         self._undecodable = reason
 
-    def forget_decoded(self) -> None:
-        """What earlier images were decoded to says nothing of the next."""
+    def reset_decoded(self) -> None:
+        """Drop the faults that were found by decoding."""
         self._undecodable, self._colour = "", None
 
     def frozen(self) -> ImageFault | None:
-        """The fault of images that repeat."""
+        """The fault of repeated images."""
         lasted_s, after_s = self._newest_s - self._same_since_s, self._rules.frozen_after_s
         if not (0 < after_s <= lasted_s and self._repetitions >= MIN_REPETITIONS):
             return None
@@ -105,13 +97,13 @@ class ImageWatch:
         )
 
     def faults(self) -> list[str]:
-        """What is wrong at the moment."""
+        """All present faults, one line each."""
         found = [fault.text for fault in (self.frozen(), self._colour) if fault is not None]
         return [*found, self._undecodable] if self._undecodable else found
 
 
 def same_bytes(first: Any, second: Any) -> bool:
-    """Whether two buffers are equal; a sample of their bytes decides in most cases."""
+    """Whether two buffers are equal; samples their bytes first."""
     if first is None or second is None or len(first) != len(second):
         return False
     one, other = np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)
@@ -121,7 +113,7 @@ def same_bytes(first: Any, second: Any) -> bool:
 
 
 def is_one_colour(image: ImageArray) -> bool:
-    """Whether a sample of the pixels [height, width, 3] has one colour, within one grey value."""
+    """Whether a sample of the pixels [height, width, 3] stays within `COLOUR_SPREAD`."""
     height, width = image.shape[:2]
     sample = image[:: max(1, height // COLOUR_SAMPLES), :: max(1, width // COLOUR_SAMPLES)]
     channels = np.ascontiguousarray(sample.transpose(2, 0, 1)).reshape(image.shape[2], -1)

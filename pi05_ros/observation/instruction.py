@@ -1,4 +1,4 @@
-"""What a text must be to become the robot's instruction."""
+"""Checks a text before it becomes the robot's instruction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REFUSED_CATEGORIES = {
     "Zl": "line separator",
     "Zp": "paragraph separator",
 }
-"""Unicode's general categories; Cf has the soft hyphen, zero-width and bidirectional characters."""
+"""Unicode's general categories; Cf: soft hyphen, zero-width and bidirectional characters."""
 
 _INVISIBLE_RANGES = (
     (0x034F, 0x034F),  # combining grapheme joiner
@@ -28,27 +28,24 @@ _INVISIBLE_RANGES = (
     (0xFFA0, 0xFFA0),  # halfwidth Hangul filler
     (0xE0100, 0xE01EF),  # variation selectors
 )
-"""Characters that leave no mark and belong to other categories (Unicode's Default_Ignorable_Code_
-Point, and the Braille blank)."""
+"""Invisible characters of other categories: Default_Ignorable_Code_Point and the Braille blank."""
 
 # π0.5's prompt is "Task: …, State: 12 200 …;\nAction: ", and an underscore becomes a blank in it.
 _PROMPT_LABEL = re.compile(r"(state|action)[\s_]*:")
 
 
 class InstructionError(ValueError):
-    """A text that is no instruction; one line says why."""
+    """A refused text; one line says why."""
 
 
 def checked_instruction(text: Any, max_chars: int) -> str:
-    """One plain line without surrounding blanks.
-
-    Letters of other scripts that merely look like a label's (Cyrillic, say) are accepted: the
-    network reads them as other tokens than the label.
+    """The text as one plain line without surrounding blanks.
 
     Raises:
-        InstructionError: If it is not text, empty, longer than `max_chars`, has a control or an
-            invisible character, or a label of the policy's prompt: `State:` or `Action:` in any
-            case and in any compatibility form of Unicode, which would stand for joint values.
+        InstructionError: not text, empty, longer than `max_chars`, with a control or invisible
+            character, or with a label of the policy's prompt, which would introduce false joint
+            values: `State:` or `Action:` in any case and compatibility form of Unicode. Similar
+            letters of other scripts are accepted, since they are other tokens.
     """
     if not isinstance(text, str):
         raise InstructionError(f"the instruction must be text, got {type(text).__name__}")
@@ -85,8 +82,8 @@ def _named(character: str) -> str:
 def _refuse_labels(text: str) -> None:
     """Refuse the labels of the prompt's state block, in the text's compatibility form (NFKC).
 
-    Character by character, which keeps the places: composition, which this leaves out, joins
-    combining marks alone, and no letter of a label has one.
+    Normalises each character alone, which keeps its index; this omits composition, which only
+    affects combining marks, and the labels have none.
     """
     folded, places = "", []
     for i, character in enumerate(text):

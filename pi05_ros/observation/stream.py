@@ -9,41 +9,40 @@ from typing import Generic, TypeVar
 
 RATE_WINDOW_S = 2.0
 PERIOD_WINDOW = 15
-"""Intervals that the usual one is the median of."""
-# Reordering on the way is shorter than this; a bag that loops or a simulator's reset is longer.
+"""Intervals of which the median is the stream's period."""
 CLOCK_JUMP_S = 1.0
+"""Longer than network reordering, shorter than a bag's loop or a simulator's reset."""
 
 Payload = TypeVar("Payload")
 
 
 @dataclass(frozen=True)
 class StreamStatistics:
-    """A stream as a diagnostic."""
+    """Diagnostics of a stream."""
 
     received: int
     rate_hz: float
-    """By stamps over the last 2 s; `age_s` shows a stop at once."""
+    """By stamps over the last 2 s."""
     age_s: float
-    """Of the newest frame; infinite without one."""
+    """Of the newest item; infinite without one."""
     used: int
-    """Frames that went into a snapshot, each counted once."""
+    """Items that a snapshot used, each counted once."""
     clock_jumps: int
-    """Times that the stamps went back by more than 1 s."""
+    """How often the stamps went back by more than 1 s."""
     lost: int
-    """Items missing in the course of the stamps, by the usual time between two; a silence of more
-    than 2 s is an outage and not counted."""
+    """Items missing between stamps, by the median period; gaps above 2 s are not counted."""
 
 
 @dataclass(frozen=True)
 class Stamped(Generic[Payload]):
-    """An item and when it was taken."""
+    """An item with its stamp."""
 
     stamp_s: float
     payload: Payload
 
 
 class Stream(Generic[Payload]):
-    """One stream's recent items in the order of their stamps. Its owner holds the lock."""
+    """One stream's recent items in the order of their stamps. Not thread safe."""
 
     def __init__(self, history_s: float) -> None:
         self._history_s = history_s
@@ -61,7 +60,7 @@ class Stream(Generic[Payload]):
         return self._items[-1] if self._items else None
 
     def put(self, stamp_s: float, payload: Payload) -> bool:
-        """Whether the item is kept: one that is not later than the newest is counted alone."""
+        """Count the item, and keep it if it is later than the newest; returns whether it was."""
         self._received += 1
         newest = self.newest
         if newest is not None and stamp_s <= newest.stamp_s:
@@ -70,7 +69,7 @@ class Stream(Generic[Payload]):
             self.clear()
             self._clock_jumps += 1
         elif newest is not None:
-            self._look_for_loss(stamp_s - newest.stamp_s)
+            self._count_loss(stamp_s - newest.stamp_s)
         self._items.append(Stamped(stamp_s, payload))
         while self._items[0].stamp_s < stamp_s - self._history_s:
             self._items.popleft()
@@ -85,7 +84,7 @@ class Stream(Generic[Payload]):
         self._intervals_s.clear()
         self._last_used_s = -math.inf
 
-    def _look_for_loss(self, interval_s: float) -> None:
+    def _count_loss(self, interval_s: float) -> None:
         if interval_s > RATE_WINDOW_S:
             return
         known_s = sorted(self._intervals_s)
@@ -97,7 +96,7 @@ class Stream(Generic[Payload]):
         return min(self._items, key=lambda item: abs(item.stamp_s - stamp_s))
 
     def fault(self, now_s: float, max_age_s: float) -> str | None:
-        """What is wrong with the newest item's time, if anything."""
+        """What is wrong with the newest item's age."""
         newest = self.newest
         if newest is None:
             return "nothing received"

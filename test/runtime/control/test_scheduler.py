@@ -1,5 +1,6 @@
-"""Faults pinned: steps counted from the arrival, late steps executed, a zero action taken for a
-missing one, averaged grippers, averages outside of what was predicted, drops without a reason."""
+"""Faults pinned: steps counted from the arrival, late steps executed, averaged grippers, averages
+outside of what was predicted, drops without a reason; two plans averaged into one, a jump or a stop
+at the change between them, a change that never ends or never begins."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from pi05_ros.control import SCHEDULERS, ChunkScheduler, make_scheduler
+from pi05_ros.control.chunks import ChunkScheduler
+from pi05_ros.control.scheduler import SCHEDULERS, Guard, make_scheduler
 from pi05_ros.types import ActionChunk, FloatArray
 
 settings = hypothesis_settings(max_examples=60, deadline=None)
@@ -192,13 +194,6 @@ def test_ensemble_weights_skip_a_chunk_that_does_not_reach_the_time() -> None:
     np.testing.assert_allclose(targets(scheduler, [0.2])[0, 0], w @ [1.0, 100.0] / w.sum())
 
 
-def test_a_zero_action_counts_as_an_action() -> None:
-    scheduler = make_scheduler("temporal_ensemble", gripper=GRIPPER, m=0.0)
-    scheduler.add(constant(0.0, 0.0), 0.0)
-    scheduler.add(constant(3.0, 0.02), 0.02)
-    np.testing.assert_allclose(targets(scheduler, [0.1])[0], [1.5, 1.5, 3.0])
-
-
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_last_action_is_held_beyond_the_horizon(name: str) -> None:
     scheduler = make_scheduler(name, gripper=GRIPPER)
@@ -225,7 +220,7 @@ def test_useless_chunks_are_dropped_and_counted_with_the_reason(name: str) -> No
 
 
 @pytest.mark.parametrize("name", OVERLAPPING)
-def test_inference_keeps_its_distance(name: str) -> None:
+def test_inference_keeps_the_replan_interval(name: str) -> None:
     scheduler = make_scheduler(name, gripper=GRIPPER, replan_interval_s=0.1)
     scheduler.add(constant(1.0, EPOCH_S), EPOCH_S + 0.08)
     assert not scheduler.wants_inference(EPOCH_S + 0.09)
@@ -290,3 +285,111 @@ def test_unknown_names_and_bad_parameters_are_refused() -> None:
         make_scheduler("latest", gripper=GRIPPER, replan_interval_s=-1.0)
     with pytest.raises(ValueError, match="gripper"):
         make_scheduler("latest", gripper=[])
+
+
+CROSSOVER_S = 0.2
+
+
+def plan(value: float, stamp_s: float, gripper: float = 0.0) -> ActionChunk:
+    return ActionChunk(np.tile([value, gripper], (50, 1)), stamp_s, 0.02)
+
+
+def ensemble(confirmations: int = 1, disagreement: float = 0.3) -> ChunkScheduler:
+    guard = Guard(disagreement, CROSSOVER_S, confirmations)
+    return make_scheduler("temporal_ensemble", gripper=[False, True], m=0.0, guard=guard)
+
+
+def test_the_guard_prevents_the_average_of_two_plans() -> None:
+    """Left at -1, right at +1: the mean leads into the obstacle between them."""
+    unguarded = ensemble(disagreement=0.0)
+    guarded = ensemble()
+    for s in (unguarded, guarded):
+        assert s.add(plan(-1.0, 0.0), 0.0) and s.add(plan(1.0, 0.1), 0.1)
+    assert targets(unguarded, [0.5])[0, 0] == pytest.approx(0.0)
+    assert targets(guarded, [0.5])[0, 0] == pytest.approx(1.0)
+    assert guarded.statistics.crossovers == 1
+
+
+def test_the_crossover_is_continuous_and_bounded() -> None:
+    s = ensemble()
+    s.add(plan(-1.0, 0.0), 0.0)
+    s.add(plan(1.0, 0.1), 0.1)
+    times_s = np.arange(0.1, 0.4, 0.001)
+    trajectory = targets(s, times_s)[:, 0]
+    assert trajectory[0] == pytest.approx(-1.0)
+    np.testing.assert_allclose(trajectory[times_s >= 0.1 + CROSSOVER_S], 1.0, atol=1e-9)
+    slopes = np.diff(trajectory)
+    assert (slopes >= -1e-9).all() and np.abs(np.diff(slopes)).max() < 0.002
+
+
+def test_another_change_during_the_crossover_is_continuous_too() -> None:
+    s = ensemble()
+    s.add(plan(-1.0, 0.0), 0.0)
+    s.add(plan(1.0, 0.1), 0.1)
+    before = targets(s, [0.18])[0, 0]
+    s.add(plan(-1.0, 0.18), 0.18)
+    assert targets(s, [0.18])[0, 0] == pytest.approx(before, abs=1e-3)
+    assert targets(s, [0.18 + CROSSOVER_S])[0, 0] == pytest.approx(-1.0)
+
+
+def test_grippers_cross_over_at_once() -> None:
+    s = ensemble()
+    s.add(plan(-1.0, 0.0, gripper=0.0), 0.0)
+    s.add(plan(1.0, 0.1, gripper=1.0), 0.1)
+    assert targets(s, [0.1])[0, 1] == 1.0
+
+
+def test_a_single_other_plan_is_dropped_and_two_in_a_row_are_followed() -> None:
+    """A policy that alternates between two plans keeps the first."""
+    s = ensemble(confirmations=2)
+    s.add(plan(-1.0, 0.0), 0.0)
+    assert not s.add(plan(1.0, 0.1), 0.1)
+    assert s.add(plan(-1.0, 0.2), 0.2)
+    assert not s.add(plan(1.0, 0.3), 0.3)
+    assert targets(s, [0.6])[0, 0] == pytest.approx(-1.0)
+    assert s.add(plan(1.0, 0.4), 0.4)
+    assert targets(s, [0.4 + CROSSOVER_S])[0, 0] == pytest.approx(1.0)
+    statistics = s.statistics
+    assert (statistics.received, statistics.used) == (5, 3)
+    assert (statistics.dropped_doubted, statistics.crossovers) == (2, 1)
+
+
+def test_another_plan_is_followed_at_once_when_the_old_one_ends() -> None:
+    """Pins: doubt that lets the horizon run out."""
+    s = ensemble(confirmations=10)
+    s.add(plan(-1.0, 0.0), 0.0)
+    assert s.add(plan(1.0, 0.9), 0.9)
+
+
+def test_chunks_that_agree_are_averaged() -> None:
+    s = ensemble()
+    s.add(plan(0.0, 0.0), 0.0)
+    s.add(plan(0.2, 0.1), 0.1)
+    assert targets(s, [0.5])[0, 0] == pytest.approx(0.1)
+
+
+def test_a_gripper_that_opens_is_not_another_plan() -> None:
+    s = ensemble()
+    s.add(plan(0.0, 0.0, gripper=0.0), 0.0)
+    s.add(plan(0.0, 0.1, gripper=5.0), 0.1)
+    assert s.statistics.crossovers == 0
+
+
+def test_newest_first_counts_from_the_other_end() -> None:
+    weights = np.exp([-1.0, -0.5, 0.0])
+    s = make_scheduler("temporal_ensemble", gripper=[False, True], m=0.5, newest_first=True)
+    for stamp_s, value in ((0.0, 1.0), (0.02, 10.0), (0.04, 100.0)):
+        s.add(plan(value, stamp_s), stamp_s)
+    expected = weights @ [1.0, 10.0, 100.0] / weights.sum()
+    assert targets(s, [0.5])[0, 0] == pytest.approx(expected)
+    # the oldest does not reach 1.0 s
+    expected = weights[1:] @ [10.0, 100.0] / weights[1:].sum()
+    assert targets(s, [1.0])[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"disagreement": -1.0}, {"crossover_s": 0.0}, {"confirmations": 0}]
+)
+def test_bad_guards_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Guard(**bad)  # type: ignore[arg-type]

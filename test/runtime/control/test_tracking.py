@@ -66,7 +66,7 @@ def between(before: MotionState, after: MotionState, share: float) -> FloatArray
 def run(
     monitor: TrackingMonitor, arm: Arm, seconds: float
 ) -> Iterator[tuple[float, TrackingFault | None]]:
-    """Time since the start and the monitor's verdict, until it ends the motion."""
+    """Time since the start and the monitor's result, until it ends the motion."""
     began_s = arm.now_s
     while arm.now_s - began_s < seconds:
         commanded, state = arm.tick()
@@ -91,21 +91,21 @@ def test_an_arm_that_lags_is_no_fault_and_its_delay_is_found(delay_s: float, lag
 
 @pytest.mark.parametrize("moved_s", [0.0, 0.5, 5.0])
 @pytest.mark.parametrize("blocked", [(0,), (0, 1, 2)])
-def test_joints_that_do_not_follow_are_told_at_once_and_end_the_motion(
+def test_joints_that_do_not_follow_are_reported_at_once_and_end_the_motion(
     moved_s: float, blocked: tuple[int, ...]
 ) -> None:
     """An e-stop before the first motion must not be learned as a longer delay."""
     monitor, arm = TrackingMonitor(JOINTS), Arm()
     assert all(fault is None for _, fault in run(monitor, arm, moved_s))
     arm.blocked = blocked
-    told_s = fault = None
+    reported_s = fault = None
     for since_s, verdict in run(monitor, arm, 3.0):
         fault = verdict
-        if monitor.problem and told_s is None:
-            told_s = since_s
-    assert told_s is not None and told_s < 0.6
+        if monitor.problem and reported_s is None:
+            reported_s = since_s
+    assert reported_s is not None and reported_s < 0.6
     assert fault is not None and not fault.stale
-    assert since_s - told_s == pytest.approx(0.5, abs=0.2)
+    assert since_s - reported_s == pytest.approx(0.5, abs=0.2)
     assert "joint 'waist'" in fault.reason or blocked != (0,)
     assert "e-stop, drives off, or an obstacle?" in fault.reason
     assert monitor.delay_s == pytest.approx(DEFAULT_DELAY_S, abs=0.015)
@@ -182,7 +182,7 @@ def test_the_next_motion_starts_without_the_last_ones_error() -> None:
     for k in range(20):
         monitor.check(100.0 + k * DT_S, np.zeros(3), (100.0 + k * DT_S, np.full(3, 0.4)))
     assert monitor.problem
-    monitor.stop()
+    monitor.reset()
     assert monitor.problem == "" and (monitor.errors == 0).all()
     there = np.full(3, 0.4)
     assert monitor.check(101.0, there, (101.0, there)) is None and monitor.problem == ""

@@ -1,6 +1,6 @@
 """Faults pinned: messages that joint_trajectory_controller rejects, a jump in position or velocity
-where one trajectory replaces another, limits broken at a seam, motion after a hold, messages that
-begin in the future and so are bridged. The controller's side is in test/sim/test_streams."""
+where one trajectory replaces another, limits broken at a chunk boundary, motion after braking,
+messages that begin in the future and so are bridged. The controller's side: test_streams."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pi05_ros.control import (
-    ClockJumpedBackError,
-    CommandStream,
-    MotionLimiter,
-    TrajectoryPoints,
-    make_scheduler,
-)
+from pi05_ros.control.limits import MotionLimiter
+from pi05_ros.control.scheduler import make_scheduler
+from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
 from pi05_ros.types import ActionChunk, FloatArray, JointGroup, JointSpec
 
 settings = hypothesis_settings(max_examples=25, deadline=None)
@@ -39,7 +35,7 @@ PAST_S = 0.02
 
 def stream(lookahead_steps: int = 10, lead_s: float = 0.02) -> CommandStream:
     limiter = MotionLimiter(JOINTS, DT_S)
-    return CommandStream(JOINTS, limiter, DT_S, lookahead_steps, lead_s)
+    return CommandStream(limiter, lookahead_steps, lead_s)
 
 
 def started(now_s: float = 0.0, **options: float) -> CommandStream:
@@ -182,7 +178,7 @@ def at_rest_after_a_motion() -> tuple[CommandStream, FloatArray]:
     commands = started()
     for k in range(20):
         commands.tick(k * DT_S, moving)
-    return commands, commands.hold(20 * DT_S).positions[-1]
+    return commands, commands.brake(20 * DT_S).positions[-1]
 
 
 def test_a_start_near_the_last_rest_continues_it_without_a_step() -> None:
@@ -259,7 +255,7 @@ def test_a_retracted_trajectory_leaves_no_trace(
 
         def act(commands: CommandStream, wanted: FloatArray, call: str = call) -> TrajectoryPoints:
             if call == "h":
-                return commands.hold(now_s)  # noqa: B023
+                return commands.brake(now_s)  # noqa: B023
             return commands.tick(now_s, lambda t: np.tile(wanted, (len(t), 1)))  # noqa: B023
 
         if call == "t" and not streams[0].active:
@@ -306,7 +302,7 @@ def test_the_commanded_motion_is_known_for_a_second() -> None:
             known = commands.commanded(then_s)
             np.testing.assert_allclose(known.position, state.position, atol=1e-12)
             np.testing.assert_allclose(known.velocity, state.velocity, atol=1e-12)
-    commands.hold(3.0)
+    commands.brake(3.0)
     commands.stop()
     for then_s, state in seen[-50:]:
         np.testing.assert_allclose(commands.commanded(then_s).position, state.position, atol=1e-12)
@@ -375,13 +371,13 @@ def test_without_targets_the_joints_come_to_rest() -> None:
     np.testing.assert_array_equal(commands.tick(9.0, lambda times_s: None).positions[-1], rest)
 
 
-def test_hold_brakes_from_the_commanded_state_and_ends_the_stream() -> None:
+def test_brake_starts_at_the_commanded_state_and_ends_the_stream() -> None:
     commands = started()
     assert commands.active
     for k in range(50):
         before = commands.tick(k * DT_S, moving)
     now_s = 50 * DT_S
-    points = commands.hold(now_s)
+    points = commands.brake(now_s)
     assert_controller_accepts(points, now_s)
     assert_limits_hold(points)
     for time_s in (now_s, now_s + 0.01, now_s + commands.lead_s):
@@ -392,11 +388,11 @@ def test_hold_brakes_from_the_commanded_state_and_ends_the_stream() -> None:
     assert not commands.active
     with pytest.raises(RuntimeError, match="start"):
         commands.tick(now_s + DT_S, moving)
-    again = commands.hold(now_s + DT_S)
+    again = commands.brake(now_s + DT_S)
     np.testing.assert_allclose(again.positions[-1], points.positions[-1], atol=1e-12)
 
 
-def test_stop_ends_the_stream_without_a_word() -> None:
+def test_stop_ends_the_stream_without_a_trajectory() -> None:
     commands = started()
     commands.tick(0.0, moving)
     rest_time_s = commands.rest_time_s
@@ -407,13 +403,13 @@ def test_stop_ends_the_stream_without_a_word() -> None:
         commands.tick(DT_S, moving)
 
 
-def test_hold_before_any_tick_stays_at_the_measured_positions() -> None:
-    points = started().hold(0.0)
+def test_brake_before_any_tick_stays_at_the_measured_positions() -> None:
+    points = started().brake(0.0)
     assert_controller_accepts(points, 0.0)
     np.testing.assert_array_equal(points.positions, np.tile(HOME, (len(points.positions), 1)))
 
 
-def test_after_a_long_silence_it_goes_on_from_where_it_came_to_rest() -> None:
+def test_after_a_long_silence_it_continues_from_where_it_came_to_rest() -> None:
     commands = started()
     commands.tick(0.0, moving)
     rest = commands.commanded(commands.rest_time_s).position
@@ -428,7 +424,7 @@ def test_a_clock_that_jumps_back_is_reported_and_start_recovers() -> None:
     commands = started(100.0)
     commands.tick(101.0, moving)
     commands.tick(101.0 - DT_S, moving)
-    for call in (lambda: commands.tick(100.5, moving), lambda: commands.hold(3.0)):
+    for call in (lambda: commands.tick(100.5, moving), lambda: commands.brake(3.0)):
         with pytest.raises(ClockJumpedBackError, match="start again"):
             call()
     commands.start(HOME, 3.0)
@@ -488,12 +484,10 @@ def test_chunks_that_disagree_reach_the_controller_within_the_limits() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CommandStream(JOINTS, MotionLimiter(JOINTS, 0.01), DT_S), "dt_s"),
         (lambda: stream(lookahead_steps=0), "lookahead_steps"),
         (lambda: stream(lead_s=-0.1), "lead_s"),
-        (lambda: CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S), DT_S, 10, 0.0, -1.0), "transp"),
         (lambda: stream().tick(0.0, moving), "start"),
-        (lambda: stream().hold(0.0), "start"),
+        (lambda: stream().brake(0.0), "start"),
         (lambda: stream().commanded(0.0), "start"),
         (lambda: stream().start(np.array([0.0, math.nan, 0.0]), 0.0), "'wrist'"),
         (lambda: started().tick(0.0, lambda t: np.zeros((len(t), 4))), "shape"),
@@ -502,9 +496,3 @@ def test_chunks_that_disagree_reach_the_controller_within_the_limits() -> None:
 def test_misuse_gets_a_clear_error(make: Callable[[], object], message: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):
         make()
-
-
-def test_a_limiter_for_other_joints_is_refused() -> None:
-    other = JointGroup([JointSpec("tool", -1, 1, 1, 1)])
-    with pytest.raises(ValueError, match="tool"):
-        CommandStream(JOINTS, MotionLimiter(other, DT_S), DT_S)

@@ -1,6 +1,7 @@
-"""Faults pinned: headers that lie about size, step or encoding; red and blue swapped on one of the
-two conversion libraries; padded rows; pictures that are bombs, cut short or 16 bit; joints that are
-permuted, missing, doubled or not finite."""
+"""Faults pinned: headers with a wrong size, step or encoding; red and blue swapped by one of two
+converters; padded rows; images that are bombs, cut short or 16 bit; sizes read from the wrong
+place; memory and time that a small message claims; joints permuted, missing, doubled or not
+finite."""
 
 from __future__ import annotations
 
@@ -18,7 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pi05_ros.observation import decode
-from pi05_ros.observation.decode import DecodeError, decode_image, decode_joint_state, stamp_s
+from pi05_ros.observation.decode import (
+    DecodeError,
+    ImageHeader,
+    decode_image,
+    decode_joint_state,
+    read_image_header,
+    stamp_s,
+)
 from pi05_ros.types import ImageArray
 
 CONVERTERS = ["rosbags-image", "cv_bridge"]
@@ -110,7 +118,7 @@ def test_colour_encodings_become_rgb(
     result = decode_image(image(with_alpha(sent) if alpha else sent, encoding, padding))
     np.testing.assert_array_equal(result, rgb)
     assert result.dtype == np.uint8 and result.flags.c_contiguous
-    assert decode.image_converter() == converter
+    assert decode._converter()[0] == converter
     assert (FakeCvBridge.calls > 0) == (converter == "cv_bridge")
 
 
@@ -158,7 +166,7 @@ def test_tight_rgb8_is_a_view_of_the_message() -> None:
 
 
 @pytest.mark.parametrize("container", [bytes, bytearray, memoryview, np.array])
-def test_any_run_of_bytes_will_do(container: Any) -> None:
+def test_any_byte_buffer_is_accepted(container: Any) -> None:
     message = image(rgb_pixels(), "rgb8")
     message.data = container(message.data)
     np.testing.assert_array_equal(decode_image(message), rgb_pixels())
@@ -175,14 +183,12 @@ def test_a_broken_cv_bridge_is_not_used(monkeypatch: pytest.MonkeyPatch, fault: 
             return np.frombuffer(img_msg.data, np.uint8).reshape(img_msg.height, -1, 3)
 
     install_cv_bridge(monkeypatch, Broken)
-    assert decode.image_converter() == "rosbags-image"
+    assert decode._converter()[0] == "rosbags-image"
     decode._converter.cache_clear()
 
 
 @pytest.mark.parametrize("fault", ["raises", "another size", "another type"])
-def test_what_a_converter_does_wrong_is_a_decode_error(
-    monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
+def test_a_converter_error_is_a_decode_error(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     class Bad(FakeCvBridge):
         def imgmsg_to_cv2(self, img_msg: Any, desired_encoding: str = "passthrough") -> Any:
             picture = super().imgmsg_to_cv2(img_msg, desired_encoding)
@@ -220,7 +226,7 @@ def test_no_converter_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"step": 10**5000}, "step: more than 32 bits"),
         ({"height": 7}, "data: 144 bytes, step 24 × height 7 needs 168"),
         ({"data": b""}, "data: bytes with 0 bytes"),
-        ({"data": [1, 2, 3]}, "data: list is not a run of bytes"),
+        ({"data": [1, 2, 3]}, "data: list is not a byte buffer"),
         ({"data": np.zeros(144, np.float32)}, "item size 4"),
         ({"encoding": "nv12"}, "encoding: 'nv12' is not known; known: rgb8"),
         ({"encoding": "16UC1"}, "encoding: '16UC1' is depth or more than 8 bits"),
@@ -230,7 +236,7 @@ def test_no_converter_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"encoding": "yuyv", "width": 7}, "width: 7 is odd"),
     ],
 )
-def test_an_image_that_is_none_is_refused_by_field(fields: dict[str, Any], message: str) -> None:
+def test_a_bad_image_is_refused_by_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DecodeError) as error:
         decode_image(image(rgb_pixels(), **{"encoding": "rgb8", **fields}))
     assert message in str(error.value)
@@ -242,7 +248,7 @@ def test_a_message_without_the_fields_is_refused() -> None:
         decode_image(SimpleNamespace())
 
 
-def test_pixel_limit_holds_before_the_data_is_looked_at() -> None:
+def test_the_pixel_limit_is_checked_before_the_data() -> None:
     message = image(rgb_pixels(), "rgb8", width=100_000, height=100_000)
     with pytest.raises(DecodeError, match="100000 × 100000 pixels is above the limit"):
         decode_image(message)
@@ -255,17 +261,17 @@ def compressed(data: bytes, name: str = "jpeg") -> SimpleNamespace:
     return SimpleNamespace(format=name, data=array.array("B", data))
 
 
-def encoded(pixels: np.ndarray, extension: str) -> bytes:
-    return bytes(cv2.imencode(extension, pixels)[1])
+def encoded(pixels: np.ndarray, extension: str, *options: int) -> bytes:
+    return bytes(cv2.imencode(extension, pixels, options)[1])
 
 
 def smooth_rgb() -> np.ndarray:
-    """A picture that JPEG keeps: red falls to the right, blue rises downwards."""
+    """An image that JPEG preserves: red falls to the right, blue rises downwards."""
     down, right = np.mgrid[0:32, 0:48]
     return np.stack([250 - 5 * right, np.full_like(down, 60), 5 * down], axis=-1).astype(np.uint8)
 
 
-def test_compressed_pictures_become_rgb() -> None:
+def test_compressed_images_become_rgb() -> None:
     rgb = smooth_rgb()
     bgr = np.ascontiguousarray(rgb[..., ::-1])
     png = decode_image(compressed(encoded(bgr, ".png"), "rgb8; png compressed bgr8"))
@@ -275,7 +281,7 @@ def test_compressed_pictures_become_rgb() -> None:
     assert jpeg.shape == rgb.shape and jpeg.flags.c_contiguous
 
 
-def test_grey_and_transparent_pictures_have_three_channels() -> None:
+def test_grey_and_transparent_images_have_three_channels() -> None:
     grey = smooth_rgb()[..., 0]
     expected = np.repeat(grey[..., None], 3, axis=-1)
     np.testing.assert_array_equal(decode_image(compressed(encoded(grey, ".png"))), expected)
@@ -290,7 +296,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def test_a_png_bomb_is_refused_by_its_header() -> None:
-    """A hundred bytes that ask for 30 GB."""
+    """A hundred bytes that claim 30 GB."""
     size = (100_000).to_bytes(4, "big")
     header = png_chunk(b"IHDR", size + size + bytes([8, 2, 0, 0, 0]))
     body = png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
@@ -307,7 +313,7 @@ def test_a_jpeg_bomb_is_refused_by_its_header() -> None:
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
-def test_a_picture_cut_short_is_refused_at_any_length(extension: str) -> None:
+def test_an_image_cut_short_is_refused_at_any_length(extension: str) -> None:
     data = encoded(smooth_rgb(), extension)
     for length in range(0, len(data) - 20, 7):
         with pytest.raises(DecodeError):
@@ -318,12 +324,12 @@ def test_a_picture_cut_short_is_refused_at_any_length(extension: str) -> None:
     ("data", "name", "message"),
     [
         (encoded(np.zeros((4, 4), np.uint16), ".png"), "png", "16 bits per channel"),
-        (encoded(smooth_rgb(), ".png"), "16UC1; compressedDepth png", "is a depth picture"),
+        (encoded(smooth_rgb(), ".png"), "16UC1; compressedDepth png", "is a depth image"),
         (b"\x00\x00\x00\x01\x67", "h264", "neither JPEG nor PNG; publish one of them (format 'h2"),
         (b"", "jpeg", "data: array with 0 bytes"),
     ],
 )
-def test_compressed_messages_that_are_no_colour_picture(
+def test_compressed_messages_without_a_colour_image_are_refused(
     data: bytes, name: str, message: str
 ) -> None:
     with pytest.raises(DecodeError) as error:
@@ -352,7 +358,7 @@ DATA = st.binary(max_size=300) | st.binary(min_size=600, max_size=600) | FIELD_V
     data=DATA,
     big=st.integers(0, 1),
 )
-def test_no_image_header_raises_anything_else(
+def test_any_image_header_is_decoded_or_a_decode_error(
     height: Any, width: Any, step: Any, encoding: Any, data: Any, big: int
 ) -> None:
     message = SimpleNamespace(
@@ -375,7 +381,7 @@ JPEG, PNG = encoded(smooth_rgb(), ".jpg"), encoded(smooth_rgb(), ".png")
     edits=st.lists(st.tuples(st.integers(0, len(JPEG) - 1), st.integers(0, 255)), max_size=6),
     cut=st.none() | st.integers(0, len(JPEG)),
 )
-def test_no_damaged_picture_raises_anything_else(
+def test_a_damaged_image_is_decoded_or_a_decode_error(
     data: bytes, edits: list[tuple[int, int]], cut: int | None
 ) -> None:
     damaged = bytearray(data)
@@ -387,6 +393,77 @@ def test_no_damaged_picture_raises_anything_else(
         assert len(str(error).splitlines()) == 1
     else:
         assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.size <= 30_000
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+
+
+def test_size_and_depth_are_read() -> None:
+    assert read_image_header(encoded(NOISE, ".jpg")) == ImageHeader("JPEG", 40, 24, 8)
+    progressive = encoded(NOISE, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    assert read_image_header(progressive) == ImageHeader("JPEG", 40, 24, 8)
+    assert read_image_header(encoded(NOISE, ".png")) == ImageHeader("PNG", 40, 24, 8)
+    assert read_image_header(encoded(NOISE.astype(np.uint16), ".png")).bits == 16
+
+
+def test_segments_before_the_frame_header_are_skipped() -> None:
+    """An Exif segment may contain a frame header: its thumbnail's."""
+    thumbnail = b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01"
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    jpeg = encoded(NOISE, ".jpg")
+    padded = jpeg[:2] + segment + b"\xff" + jpeg[2:]
+    assert read_image_header(padded) == ImageHeader("JPEG", 40, 24, 8)
+
+
+def test_every_cut_jpeg_is_refused() -> None:
+    jpeg = encoded(NOISE, ".jpg")
+    for length in range(3, len(jpeg) - 1):
+        with pytest.raises(ValueError, match="cut short"):
+            read_image_header(jpeg[:length])
+
+
+def test_a_cut_png_header_is_refused() -> None:
+    for length in range(8, 26):
+        with pytest.raises(ValueError, match="cut short"):
+            read_image_header(encoded(NOISE, ".png")[:length])
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xd8", b"GIF89a", b"RIFF", encoded(NOISE, ".bmp")])
+def test_other_formats_are_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="neither JPEG nor PNG"):
+        read_image_header(raw)
+
+
+def test_a_scan_before_the_frame_header_is_refused() -> None:
+    with pytest.raises(ValueError, match="without a frame header"):
+        read_image_header(b"\xff\xd8\xff\xda" + bytes(20) + encoded(NOISE, ".jpg"))
+
+
+def test_a_png_chunk_that_does_not_fit_is_refused() -> None:
+    """Pins: OpenCV allocates what a chunk claims, 2 GB for an 8 × 8 picture of 141 bytes."""
+    png = encoded(NOISE[:8, :8], ".png")
+    for chunk in (b"IDAT", b"IEND"):
+        at = png.index(chunk) - 4
+        for length in (len(png), 0x7FFFFFFF, 0xFFFFFFAA):
+            with pytest.raises(ValueError, match="without its end"):
+                read_image_header(png[:at] + length.to_bytes(4, "big") + png[at + 4 :])
+
+
+def test_a_jpeg_of_too_many_scans_is_refused() -> None:
+    """Pins: minutes of decoding for a message of a megabyte."""
+    jpeg = encoded(NOISE, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    repeats = 100 - jpeg.count(b"\xff\xda")
+    assert read_image_header(jpeg[:-2] + repeats * last + jpeg[-2:]).width == 40
+    with pytest.raises(ValueError, match="101 scans"):
+        read_image_header(jpeg[:-2] + (repeats + 1) * last + jpeg[-2:])
+
+
+def test_every_cut_png_is_refused() -> None:
+    png = encoded(NOISE, ".png")
+    for length in range(8, len(png) - 8):
+        with pytest.raises(ValueError, match="cut short"):
+            read_image_header(png[:length])
 
 
 def joint_state(names: Any, positions: Any) -> SimpleNamespace:
@@ -422,16 +499,14 @@ def test_joints_are_found_by_name_in_any_order(order: list[str], wanted: list[st
         (None, [1.0], "name: None is not a list"),
     ],
 )
-def test_a_joint_state_that_is_unusable_names_the_joint(
-    names: Any, positions: Any, message: str
-) -> None:
+def test_a_bad_joint_state_names_the_joint(names: Any, positions: Any, message: str) -> None:
     with pytest.raises(DecodeError) as error:
         decode_joint_state(joint_state(names, positions), ["a", "b"])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_joints_that_nobody_asked_for_may_be_nan() -> None:
+def test_other_joints_may_be_nan() -> None:
     message = joint_state(["a", "x"], [1.0, float("nan")])
     assert decode_joint_state(message, ["a"]).tolist() == [1.0]
 
@@ -446,7 +521,7 @@ def test_stamp_is_in_seconds() -> None:
 
 
 @pytest.mark.parametrize("bad", [header(1, 10**9), header(1, -1), header("1", 0), header(None, 0)])
-def test_a_stamp_that_is_none_is_refused(bad: Any) -> None:
+def test_a_bad_stamp_is_refused(bad: Any) -> None:
     with pytest.raises(DecodeError):
         stamp_s(bad)
     with pytest.raises(DecodeError, match="no such field"):

@@ -1,5 +1,5 @@
 """Faults pinned: a history without bound, the past of another clock in the rate or the choice,
-lost frames that nobody counts."""
+lost frames that are not counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from pi05_ros.observation.stream import Stream
 
 
-def test_history_is_as_long_as_asked_for() -> None:
+def test_the_history_has_the_given_length() -> None:
     stream: Stream[int] = Stream(history_s=1.0)
     for i in range(500):
         stream.put(i * 0.01, i)
@@ -20,7 +20,7 @@ def test_history_is_as_long_as_asked_for() -> None:
     assert newest_only.nearest(0.0).payload == 2
 
 
-def test_after_a_jump_nothing_of_the_earlier_pass_is_left() -> None:
+def test_a_clock_jump_clears_the_earlier_pass() -> None:
     stream: Stream[str] = Stream(history_s=1.0)
     for i in range(30):
         stream.put(50.0 + i / 30, "first pass")

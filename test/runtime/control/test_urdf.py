@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pi05_ros.control.urdf import UrdfError, UrdfLimits, read_urdf_limits, tightened
+from pi05_ros.control.urdf import UrdfError, UrdfLimits, intersect_limits, read_urdf_limits
 from pi05_ros.types import JointGroup, JointSpec
 
 LIMIT = '<limit lower="-1.5" upper="2" velocity="3" effort="9"/>'
@@ -80,9 +80,9 @@ def test_the_result_allows_nothing_that_either_forbids(
     }
     if max(low, -1.0) >= min(high, 1.0):
         with pytest.raises(UrdfError, match="'waist': the parameters allow -1 to 1"):
-            tightened(JOINTS, limits)
+            intersect_limits(JOINTS, limits)
         return
-    tight = tightened(JOINTS, limits)
+    tight = intersect_limits(JOINTS, limits)
     assert tight.lower[0] >= -1.0 and low <= tight.lower[0] < tight.upper[0] <= min(high, 1.0)
     assert tight.max_velocity[0] == min(2.0, velocity)
     assert tight.max_acceleration[0] == min(10.0, acceleration)

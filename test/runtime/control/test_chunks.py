@@ -1,5 +1,4 @@
-"""Known traps of chunk execution, one regression test each; the guard's is in test_ensemble, the
-prefix's and the Jacobian's are in test/policy/test_guidance."""
+"""Faults pinned: known errors of chunk execution, for every method."""
 
 from __future__ import annotations
 
@@ -10,11 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_ros.control import SCHEDULERS, make_scheduler
 from pi05_ros.control.chunks import REPLAN_MODES, Replan
-from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.scheduler import Guard
+from pi05_ros.control.scheduler import SCHEDULERS, Guard, make_scheduler
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.types import ActionChunk, FloatArray, JointGroup, JointSpec
 
@@ -27,7 +24,7 @@ def constant(value: float, stamp_s: float, horizon: int = 50) -> ActionChunk:
 
 
 def ramp(stamp_s: float, horizon: int = 50) -> ActionChunk:
-    """One course over time, so that every chunk says the same."""
+    """All chunks have the same action at the same time."""
     return ActionChunk((stamp_s + DT_S * np.arange(float(horizon)))[:, None], stamp_s, DT_S)
 
 
@@ -38,7 +35,7 @@ def at(scheduler: object, time_s: float) -> float:
 
 
 @pytest.mark.parametrize("name", OVERLAPPING)
-def test_trap_a_zero_action_is_not_missing(name: str) -> None:
+def test_a_zero_action_is_not_missing(name: str) -> None:
     scheduler = make_scheduler(name, gripper=[False], m=0.0)
     scheduler.add(constant(1.0, 0.0), 0.0)
     scheduler.add(constant(0.0, 0.1), 0.1)
@@ -47,7 +44,7 @@ def test_trap_a_zero_action_is_not_missing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAPPING)
-def test_trap_grippers_are_not_averaged(name: str) -> None:
+def test_grippers_are_not_averaged(name: str) -> None:
     scheduler = make_scheduler(name, gripper=[True])
     scheduler.add(constant(0.0, 0.0), 0.0)
     scheduler.add(constant(1.0, 0.1), 0.1)
@@ -55,7 +52,7 @@ def test_trap_grippers_are_not_averaged(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAPPING)
-def test_trap_steps_belong_to_the_observation_not_to_the_arrival(name: str) -> None:
+def test_steps_belong_to_the_observation_not_to_the_arrival(name: str) -> None:
     scheduler = make_scheduler(name, gripper=[False])
     for stamp_s, late_s in ((0.0, 0.0), (0.2, 0.13), (0.4, 0.31)):
         scheduler.add(ramp(stamp_s), stamp_s + late_s)
@@ -63,19 +60,9 @@ def test_trap_steps_belong_to_the_observation_not_to_the_arrival(name: str) -> N
         assert at(scheduler, time_s) == pytest.approx(time_s)
 
 
-def test_trap_a_cold_start_does_not_stay_in_the_estimate() -> None:
-    """The estimate is the largest of the last ten, so one slow inference leaves it again."""
-    tracker = LatencyTracker()
-    tracker.add(5.0)
-    for _ in range(10):
-        assert tracker.estimate_s == 5.0
-        tracker.add(0.1)
-    assert tracker.estimate_s == 0.1
-
-
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_trap_a_robot_that_stands_skips_no_steps(name: str) -> None:
-    """Pins: a jump at the start of an episode to where the robot would be by then."""
+def test_a_robot_at_rest_skips_no_steps(name: str) -> None:
+    """Pins: a jump at the start of an episode to a later step of the plan."""
     scheduler = make_scheduler(name, gripper=[False])
     scheduler.add(ramp(0.0), 0.3, standing=True)
     assert at(scheduler, 0.3) == pytest.approx(0.0)
@@ -83,18 +70,18 @@ def test_trap_a_robot_that_stands_skips_no_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_trap_a_robot_whose_chunks_ran_out_skips_no_steps(name: str) -> None:
-    """It has stood at the last step since, so the next plan begins there as well."""
+def test_a_robot_whose_chunks_ran_out_skips_no_steps(name: str) -> None:
+    """The robot has held its position since, so the next plan begins there."""
     scheduler = make_scheduler(name, gripper=[False])
     scheduler.add(constant(2.0, 0.0, horizon=10), 0.0)
-    course = ActionChunk(2.0 + DT_S * np.arange(50.0)[:, None], 1.0, DT_S)
-    scheduler.add(course, 1.3)
+    later = ActionChunk(2.0 + DT_S * np.arange(50.0)[:, None], 1.0, DT_S)
+    scheduler.add(later, 1.3)
     assert at(scheduler, 1.3) == pytest.approx(2.0)
     assert at(scheduler, 1.5) == pytest.approx(2.2)
 
 
-def test_trap_the_prefix_is_what_is_executed_and_is_never_filled_up() -> None:
-    """Frozen are the steps until the chunk can take effect; what nobody predicted is left out."""
+def test_the_prefix_is_the_executed_targets_without_padding() -> None:
+    """Committed are the steps until the chunk takes effect; it ends with the live chunks."""
     scheduler = make_scheduler("rtc", gripper=[False])
     assert scheduler.guided and scheduler.prefix(0.0, 0.1) is None
     scheduler.add(ramp(0.0), 0.1)
@@ -110,7 +97,7 @@ def test_trap_the_prefix_is_what_is_executed_and_is_never_filled_up() -> None:
 @pytest.mark.parametrize("mode", REPLAN_MODES)
 @pytest.mark.parametrize("latency_s", [0.0, 0.2, 0.4])
 def test_the_horizon_never_runs_out_while_inference_keeps_up(mode: str, latency_s: float) -> None:
-    """It keeps up below half the horizon: a chunk has to last until the next one has come."""
+    """Up to half the horizon: a chunk must last until the next one arrives."""
     scheduler = make_scheduler(
         "latest", gripper=[False], replan=Replan(mode, steps=40, remaining_s=0.1)
     )
@@ -156,7 +143,7 @@ def arrivals(draw: st.DrawFn) -> list[tuple[ActionChunk, float]]:
 def test_any_sequence_of_chunks_gives_a_finite_target_inside_their_hull(
     name: str, sequence: list[tuple[ActionChunk, float]], guarded: bool
 ) -> None:
-    """And what is read beyond a horizon is the last step of a chunk, which lies in the hull too."""
+    """Beyond a horizon the target is the last step of a chunk, which is in the hull too."""
     guard = Guard(0.2, 0.1) if guarded else None
     scheduler = make_scheduler(name, gripper=[False, True], guard=guard)
     seen: list[FloatArray] = []
@@ -181,9 +168,9 @@ def test_any_sequence_of_chunks_gives_a_finite_target_inside_their_hull(
 def test_any_sequence_is_continuous_within_the_limits(
     name: str, sequence: list[tuple[ActionChunk, float]]
 ) -> None:
-    """Whatever comes, when and in which order, the published motion keeps its limits at seams."""
+    """The published motion keeps its limits at chunk boundaries, for any arrivals."""
     joints = JointGroup([JointSpec("a", -2, 2, 1.5, 8.0), JointSpec("b", -2, 2, 1.5, 8.0)])
-    stream = CommandStream(joints, MotionLimiter(joints, DT_S), DT_S, lookahead_steps=5)
+    stream = CommandStream(MotionLimiter(joints, DT_S), lookahead_steps=5)
     scheduler = make_scheduler(name, gripper=[False, True], guard=Guard(0.2, 0.1))
     stream.start(np.zeros(2), 0.0)
     positions = []
@@ -200,7 +187,7 @@ def test_any_sequence_is_continuous_within_the_limits(
     assert (np.abs(np.diff(speeds, axis=0)) / DT_S <= 8.0 + 1e-6).all()
 
 
-def test_a_method_changed_in_motion_goes_on_with_the_live_chunks() -> None:
+def test_a_method_changed_in_motion_continues_the_live_chunks() -> None:
     before = make_scheduler("temporal_ensemble", gripper=[False])
     for stamp_s in (0.0, 0.1, 0.2):
         before.add(ramp(stamp_s), stamp_s)
