@@ -2,8 +2,8 @@
 
 ros2 launch pi05_ros replay.launch.py bag:=BAG [rate:=0.5] [instruction:="…"]
 
-Only what the node reads is played, so recorded commands reach no controller; `dry_run` keeps the
-node's own from them. Each camera is played, and read by the node, as it was recorded: raw or
+Only the node's inputs are played, so recorded commands reach no controller; `dry_run` holds back
+the node's own commands. Each camera is played, and read by the node, as it was recorded: raw or
 compressed. The launch ends with the bag, with exit code 0; arguments and bag are checked before
 anything starts.
 """
@@ -12,43 +12,31 @@ import os
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import (
-    DeclareLaunchArgument,
-    ExecuteProcess,
-    OpaqueFunction,
-    RegisterEventHandler,
-    SetEnvironmentVariable,
-)
+from launch.actions import ExecuteProcess, OpaqueFunction, RegisterEventHandler
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
-from launch_ros.parameter_descriptions import ParameterValue
 
 from pi05_lab.evaluation.open_loop.replay import plan_replay
-from pi05_ros.nodes.launch_actions import Ending, refuse
-from pi05_ros.nodes.launch_checks import BOOLEANS, LaunchFaults
+from pi05_ros.nodes.launch_support import (
+    Ending,
+    LaunchFaults,
+    argument,
+    declare_arguments,
+    refuse,
+)
 
-SHARE = get_package_share_directory("pi05_ros")
-
+PARAMS_FILE = os.path.join(get_package_share_directory("pi05_ros"), "config", "aloha.yaml")
 ARGUMENTS = {
     "bag": (None, "rosbag2 to play"),
     "rate": ("1.0", "speed of the replay; below 1 for a policy that is slow here"),
     "loop": ("false", "play it again and again"),
     "checkpoint": ("", "checkpoint folder; empty takes the params file's"),
-    "params_file": (
-        os.path.join(SHARE, "config", "aloha.yaml"),
-        "parameters of the policy node",
-    ),
+    "params_file": (PARAMS_FILE, "parameters of the policy node"),
     "namespace": ("", "namespace of the node and of the recorded topics"),
     "dry_run": ("true", "publish chunks but no trajectories"),
     "instruction": ("", "instruction from the start; empty takes the recorded ones"),
 }
-FLAGS = ("loop", "dry_run")
-
-
-def text(name):
-    """A launch argument as a string parameter, whatever YAML would make of it."""
-    return ParameterValue(LaunchConfiguration(name), value_type=str)
 
 
 def actions(context):
@@ -58,15 +46,14 @@ def actions(context):
         replay = plan_replay(value)
     except LaunchFaults as faults:
         refuse(faults.lines)
+    given = [name for name in ("checkpoint", "instruction") if value[name]]
     overrides = {
         "use_sim_time": True,
         "autostart": True,
-        "dry_run": ParameterValue(LaunchConfiguration("dry_run"), value_type=bool),
+        "dry_run": argument("dry_run", bool),
         **replay.transports,
+        **{name: argument(name, str) for name in given},
     }
-    for name in ("checkpoint", "instruction"):
-        if value[name]:
-            overrides[name] = text(name)
     node = LifecycleNode(
         package="pi05_ros",
         executable="policy_node",
@@ -81,33 +68,17 @@ def actions(context):
         command.append("--loop")
     play = ExecuteProcess(cmd=[*command, "--topics", *replay.topics], output="both")
     ending = Ending(respawns=0)
+    when_active = OnStateTransition(
+        target_lifecycle_node=node, goal_state="active", entities=[play], handle_once=True
+    )
     return [
         *ending.watch_policy(node, autostart=True),
         ending.watch(play, "the bag has ended"),
-        RegisterEventHandler(
-            OnStateTransition(
-                target_lifecycle_node=node,
-                goal_state="active",
-                entities=[play],
-                handle_once=True,
-            )
-        ),
+        RegisterEventHandler(when_active),
         node,
     ]
 
 
 def generate_launch_description():
     """Arguments, the FastDDS profile unless the user has one, node and player."""
-    declared = [
-        DeclareLaunchArgument(
-            name,
-            default_value=default,
-            description=description,
-            choices=BOOLEANS if name in FLAGS else None,
-        )
-        for name, (default, description) in ARGUMENTS.items()
-    ]
-    if not os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE"):
-        profile = os.path.join(SHARE, "config", "fastdds_shm.xml")
-        declared.append(SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", profile))
-    return LaunchDescription([*declared, OpaqueFunction(function=actions)])
+    return LaunchDescription([*declare_arguments(ARGUMENTS), OpaqueFunction(function=actions)])

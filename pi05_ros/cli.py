@@ -39,12 +39,30 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("check", "Check a checkpoint, and whether it runs with a robot", "Robot",
-            "pi05_ros.check:check"),
+            "pi05_ros.check:check_command"),
 )  # fmt: skip
 
 
 class CommandError(Exception):
     """Ends a command with one line: what happened, where, what to do."""
+
+
+class ValueIfBare(NamedTuple):
+    """In an option's `Annotated`: the value of a bare option, as `--ray` for `--ray auto`."""
+
+    value: str
+
+
+def one_of(choices: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `typer.Option` for an option or a list option that takes only these values."""
+
+    def check(given: Any) -> Any:
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value not in choices:
+                raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}")
+        return given
+
+    return {"callback": check, "metavar": f"[{'|'.join(choices)}]"}
 
 
 def all_commands() -> dict[str, Command]:
@@ -60,10 +78,6 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
     commands = all_commands()
     chosen = _chosen(arguments, commands)
-    if chosen and hasattr(
-        importlib.import_module(chosen.target.partition(":")[0]), "add_arguments"
-    ):
-        return _run_argparse(chosen, arguments)
     app = _make_typer("pi05", "π0.5 on a ROS 2 robot.")
     app.callback()(_options)
     groups: dict[str, typer.Typer] = {}
@@ -84,15 +98,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     return 0
-
-
-def _run_argparse(command: Command, arguments: Sequence[str]) -> int:
-    import argparse
-
-    module = importlib.import_module(command.target.partition(":")[0])
-    parser = argparse.ArgumentParser(prog=f"pi05 {command.name}", description=command.summary)
-    module.add_arguments(parser)
-    return int(module.run(parser.parse_args(arguments[len(command.name.split()) :])))
 
 
 def _make_typer(name: str, summary: str) -> typer.Typer:
@@ -140,7 +145,7 @@ def _load(command: Command) -> Callable[..., None]:
     module_name, _, name = command.target.partition(":")
     try:
         function: Callable[..., int] = getattr(importlib.import_module(module_name), name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise SystemExit(_missing(command, error)) from None
 
     @functools.wraps(function)
@@ -152,7 +157,7 @@ def _load(command: Command) -> Callable[..., None]:
                 str(error), style="bold red", markup=False, highlight=False, soft_wrap=True
             )
             code = 1
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             print(_missing(command, error), file=sys.stderr)
             code = 1
         raise typer.Exit(code)
@@ -160,26 +165,35 @@ def _load(command: Command) -> Callable[..., None]:
     return run
 
 
-def _missing(command: Command, error: ModuleNotFoundError) -> str:
+def _missing(command: Command, error: ImportError) -> str:
+    if error.name is None:  # raised by a module that names the remedy
+        return str(error)
     ours = str(error.name).split(".")[0] in ("pi05_ros", "pi05_lab")
-    if ours or not command.extra:
+    if ours or not command.extra or not isinstance(error, ModuleNotFoundError):
         raise error
     return f"pi05 {command.name} needs {error.name}: pip install 'pi05_ros[{command.extra}]'"
 
 
 def _repeat_options(arguments: Sequence[str], function: Callable[..., Any]) -> list[str]:
-    """`--tasks touch pick` → `--tasks touch --tasks pick`: options of list type take several."""
-    several = set(_list_options(function))
+    """Write options as click reads them.
+
+    Options of list type take several values: `--tasks touch pick` → `--tasks touch --tasks pick`.
+    Options with `ValueIfBare` get their value: `--ray` → `--ray auto`.
+    """
+    several = set(_options_with(function, _is_list))
+    bare = dict(_options_with(function, _value_if_bare))
     repeated: list[str] = []
     option = ""
     for index, argument in enumerate(arguments):
         if argument == "--":
             return [*repeated, *arguments[index:]]
+        follows = arguments[index + 1 : index + 2]
         if argument.startswith("-"):
-            option = argument if argument in several else ""
-            follows = arguments[index + 1 : index + 2]
+            option = argument if (argument, True) in several else ""
             if not option or not follows or follows[0].startswith("--"):
                 repeated.append(argument)
+            if argument in bare and (not follows or follows[0].startswith("-")):
+                repeated.append(bare[argument])
         elif option:
             repeated += [option, argument]
         else:
@@ -187,14 +201,29 @@ def _repeat_options(arguments: Sequence[str], function: Callable[..., Any]) -> l
     return repeated
 
 
-def _list_options(function: Callable[..., Any]) -> Iterator[str]:
+def _options_with(
+    function: Callable[..., Any], select: Callable[[Any, Sequence[Any]], Any]
+) -> Iterator[tuple[str, Any]]:
+    """Names of the options for which `select(type, annotations)` is true, with its value."""
     hints = get_type_hints(function, include_extras=True)
     for name in inspect.signature(function).parameters:
-        kind, *extra = get_args(hints[name]) if get_origin(hints[name]) is Annotated else [None]
+        if get_origin(hints[name]) is not Annotated:
+            continue
+        kind, *extra = get_args(hints[name])
+        selected = select(kind, extra)
         for info in extra:
-            if isinstance(info, typer.models.OptionInfo) and get_origin(kind) is list:
+            if selected and isinstance(info, typer.models.OptionInfo):
                 declared = [text for text in info.param_decls or () if text.startswith("-")]
-                yield from declared or [f"--{name.replace('_', '-')}"]
+                for option in declared or [f"--{name.replace('_', '-')}"]:
+                    yield option, selected
+
+
+def _is_list(kind: Any, extra: Sequence[Any]) -> bool:
+    return any(get_origin(each) is list for each in (kind, *get_args(kind)))
+
+
+def _value_if_bare(kind: Any, extra: Sequence[Any]) -> str | None:
+    return next((each.value for each in extra if isinstance(each, ValueIfBare)), None)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pi05_ros.control.chunks import ChunkScheduler
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.speed import SpeedScaler
 from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
-from pi05_ros.observation.buffer import NotReady, ObservationBuffer, RoundIncomplete, Snapshot
+from pi05_ros.observation.buffer import FrameSetIncomplete, NotReady, ObservationBuffer, Snapshot
 from pi05_ros.observation.frame_sync import FrameSync
 from pi05_ros.types import ActionPrefix, FloatArray, ImageArray, JointGroup, Observation
 from pi05_ros.watchdog import Fault, Watchdog
@@ -136,9 +136,9 @@ class InferenceRequests:
         if not scheduler.wants_inference(plan_s, ahead_s):
             return
         try:
-            snapshot = self._buffer.snapshot(now_s, self._frame_sync.within_s(now_s))
-        except RoundIncomplete:
-            self._frame_sync.missed(now_s)
+            snapshot = self._buffer.snapshot(now_s, self._frame_sync.max_skew_s(now_s))
+        except FrameSetIncomplete:
+            self._frame_sync.record_incomplete(now_s)
             return
         except NotReady:
             return
@@ -146,7 +146,7 @@ class InferenceRequests:
             return
         if not plausible(snapshot.joints_stamp_s, snapshot.positions):
             return
-        self._frame_sync.taken(snapshot.skew_s, now_s)
+        self._frame_sync.record_used(snapshot.skew_s, now_s)
         self._last_observation_s = snapshot.stamp_s
         self._ready_s = self._buffer.arrived_s
         prefix = None

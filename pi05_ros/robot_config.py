@@ -32,7 +32,7 @@ from pi05_ros.config import (
     fields_of,
     joint_group,
 )
-from pi05_ros.control.urdf import UrdfError, read_urdf_limits, tightened
+from pi05_ros.control.urdf import UrdfError, intersect_limits, read_urdf_limits
 from pi05_ros.observation.buffer import Gates
 from pi05_ros.types import JointGroup
 
@@ -157,7 +157,7 @@ def _with_urdf(config: RobotConfig, urdf: Path, file: Path) -> RobotConfig:
         )
     try:
         text = urdf.read_text(encoding="utf-8")
-        joints = tightened(config.joints, read_urdf_limits(text, config.joints.names))
+        joints = intersect_limits(config.joints, read_urdf_limits(text, config.joints.names))
     except OSError as error:
         raise RobotConfigError(f"{urdf} cannot be read: {error.strerror}") from None
     except (UrdfError, UnicodeDecodeError) as error:

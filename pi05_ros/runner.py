@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.control.braking import Braking, Rest
+from pi05_ros.control.braking import BrakeState, Braking
 from pi05_ros.control.chunks import ChunkScheduler
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.scheduler import SyncScheduler
@@ -25,7 +25,7 @@ from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
 from pi05_ros.observation.buffer import ObservationBuffer
 from pi05_ros.requests import InferenceRequests, InstructionChanges
 from pi05_ros.start_gate import StartGate
-from pi05_ros.types import ActionChunk, FloatArray, ImageArray, JointGroup
+from pi05_ros.types import ActionChunk, FloatArray, ImageArray, JointGroup, Level, Problem
 from pi05_ros.watchdog import Fault, Watchdog
 
 
@@ -123,7 +123,7 @@ class PolicyRunner:
         self._active = self._stopped = False
         self._last_tick_s = -math.inf
         self.tracking = tracking or TrackingMonitor(joints, time_s=0.0)
-        self._brake = Rest(stream)
+        self._brake = BrakeState(stream)
         self._start_check = start_check
         self._start_gate = StartGate(buffer, self._brake, start_check)
         self._start_at: FloatArray | None = None
@@ -233,18 +233,27 @@ class PolicyRunner:
         """Seconds at full speed until the live chunks end."""
         return self.scheduler.remaining_s(self.pace.plan_s(now_s))
 
-    def problems(self, now_s: float) -> list[str]:
-        """Why no inference can start or the arms do not move; one line each."""
+    def problems(self, now_s: float) -> list[Problem]:
+        """Why no inference can start or the arms do not move."""
         found = []
         if self._stopped:
-            found.append(f"stopped: {self._stop_reason or '~/resume ends it'}")
+            stopped = f"stopped: {self._stop_reason or '~/resume ends it'}"
+            level = Level.ERROR if self._stop_reason else Level.WARN
+            found.append(Problem("stopped", stopped, level))
         if self.pace.scale == 0:
-            found.append("speed: scheduler.speed_scale is 0")
+            found.append(Problem("speed", "speed: scheduler.speed_scale is 0"))
         found += self.buffer.problems(now_s)
-        found += [self._start_gate.problem, self.tracking.problem]
-        found.append(self._changes.problem(now_s, self.network_latency.estimate_s))
-        found += [self._requests.hang() or "", self.refusal]
-        return [text for text in found if text]
+        changes = self._changes.problem(now_s, self.network_latency.estimate_s)
+        for part, text, level in (
+            ("start", self._start_gate.problem, Level.WARN),
+            ("tracking", self.tracking.problem, Level.WARN),
+            ("instruction", changes, Level.WARN),
+            ("policy", self._requests.hang(), Level.ERROR),
+            ("first command", self.refusal, Level.ERROR),
+        ):
+            if text:
+                found.append(Problem(part, text, level))
+        return found
 
     @property
     def hung(self) -> bool:
@@ -394,7 +403,7 @@ class PolicyRunner:
     def _targets(self, times_s: FloatArray) -> FloatArray | None:
         if self.low_pass is None:
             return self._plan(times_s)
-        return self.low_pass.course(times_s, self._plan)
+        return self.low_pass.filter(times_s, self._plan)
 
     def _plan(self, times_s: FloatArray) -> FloatArray | None:
         plan_s = self.pace.plan_times_s(times_s)
@@ -402,7 +411,7 @@ class PolicyRunner:
         if targets is None or self._start_ramp is None:
             return targets
         # The ramp ends with the plan: no motion without a prediction.
-        return self._start_ramp.course(np.minimum(plan_s, self._plan_end_s), targets)
+        return self._start_ramp.apply(np.minimum(plan_s, self._plan_end_s), targets)
 
     def _process(self, result: InferenceResult, now_s: float, tick: Tick) -> Fault | None:
         fault = self._requests.record_result(result)
@@ -452,7 +461,7 @@ class PolicyRunner:
         self.pace.reset()
         self.refusal = self._start_gate.problem = ""
         self._start_at = None
-        self.tracking.stop()
+        self.tracking.reset()
         self._changes.clear()
         self._had_plan = self._stands = False
         self._last_tick_s = -math.inf

@@ -53,9 +53,7 @@ def make_runner(
         ),
     )
     stream = CommandStream(
-        joints,
         MotionLimiter(joints, dt_s, position_margin=parameters.position_margin),
-        dt_s,
         lookahead_steps=max(1, round(parameters.lookahead_s / dt_s)),
         lead_s=parameters.lead_s,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pi05_ros.control.braking import Rest
+from pi05_ros.control.braking import BrakeState
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer
 from pi05_ros.types import FloatArray
@@ -14,7 +14,9 @@ SHOWN_AFTER_S = 1.0
 class StartGate:
     """Waits until the last motion is at rest and joint states stamped after it agree."""
 
-    def __init__(self, buffer: ObservationBuffer, rest: Rest, check: StartCheck | None) -> None:
+    def __init__(
+        self, buffer: ObservationBuffer, rest: BrakeState, check: StartCheck | None
+    ) -> None:
         """Without `check`, one joint state is enough."""
         self.problem = ""
         self._buffer = buffer

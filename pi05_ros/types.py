@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,6 +64,30 @@ class ActionPrefix:
     """[n, action_dim] absolute, step k due at the stamp + k * dt_s; n may be below the horizon."""
     committed_steps: int
     """Number of first steps that are executed before the next chunk can take effect."""
+
+
+class Level(IntEnum):
+    """Severity, as in diagnostic_msgs/DiagnosticStatus."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A reason why no inference can start or no command is sent."""
+
+    part: str
+    """Which input or part of the node: "camera", "joints", "instruction", "start", "policy"…"""
+    text: str
+    """One line for a person; figures in it may change while the problem stays the same."""
+    level: Level = Level.WARN
+    names: tuple[str, ...] = ()
+    """The cameras or the topic that it concerns, where `part` has several."""
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Policy(Protocol):

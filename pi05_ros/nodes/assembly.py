@@ -1,7 +1,4 @@
-"""What `configure` puts together from the parameters: the policy and the runner around it.
-
-The robot's joints with their limits: the parameters', or what a URDF leaves of them.
-"""
+"""What `configure` builds from the parameters: the joints' limits, the policy and its executor."""
 
 from __future__ import annotations
 
@@ -16,10 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from rclpy.node import Node
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from pi05_ros import types
 from pi05_ros.config import (
     CameraParameters,
     GuidanceParameters,
@@ -28,16 +24,15 @@ from pi05_ros.config import (
     PolicyParameters,
     SchedulerParameters,
 )
-from pi05_ros.control.urdf import UrdfError, read_urdf_limits, tightened
+from pi05_ros.control.urdf import UrdfError, intersect_limits, read_urdf_limits
 from pi05_ros.executor import InferenceExecutor
-from pi05_ros.nodes.messages import LATCHED_QOS, deserialized_picture, image_message
-from pi05_ros.observation.decode import decode_image
+from pi05_ros.nodes.messages import LATCHED_QOS, decode_stored_image, image_message
 from pi05_ros.observation.instruction import checked_instruction
-from pi05_ros.types import ActionPrefix, ImageArray, JointGroup
+from pi05_ros.types import ActionPrefix, JointGroup, Policy
 
 
-def limited(node: Node, limits: LimitsParameters, joints: JointGroup) -> JointGroup:
-    """`joints` with the limits that `limits.*` asks for; waits for the executor's thread.
+def apply_limits(node: Node, limits: LimitsParameters, joints: JointGroup) -> JointGroup:
+    """`joints` with the limits of `limits.source`; blocks until a URDF arrives, if one is needed.
 
     Raises:
         ParameterError: no URDF comes in time, or it does not fit the joints.
@@ -57,7 +52,7 @@ def limited(node: Node, limits: LimitsParameters, joints: JointGroup) -> JointGr
     finally:
         node.destroy_subscription(subscription)
     try:
-        tight = tightened(joints, read_urdf_limits(message.data, joints.names))
+        tight = intersect_limits(joints, read_urdf_limits(message.data, joints.names))
     except UrdfError as error:
         raise ParameterError(f"limits.source urdf, {topic}: {error}") from None
     pairs = zip(joints.joints, tight.joints, strict=True)
@@ -66,15 +61,12 @@ def limited(node: Node, limits: LimitsParameters, joints: JointGroup) -> JointGr
     return tight
 
 
-ImageType = type[Image] | type[CompressedImage]
-
-
-def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> types.Policy:
+def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> Policy:
     """Load the checkpoint; called on the executor thread, which owns the device."""
     from pi05_ros.policy import Policy
     from pi05_ros.policy.guidance import Guidance
 
-    policy = Policy.from_pretrained(
+    return Policy.from_pretrained(
         parameters.checkpoint,
         robot=parameters.robot,
         device=parameters.device,
@@ -84,16 +76,14 @@ def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> t
         threads=parameters.threads or max(1, (os.cpu_count() or 2) - 1),
         execution=parameters.execution,
         fp8_prefix=parameters.fp8_prefix,
+        guidance=Guidance(**vars(guidance)),
     )
-    policy.guidance = Guidance(**vars(guidance))
-    policy.guidance.check(policy.model.config)
-    return policy
 
 
 def make_executor(
     parameters: PolicyParameters,
     scheduling: SchedulerParameters,
-    load: Callable[[], types.Policy],
+    load: Callable[[], Policy],
     on_result: Callable[[], None],
 ) -> InferenceExecutor:
     """The executor of what `load` returns, with the hooks that a device needs."""
@@ -107,58 +97,54 @@ def make_executor(
     )
 
 
-def warmup_prefixes(policy: types.Policy) -> Iterable[ActionPrefix]:
+def warmup_prefixes(policy: Policy) -> Iterable[ActionPrefix]:
     """A prefix of half a chunk: guided sampling has kernels of its own to choose or compile."""
     steps = max(1, policy.horizon // 2)
     return [ActionPrefix(np.zeros((steps, policy.action_dim)), committed_steps=min(2, steps))]
 
 
-def usable_instruction(policy: types.Policy | None, text: str, max_chars: int) -> str:
+def warm_up_decoder() -> None:
+    """Load the reader of serialized images, 0.1 s that the first inference would wait for."""
+    pixel = image_message(np.zeros((1, 1, 3), np.uint8), 0.0, "")
+    decode_stored_image((Image, serialize_message(pixel)))
+
+
+def usable_instruction(policy: Policy, text: str, max_chars: int) -> str:
     """The text as the robot's instruction, without surrounding blanks.
 
-    A policy may refuse one by a method `check_instruction`; it must be quick, and callable while
-    another thread infers.
-
     Raises:
-        ValueError: one line that says what is wrong with the text.
+        ValueError: one line that says what is wrong with the text, by the common rules or by the
+            policy's optional `check_instruction`.
     """
     instruction = checked_instruction(text, max_chars)
-    check = getattr(policy, "check_instruction", None)
-    if check is not None:
-        check(instruction)
+    getattr(policy, "check_instruction", lambda text: None)(instruction)
     return instruction
 
 
 def empty_device_cache() -> None:
-    """Give back what torch's allocator keeps of the GPU's memory without using it."""
+    """Return the unused GPU memory of torch's allocator."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def release_device_memory() -> None:
-    """Free a policy that is dropped: its cycles and its memory on the GPU."""
-    # configure freezes the policy's objects, which no collection looks at then
+    """Free a dropped policy: its reference cycles and its memory on the GPU."""
+    # configure freezes the policy's objects, which excludes them from collections
     gc.unfreeze()
     gc.collect()
     empty_device_cache()
 
 
 def lower_priority(nice: int) -> None:
-    """Let the calling thread, and those that it starts, give way to the process's others.
-
-    Linux alone has priorities by thread; elsewhere nothing is changed.
-    """
+    """Lower the priority of the calling thread and of those that it starts; Linux only."""
     if nice and sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
 
 
 def device_memory_mb() -> dict[str, float]:
-    """What the network holds on the GPU, by name; empty where there is none.
-
-    Whoever has a network on a GPU has loaded torch.
-    """
+    """GPU memory of the network by name; empty without a GPU, or while torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}
@@ -169,12 +155,12 @@ def device_memory_mb() -> dict[str, float]:
 
 
 def check_fit(
-    policy: types.Policy, joints: JointGroup, cameras: Mapping[str, CameraParameters]
+    policy: Policy, joints: JointGroup, cameras: Mapping[str, CameraParameters]
 ) -> list[str]:
     """Check the params file against the policy; returns warnings.
 
     Joints are compared by name with the robot's description, where the policy has one: a joint that
-    both know must stand at the same place.
+    both have must be at the same index.
 
     Raises:
         ParameterError: they do not fit together.
@@ -190,37 +176,14 @@ def check_fit(
                 f"cameras.names: the policy has no camera {name!r}; it was made for "
                 f"{list(policy.cameras)}"
             )
-    known: Sequence[str] = getattr(policy, "joint_names", ())
-    if not known:
-        return []
-    shared = [name for name in joints.names if name in known]
-    for name in shared:
-        ours, theirs = joints.names.index(name), known.index(name)
-        if ours != theirs:
+    known: Sequence[str] = getattr(policy, "joint_names", ()) or joints.names
+    for index, name in enumerate(joints.names):
+        if name in known and known.index(name) != index:
             raise ParameterError(
-                f"joints.names: {name!r} is at place {ours + 1}, but the robot's description has "
-                f"it at place {theirs + 1}; its order is {', '.join(known)}"
+                f"joints.names: {name!r} is at place {index + 1}, but the robot's description has "
+                f"it at place {known.index(name) + 1}; its order is {', '.join(known)}"
             )
-    if len(shared) < len(joints):
-        pairs = ", ".join(
-            f"{ours} is {theirs}"
-            for ours, theirs in zip(joints.names, known, strict=True)
-            if ours != theirs
-        )
-        return [
-            "joints.names has other names than the robot's description, so their order cannot be "
-            f"checked: {pairs}"
-        ]
-    return []
-
-
-def decode_stored_image(stored: tuple[ImageType, bytes]) -> ImageArray:
-    """A stored serialized picture → RGB [H, W, 3]; raises ValueError for bytes that are none."""
-    image_type, data = stored
-    return decode_image(deserialized_picture(data, image_type))
-
-
-def get_ready_to_decode() -> None:
-    """Load the reader of serialized pictures, 0.1 s that the first inference would wait for."""
-    pixel = image_message(np.zeros((1, 1, 3), np.uint8), 0.0, "")
-    decode_stored_image((Image, serialize_message(pixel)))
+    pairs = zip(joints.names, known, strict=True)
+    renamed = ", ".join(f"{ours} is {theirs}" for ours, theirs in pairs if ours != theirs)
+    warning = "joints.names has other names than the robot's description, so their order cannot be"
+    return [f"{warning} checked: {renamed}"] if renamed else []

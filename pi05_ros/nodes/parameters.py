@@ -4,23 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
-from pi05_ros.config import ParameterError, fields_of
+from pi05_ros.config import (
+    CameraParameters,
+    ControllerParameters,
+    FaultParameters,
+    GuidanceParameters,
+    JointParameters,
+    LimitsParameters,
+    ParameterError,
+    PolicyParameters,
+    SchedulerParameters,
+    controller_columns,
+    fields_of,
+    joint_group,
+)
+from pi05_ros.robot_config import RobotConfig
 from pi05_ros.topic_checks import topic_fault
 
 T = TypeVar("T")
 
 
-@runtime_checkable
-class HasTopic(Protocol):
-    """A block of parameters with a topic of its own."""
+def declare_robot(node: Node) -> RobotConfig:
+    """Declare all parameters of the policy node and return their values.
 
-    def topic_of(self, name: str) -> str: ...
+    Raises:
+        ParameterError: a value that cannot be used, or an override that no parameter has.
+    """
+    joints = joint_group(declare_named(node, "joints", JointParameters))
+    controllers = declare_named(node, "controllers", ControllerParameters)
+    config = RobotConfig(
+        parameters=declare(node, PolicyParameters),
+        scheduler=declare(node, SchedulerParameters, "scheduler."),
+        faults=declare(node, FaultParameters, "faults."),
+        limits=declare(node, LimitsParameters, "limits."),
+        guidance=declare(node, GuidanceParameters, "guidance."),
+        cameras=declare_named(node, "cameras", CameraParameters),
+        joints=joints,
+        controllers=controllers,
+        columns=controller_columns(controllers, joints),
+    )
+    if unknown := unknown_overrides(node):
+        raise ParameterError(
+            f"unknown parameters {unknown}; docs/parameters.md lists those that exist"
+        )
+    return config
 
 
 def _descriptor(entry: dataclasses.Field[Any]) -> ParameterDescriptor:
@@ -51,11 +85,8 @@ def declare(node: Node, declaration: type[T], prefix: str = "") -> T:
         name = prefix + entry.name
         try:
             if not node.has_parameter(name):
-                default = (
-                    entry.default_factory()
-                    if entry.default_factory is not dataclasses.MISSING
-                    else entry.default
-                )
+                factory = entry.default_factory
+                default = entry.default if factory is dataclasses.MISSING else factory()
                 node.declare_parameter(name, default, _descriptor(entry))
             value = node.get_parameter(name).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
@@ -63,9 +94,8 @@ def declare(node: Node, declaration: type[T], prefix: str = "") -> T:
         choices = entry.metadata["choices"]
         if choices and value not in choices:
             raise ParameterError(f"parameter {name!r} is {value!r}; it may be {', '.join(choices)}")
-        values[entry.name] = list(value) if isinstance(value, Sequence) and not isinstance(
-            value, str
-        ) else value  # fmt: skip
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        values[entry.name] = list(value) if is_list else value
     return declaration(**values)
 
 
@@ -91,19 +121,29 @@ def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
     if len(set(names)) != len(names):
         raise ParameterError(f"parameter {names_parameter!r} repeats a name: {names}")
     blocks = {name: declare(node, declaration, f"{group}.{name}.") for name in names}
-    topics = {
-        name: block.topic_of(name) for name, block in blocks.items() if isinstance(block, HasTopic)
-    }
-    fault = topic_fault(group, topics, node.get_namespace())
-    if fault:
+    with_topics = (CameraParameters, ControllerParameters)
+    topics = {n: b.topic_of(n) for n, b in blocks.items() if isinstance(b, with_topics)}
+    if fault := topic_fault(group, topics, node.get_namespace()):
         raise ParameterError(fault)
     return blocks
 
 
-def unknown_overrides(node: Node) -> list[str]:
-    """Names given in a params file or on the command line that nothing declares: typing errors.
+def whole_numbers_as_floats(node: Node, changes: list[Parameter]) -> list[Parameter]:
+    """`ros2 param set` reads 0 as an integer, which a parameter with decimals accepts too."""
+    return [
+        Parameter(change.name, Parameter.Type.DOUBLE, float(change.value))
+        if change.type_ is Parameter.Type.INTEGER
+        and node.has_parameter(change.name)
+        and node.get_parameter(change.name).type_ is Parameter.Type.DOUBLE
+        else change
+        for change in changes
+    ]
 
-    rclpy drops them silently and has no public list of them.
+
+def unknown_overrides(node: Node) -> list[str]:
+    """Names in a params file or on the command line that are not declared: typing errors.
+
+    rclpy ignores them silently and has no public list of them.
     """
     given: Iterable[str] = getattr(node, "_parameter_overrides", {})
     return sorted(name for name in given if not node.has_parameter(name))

@@ -371,7 +371,7 @@ def test_stop_is_latched_until_resume(rig: Rig) -> None:
     assert all(rig.tick() == Tick() for _ in range(20))
     assert rig.executor.statistics.completed <= completed + 1
     assert rig.runner.stopped
-    assert any("~/resume" in problem for problem in rig.runner.problems(rig.now_s))
+    assert any("~/resume" in problem for problem in rig.problems())
     rig.runner.resume()
     trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert trajectory is not None
@@ -393,7 +393,7 @@ def test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away(rig: Rig) -> Non
     rig.until(lambda _: rig.executor.busy_since_s is not None)
     tick = rig.until(lambda tick: tick.failures)
     assert "no answer" in tick.failures[0] and tick.fault is None
-    assert rig.runner.hung and any("no answer" in p for p in rig.runner.problems(rig.now_s))
+    assert rig.runner.hung and any("no answer" in p for p in rig.problems())
     tick = rig.until(lambda _: rig.runner.misses == 1)
     for _ in range(10):
         tick = rig.tick()
@@ -460,7 +460,7 @@ def test_a_far_first_command_is_refused(rig: Rig) -> None:
     watched(rig, Watchdog(), start_ramp=StartRamp(rig.joints, "refuse", 0.2))
     rig.until(lambda _: rig.runner.refusal)
     assert not rig.runner.stream.active
-    assert any("'elbow'" in problem for problem in rig.runner.problems(rig.now_s))
+    assert any("'elbow'" in problem for problem in rig.problems())
     rig.policy.target = np.array([0.15, 1.0])
     rig.until(lambda tick: tick.trajectory is not None)
     assert rig.runner.refusal == ""

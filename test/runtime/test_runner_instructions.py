@@ -25,7 +25,7 @@ def rig() -> Iterator[Rig]:
 
 
 def told(rig: Rig) -> list[str]:
-    return [p for p in rig.runner.problems(rig.now_s) if p.startswith("instruction: ")]
+    return [p for p in rig.problems() if p.startswith("instruction: ")]
 
 
 def let_finish(rig: Rig, gate: threading.Event) -> None:

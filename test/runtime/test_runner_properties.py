@@ -87,7 +87,7 @@ class World:
         self.now_s = 100.0
         self.check = StartCheck(JOINTS, tolerance=TOLERANCE)
         self.buffer = ObservationBuffer([CameraStream("top")], JOINTS.names, Gates())
-        self.stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S), DT_S)
+        self.stream = CommandStream(MotionLimiter(JOINTS, DT_S))
         self.runner = PolicyRunner(
             self.buffer,
             cast("InferenceExecutor", InstantExecutor(targets)),

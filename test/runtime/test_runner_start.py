@@ -102,7 +102,7 @@ def test_a_start_needs_joint_states_from_after_the_rest(rig: Rig, ending: str) -
 def test_joint_states_stamped_ahead_do_not_end_the_braking(rig: Rig) -> None:
     """Pins: a driver whose clock is ahead, whose joint states seem to come from after the rest."""
     moving(rig)
-    ending = rest.Rest(rig.stream)
+    ending = rest.BrakeState(rig.stream)
     gate = StartGate(rig.buffer, ending, StartCheck(rig.joints))
     braking = ending.brake(rig.now_s)
     assert braking is not None
@@ -200,10 +200,10 @@ def test_one_wrong_joint_state_is_never_commanded(rig: Rig, wrong: float) -> Non
     assert tick.chunks and tick.trajectory is None
     assert any(
         problem.startswith("start: joint 'elbow' ") and f"{wrong:.4g}" in problem
-        for problem in rig.runner.problems(rig.now_s)
+        for problem in rig.problems()
     )
     np.testing.assert_allclose(starts(rig).positions[0], HOME, atol=1e-3)
-    assert not any(problem.startswith("start") for problem in rig.runner.problems(rig.now_s))
+    assert not any(problem.startswith("start") for problem in rig.problems())
 
 
 def test_a_second_publisher_prevents_start_and_inference(rig: Rig) -> None:
@@ -215,7 +215,7 @@ def test_a_second_publisher_prevents_start_and_inference(rig: Rig) -> None:
         assert rig.tick().trajectory is None
     time.sleep(0.02)
     assert rig.policy.seen == []
-    (problem,) = (p for p in rig.runner.problems(rig.now_s) if p.startswith("start"))
+    (problem,) = (p for p in rig.problems() if p.startswith("start"))
     assert "'elbow' jumps from" in problem and "second publisher" in problem
     np.testing.assert_allclose(starts(rig).positions[0], HOME, atol=1e-3)
     assert all(abs(observation.state[0] - HOME[0]) < 0.01 for observation in rig.policy.seen[:1])
@@ -229,7 +229,7 @@ def test_a_second_publisher_whose_clock_is_behind_prevents_a_start(rig: Rig) -> 
         tick = rig.tick()
         feed(rig, [0.9, 0.03], -0.4 * DT_S)
         assert tick.trajectory is None
-    assert any("'elbow' jumps" in problem for problem in rig.runner.problems(rig.now_s))
+    assert any("'elbow' jumps" in problem for problem in rig.problems())
 
 
 def test_a_joint_outside_its_limits_is_told_and_does_not_start(rig: Rig) -> None:
@@ -237,7 +237,7 @@ def test_a_joint_outside_its_limits_is_told_and_does_not_start(rig: Rig) -> None
     rig.runner.set_instruction("wave")
     rig.runner.activate()
     assert all(rig.tick().trajectory is None for _ in range(20))
-    (problem,) = (p for p in rig.runner.problems(rig.now_s) if p.startswith("start"))
+    (problem,) = (p for p in rig.problems() if p.startswith("start"))
     assert "'elbow' is at 1.2, outside its limits -1 to 1" in problem
     rig.measured = np.array([1.05, 0.03])
     trajectory = starts(rig)
@@ -252,7 +252,7 @@ def test_joint_states_that_are_too_few_are_told_after_a_second(rig: Rig) -> None
     ended_s = rig.now_s
     for k in range(120):
         rig.tick(see=False, feel=k % 12 == 0)
-        if told_s is None and any("20 Hz" in p for p in rig.runner.problems(rig.now_s)):
+        if told_s is None and any("20 Hz" in p for p in rig.problems()):
             told_s = rig.now_s
     assert told_s is not None and told_s - ended_s > 1.0
 
@@ -263,7 +263,7 @@ def test_a_stopped_runner_has_no_start_problem(rig: Rig) -> None:
     rig.tick()
     for _ in range(10):
         rig.tick()
-    assert any(p.startswith("start") for p in rig.runner.problems(rig.now_s))
+    assert any(p.startswith("start") for p in rig.problems())
     rig.runner.stop(rig.now_s)
-    assert not any(p.startswith("start") for p in rig.runner.problems(rig.now_s))
+    assert not any(p.startswith("start") for p in rig.problems())
     assert rig.tick() == Tick()

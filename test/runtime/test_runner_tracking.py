@@ -26,10 +26,10 @@ def rig() -> Iterator[Rig]:
 def test_an_emergency_stop_is_told_at_once_and_then_latched(rig: Rig) -> None:
     rig.start()
     rig.drives_on = False
-    rig.until(lambda _: any(p.startswith("tracking") for p in rig.runner.problems(rig.now_s)))
+    rig.until(lambda _: any(p.startswith("tracking") for p in rig.problems()))
     told_s = rig.now_s
     assert not rig.runner.stopped and rig.stream.active
-    (problem,) = (p for p in rig.runner.problems(rig.now_s) if p.startswith("tracking"))
+    (problem,) = (p for p in rig.problems() if p.startswith("tracking"))
     assert "joint 'elbow' is 0." in problem and ", limit 0." in problem
     tick = rig.until(lambda tick: tick.braking is not None)
     assert rig.now_s - told_s == pytest.approx(0.5, abs=2 * DT_S)
@@ -38,7 +38,7 @@ def test_an_emergency_stop_is_told_at_once_and_then_latched(rig: Rig) -> None:
     assert (braking.trajectory.velocities[-1] == 0).all()
     assert any("'elbow'" in notice and "brake" in notice for notice in tick.notices)
     assert rig.runner.stopped
-    (problem,) = rig.runner.problems(rig.now_s)
+    (problem,) = rig.problems()
     assert problem.startswith("stopped: joint 'elbow' is 0.")
     assert "e-stop, drives off, or an obstacle?" in problem and "~/resume" in problem
     assert all(rig.tick() == Tick() for _ in range(50))
@@ -60,9 +60,9 @@ def test_resume_starts_where_the_arms_are_and_forgets_the_reason(rig: Rig) -> No
     rig.drives_on = True
     for _ in range(100):
         rig.tick()
-    assert not rig.runner.stopped and rig.runner.problems(rig.now_s) == []
+    assert not rig.runner.stopped and rig.problems() == []
     rig.runner.stop(rig.now_s)
-    assert rig.runner.problems(rig.now_s) == ["stopped: ~/resume ends it"]
+    assert rig.problems() == ["stopped: ~/resume ends it"]
 
 
 def test_an_arm_at_rest_that_is_moved_by_hand_is_told(rig: Rig) -> None:
@@ -76,7 +76,7 @@ def test_an_arm_at_rest_that_is_moved_by_hand_is_told(rig: Rig) -> None:
         tick = rig.tick(see=False)
         if tick.braking is not None:
             break
-    assert rig.runner.stopped and "'elbow'" in rig.runner.problems(rig.now_s)[0]
+    assert rig.runner.stopped and "'elbow'" in rig.problems()[0]
 
 
 def test_joint_states_that_stop_in_motion_end_it_until_they_come_back(rig: Rig) -> None:
@@ -99,7 +99,7 @@ def test_the_monitor_can_be_switched_off(rig: Rig) -> None:
     rig.drives_on = False
     for _ in range(100):
         assert rig.tick().braking is None
-    assert rig.runner.problems(rig.now_s) == []
+    assert rig.problems() == []
 
 
 def test_the_figures_of_tracking_are_there_for_a_status(rig: Rig) -> None:

@@ -48,6 +48,7 @@ from pi05_ros.types import JointGroup
 
 ROOT = Path(__file__).parents[2]
 PARAMS_FILE = ROOT / "config" / "aloha.yaml"
+MODULES = {"policy_node": "pi05_ros.nodes.main", "aloha_sim_node": "pi05_lab.sim.main"}
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 CONTROLLERS = ("left_arm_controller", "right_arm_controller")
 JOINTS = tuple(
@@ -72,7 +73,7 @@ class NodeProcess:
         self.log_path = log
         program = [str(name)]
         if isinstance(name, str):
-            program = ["-m", "pi05_ros.nodes.main", name]
+            program = ["-m", MODULES[name]]
         command = [sys.executable, *program, "--ros-args"]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -81,6 +82,10 @@ class NodeProcess:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
             )
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     @property
     def threads(self) -> int:
@@ -116,7 +121,7 @@ class Servo:
     def place(self, positions: np.ndarray) -> None:
         """Put the joints somewhere by hand; trajectories from before are not followed on."""
         self.positions = positions
-        self._followed.clear()
+        self._followed = {}  # the peer's thread may iterate over the one before
 
     def follow(self, controller: str, trajectory: JointTrajectory) -> None:
         self._followed[controller] = trajectory

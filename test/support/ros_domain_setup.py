@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from pi05_ros.nodes.ros_domain import claim_domain
+from pi05_lab.demo.ros_domain import claim_domain
 
 # also where the user works in a domain: the tests must not command a robot
 os.environ["ROS_DOMAIN_ID"] = str(claim_domain())
@@ -15,12 +15,6 @@ import rclpy
 from pi05_ros.nodes.main import prepare
 
 prepare()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Node processes write the small checkpoint there, not into the user's home."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture()

@@ -68,7 +68,7 @@ class Rig:
         self.executor.start()
         self.executor.wait_ready(10.0)
         self.buffer = ObservationBuffer([CameraStream("top")], self.joints.names, Gates())
-        self.stream = CommandStream(self.joints, MotionLimiter(self.joints, DT_S), DT_S)
+        self.stream = CommandStream(MotionLimiter(self.joints, DT_S))
         self.runner = self.make_runner()
         self.now_s = 100.0
         self.measured = HOME
@@ -128,6 +128,9 @@ class Rig:
                 return tick
             time.sleep(0.002)
         raise AssertionError("it did not happen")
+
+    def problems(self) -> list[str]:
+        return [problem.text for problem in self.runner.problems(self.now_s)]
 
     def close(self) -> None:
         if self.policy.gate is not None:

@@ -1,3 +1,3 @@
-from ros_domain_setup import own_cache, ros
+from ros_domain_setup import ros
 
-__all__ = ["own_cache", "ros"]
+__all__ = ["ros"]

@@ -17,6 +17,8 @@ from trajectory_msgs.msg import JointTrajectory
 from pi05_lab.sim.arms import SimulatedAloha
 from pi05_ros.nodes.messages import IMAGE_QOS, TRAJECTORY_QOS, to_seconds, trajectory_message
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 160, 120
 
 

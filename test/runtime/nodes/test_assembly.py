@@ -99,7 +99,8 @@ def test_without_a_gpu_nothing_is_emptied(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_instruction_is_checked_by_rule_and_by_the_policy() -> None:
     assert usable_instruction(FullPolicy(), " lift ", 300) == "lift"
-    assert usable_instruction(None, "lift the cube", 300) == "lift the cube"
+    unchecked: Any = object()
+    assert usable_instruction(unchecked, "lift the cube", 300) == "lift the cube"
     with pytest.raises(ValueError, match="needs 7 tokens"):
         usable_instruction(FullPolicy(), "lift the cube", 300)
     with pytest.raises(ValueError, match="shorten it to 3"):

@@ -23,7 +23,7 @@ from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
 from pi05_ros.executor import ExecutorState
 from pi05_ros.nodes.control_thread import ControlThread
 from pi05_ros.runner import Tick
-from pi05_ros.types import JointGroup, JointSpec
+from pi05_ros.types import JointGroup, JointSpec, Problem
 from pi05_ros.watchdog import Fault
 
 DT_S = 0.02
@@ -36,7 +36,7 @@ class FakeRunner:
     def __init__(self, answer: Any = None) -> None:
         self.answer = answer
         self.executor = SimpleNamespace(state=ExecutorState.READY, has_results=False)
-        self.stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S), DT_S)
+        self.stream = CommandStream(MotionLimiter(JOINTS, DT_S))
         self.stopped = False
         self.log: list[str] = []
 
@@ -80,7 +80,7 @@ class FakeRunner:
     def come_to_rest(self, now_s: float) -> Braking | None:
         if not self.stream.active:
             return None
-        return Braking(self.stream.hold(now_s), now_s, self.stream.rest_time_s)
+        return Braking(self.stream.brake(now_s), now_s, self.stream.rest_time_s)
 
     def stop(self, now_s: float) -> Braking | None:
         self.log.append("stop")
@@ -219,7 +219,7 @@ def test_a_second_publisher_brakes(node: Node) -> None:
     control = make(node, runner, arm)
     control.start()
     wait(lambda: moving(arm))
-    control.conflicts = ["publishers: 2 on /joint_states"]
+    control.conflicts = [Problem("publishers", "publishers: 2 on /joint_states")]
     wait(lambda: arm.velocities[-1] == 0.0)
     runner.log.clear()
     time.sleep(0.1)

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import pytest
 import rclpy
 from harness import ROOT
 
-DRIVER = Path(ROOT) / "benchmarks" / "soak_driver.py"
+pytestmark = pytest.mark.slow
+
+DRIVER = ROOT / "test" / "soak" / "soak_driver.py"
 DEFAULT_LEASE_S = 20.0
 
 

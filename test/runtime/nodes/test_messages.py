@@ -11,8 +11,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.nodes.messages import (
     chunk_message,
-    deserialized,
-    deserialized_picture,
+    deserialize,
+    deserialize_image,
     image_message,
     serialized_stamp_s,
     to_duration,
@@ -57,12 +57,12 @@ def test_stamp_of_a_message_without_header_is_refused() -> None:
 @pytest.mark.parametrize("message_type", [Image, CompressedImage, JointState, String])
 def test_bytes_of_a_raw_subscription_are_a_message_or_refused(message_type: type) -> None:
     """Pins: four bytes that ask for padding make Fast CDR read anywhere."""
-    assert deserialized(serialize_message(message_type()), message_type) == message_type()
+    assert deserialize(serialize_message(message_type()), message_type) == message_type()
     for length in range(8):
         with pytest.raises(ValueError, match=f"{length} bytes holds nothing"):
-            deserialized(b"\0\1\0\3\0\0\0\0"[:length], message_type)
+            deserialize(b"\0\1\0\3\0\0\0\0"[:length], message_type)
     with pytest.raises(ValueError, match=f"are no {message_type.__name__}"):
-        deserialized(b"\0\1\0\0" + b"\xff" * 20, message_type)
+        deserialize(b"\0\1\0\0" + b"\xff" * 20, message_type)
 
 
 @given(st.text(max_size=9), st.text(max_size=9), st.binary(max_size=40), st.binary(max_size=9))
@@ -76,7 +76,7 @@ def test_pictures_are_read_in_place_as_rclpy_reads_them(
     for message in (image, compressed):
         message.header.frame_id = frame_id
         serialized = serialize_message(message)
-        read = deserialized_picture(serialized, type(message))
+        read = deserialize_image(serialized, type(message))
         for field in message.get_fields_and_field_types():
             if field not in ("header", "data"):
                 assert getattr(read, field) == getattr(message, field)
@@ -84,7 +84,7 @@ def test_pictures_are_read_in_place_as_rclpy_reads_them(
         assert bytes(read.data) == data
         if data:
             assert np.shares_memory(read.data, np.frombuffer(serialized, np.uint8))
-        longer = deserialized_picture(serialized + behind, type(message))
+        longer = deserialize_image(serialized + behind, type(message))
         assert bytes(longer.data) == data
 
 
@@ -92,7 +92,7 @@ def test_pictures_are_read_in_place_as_rclpy_reads_them(
 def test_bytes_that_are_no_picture_are_refused(message_type: type) -> None:
     for junk in (b"", b"\0\1\0\0", b"\0\1\0\0" + b"\xff" * 40, b"\7" * 30):
         with pytest.raises(ValueError, match=r"holds nothing|are no (Compressed)?Image"):
-            deserialized_picture(junk, message_type)
+            deserialize_image(junk, message_type)
 
 
 def test_pictures_survive() -> None:

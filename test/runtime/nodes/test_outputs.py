@@ -17,13 +17,12 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_lab.sim.trajectory_rules import Trajectory, check_trajectory
+from pi05_lab.sim.controller import Trajectory, check_trajectory
 from pi05_ros.config import ControllerParameters, ParameterError
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.trajectory import CommandStream
-from pi05_ros.nodes.controller_check import ControllerCheck
-from pi05_ros.nodes.graph_watch import PublisherWatch
-from pi05_ros.nodes.outputs import DirectOutput, Output, make_output
+from pi05_ros.nodes.graph_checks import ControllerCheck, second_publishers
+from pi05_ros.nodes.outputs import Output
 from pi05_ros.types import JointGroup, JointSpec
 
 DT_S = 0.02
@@ -39,7 +38,7 @@ def node(ros: None) -> Iterator[Node]:
 
 def output(node: Node, kind: str, sent: list[object]) -> Output:
     """Of a controller that commands c and a, in this order; what it publishes is kept."""
-    made = make_output(node, "arm", ControllerParameters(output=kind), ["c", "a"], [2, 0])
+    made = Output(node, "arm", ControllerParameters(output=kind), ["c", "a"], [2, 0])
     publisher = made._publisher
 
     class Spy:
@@ -53,7 +52,7 @@ def output(node: Node, kind: str, sent: list[object]) -> Output:
 @pytest.fixture()
 def stream() -> CommandStream:
     """In motion: a to the right, c to the left."""
-    stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S), DT_S)
+    stream = CommandStream(MotionLimiter(JOINTS, DT_S))
     stream.start(np.zeros(3), 10.0)
     for tick in range(20):
         stream.tick(10.0 + tick * DT_S, lambda t: np.outer(t - 10.0, [1.0, 0.0, -1.0]))
@@ -80,7 +79,7 @@ def test_trajectories_keep_the_controllers_rules(node: Node, stream: CommandStre
         [list(point.positions) for point in message.points],
         [list(point.velocities) for point in message.points],
     )
-    assert check_trajectory(trajectory, ["c", "a"], NOW_S) is None
+    check_trajectory(trajectory, ["c", "a"], NOW_S)
     assert message.points[0].positions[0] < 0 < message.points[0].positions[1]
 
 
@@ -101,7 +100,7 @@ def test_direct_controllers_end_at_rest(node: Node, stream: CommandStream, kind:
     """They hold their last command for ever, so the last one must be rest."""
     sent: list = []
     made = output(node, kind, sent)
-    hold = stream.hold(NOW_S)
+    hold = stream.brake(NOW_S)
     assert made.send_trajectory(hold) == 0
     made.send_command(stream, stream.rest_time_s)
     if kind == "forward_velocity":
@@ -125,14 +124,14 @@ def wait(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("name", ["rosbag2_recorder", "_ros2cli_4711", "rqt_gui_py_node_1"])
 def test_a_recorder_is_no_controller(node: Node, name: str) -> None:
     """Fault: a bag recorder subscribes, so commands go on after the controller has died."""
-    made = make_output(node, "arm", ControllerParameters(), ["a"], [0])
+    made = Output(node, "arm", ControllerParameters(), ["a"], [0])
     recorder, controller = Node(name), Node("arm")
     subscribe = functools.partial(
         Node.create_subscription, msg_type=JointTrajectory, topic="arm/joint_trajectory",
         callback=lambda _: None, qos_profile=1,
     )  # fmt: skip
     subscribe(recorder)
-    wait(lambda: made.subscribers == 1)
+    wait(lambda: made._publisher.get_subscription_count() == 1)
     for _ in range(20):
         assert not made.has_controller()
         time.sleep(0.02)
@@ -141,13 +140,13 @@ def test_a_recorder_is_no_controller(node: Node, name: str) -> None:
     wait(made.has_controller)
     controller.destroy_subscription(subscription)
     wait(lambda: not made.has_controller())
-    assert made.subscribers == 1
+    assert made._publisher.get_subscription_count() == 1
     recorder.destroy_node()
     controller.destroy_node()
 
 
 def test_the_node_that_must_subscribe_may_be_named(node: Node) -> None:
-    made = make_output(node, "arm", ControllerParameters(node="the_arm"), ["a"], [0])
+    made = Output(node, "arm", ControllerParameters(node="the_arm"), ["a"], [0])
     made._subscribers, made._names_until_s = 1, float("inf")
     made._publisher = SimpleNamespace(get_subscription_count=lambda: 1)  # type: ignore[assignment]
     for names, expected in [
@@ -155,14 +154,14 @@ def test_the_node_that_must_subscribe_may_be_named(node: Node) -> None:
         (("/other", "/left/the_arm"), True),
         (("/the_arm",), True),
     ]:
-        made._names = names
+        made.subscriber_names = names
         assert made.has_controller() is expected
 
 
 @pytest.mark.parametrize("setting", [True, False, None])
 def test_a_controller_that_replaces_by_age_moves_nothing(node: Node, setting: bool | None) -> None:
     """Fault: 19 times the velocity limit by the default of ros2_controllers 6.8, without a word."""
-    made = make_output(node, "arm", ControllerParameters(), ["a"], [0])
+    made = Output(node, "arm", ControllerParameters(), ["a"], [0])
     controller = Node("arm", start_parameter_services=setting is not None)
     if setting is not None:
         controller.declare_parameter("allow_trajectory_replacement", setting)
@@ -171,12 +170,16 @@ def test_a_controller_that_replaces_by_age_moves_nothing(node: Node, setting: bo
     for each in (node, controller):
         executor.add_node(each)
     wait(made.has_controller)
-    assert check.problems([made]) == ["controllers: the settings of /arm are not read yet"]
+
+    def problems() -> list[str]:
+        return [problem.text for problem in check.problems(made.controllers)]
+
+    assert problems() == ["controllers: the settings of /arm are not read yet"]
     deadline_s = time.monotonic() + 10.0
-    while any("not read" in line for line in check.problems([made])):
+    while any("not read" in line for line in problems()):
         assert time.monotonic() < deadline_s
         executor.spin_once(timeout_sec=0.05)
-    lines = check.problems([made])
+    lines = problems()
     if setting:
         assert len(lines) == 1 and "/arm has allow_trajectory_replacement: true" in lines[0]
     else:
@@ -188,10 +191,13 @@ def test_a_controller_that_replaces_by_age_moves_nothing(node: Node, setting: bo
 
 def test_a_second_publisher_is_named(node: Node) -> None:
     """Faults: two policies on one controller, two drivers on the joint states, without a word."""
-    watch = PublisherWatch(node)
-    made = make_output(node, "arm", ControllerParameters(), ["a"], [0])
+    made = Output(node, "arm", ControllerParameters(), ["a"], [0])
     other = Node("other_policy")
-    conflicts = functools.partial(watch.conflicts, [made.topic], "joint_states")
+
+    def conflicts() -> list[str]:
+        found = second_publishers(node, [made.topic, "joint_states"])
+        return [problem.text for problem in found]
+
     assert conflicts() == []
     own = other.create_publisher(JointTrajectory, "arm/joint_trajectory", 1)
     wait(lambda: bool(conflicts()))
@@ -209,7 +215,7 @@ def test_a_second_publisher_is_named(node: Node) -> None:
 
 def test_a_topic_may_be_given(node: Node) -> None:
     parameters = ControllerParameters(output="forward_position", topic="xs/commands")
-    assert make_output(node, "arm", parameters, ["a"], [0]).topic == "xs/commands"
+    assert Output(node, "arm", parameters, ["a"], [0]).topic == "xs/commands"
 
 
 def test_interbotix_without_its_messages_is_named(
@@ -217,10 +223,12 @@ def test_interbotix_without_its_messages_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "interbotix_xs_msgs", None)
     with pytest.raises(ParameterError, match="interbotix_xs_msgs"):
-        make_output(node, "arm", ControllerParameters(output="interbotix"), ["a"], [0])
+        Output(node, "arm", ControllerParameters(output="interbotix"), ["a"], [0])
 
 
-def test_interbotix_gets_its_group_command(node: Node, stream: CommandStream) -> None:
+def test_interbotix_gets_its_group_command(
+    node: Node, stream: CommandStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The package is not on PyPI; a message with its fields stands in for it."""
 
     @dataclass
@@ -229,9 +237,13 @@ def test_interbotix_gets_its_group_command(node: Node, stream: CommandStream) ->
         cmd: list[float] = field(default_factory=list)
 
     sent: list = []
-    made = DirectOutput(node, "arm/commands/joint_group", [2, 0], group="arm")
-    made._message_type = JointGroupCommand
-    made._publisher = SimpleNamespace(publish=sent.append)
+    messages = SimpleNamespace(JointGroupCommand=JointGroupCommand)
+    monkeypatch.setitem(sys.modules, "interbotix_xs_msgs", SimpleNamespace(msg=messages))
+    monkeypatch.setitem(sys.modules, "interbotix_xs_msgs.msg", messages)
+    publisher = SimpleNamespace(publish=sent.append)
+    monkeypatch.setattr(node, "create_publisher", lambda *_, **__: publisher)
+    parameters = ControllerParameters(output="interbotix", group="arm")
+    made = Output(node, "arm", parameters, ["c", "a"], [2, 0])
     made.send_command(stream, NOW_S)
     assert sent[0].name == "arm"
     np.testing.assert_allclose(sent[0].cmd, stream.commanded(NOW_S + DT_S).position[[2, 0]])

@@ -17,6 +17,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes.messages import IMAGE_QOS, to_seconds
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
@@ -38,7 +40,8 @@ def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
     """The node is unconfigured before each test and again after it."""
     shared_peer.positions = HOME.copy()
     shared_peer.reset()
-    shared_peer.wait(lambda: shared_peer.statuses, "status", 60.0)
+    shared_peer.wait(lambda: shared_peer.statuses or process.ended, "status", 60.0)
+    assert not process.ended, process.log
     yield shared_peer
     shared_peer.cameras, shared_peer.publish_joints = (), False
     shared_peer.make_image = default_image

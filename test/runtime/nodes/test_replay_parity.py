@@ -32,14 +32,15 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 
-from pi05_lab.data.bags import BagWriter
-from pi05_lab.evaluation.open_loop.evaluator import OfflineEvaluation
-from pi05_lab.evaluation.open_loop.policy import load_policy
-from pi05_lab.evaluation.open_loop.runs import Job, Plan, open_recording
-from pi05_lab.evaluation.open_loop.settings import OfflineSettings
+from pi05_lab.data.robot_bag import RobotBagWriter
+from pi05_lab.evaluation.open_loop.conditions import EvaluationSettings
+from pi05_lab.evaluation.open_loop.evaluator import OpenLoopEvaluation
+from pi05_lab.evaluation.open_loop.runs import Job, Plan, load_policy, open_recording
 from pi05_ros.msg import ActionChunk, PolicyStatus
 from pi05_ros.nodes.messages import IMAGE_QOS, INSTRUCTION_QOS, JOINT_QOS, to_seconds, to_time
 from pi05_ros.types import FloatArray, Observation
+
+pytestmark = pytest.mark.slow
 
 SECONDS, RATE_HZ, START_S = 1.6, 25.0, 100.0
 CLOCK_PERIOD_S = 0.01
@@ -53,7 +54,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     half = len(JOINTS) // 2
     arms = {name: JOINTS[k * half : (k + 1) * half] for k, name in enumerate(CONTROLLERS)}
-    with BagWriter(path, JOINTS, arms, 1 / RATE_HZ) as writer:
+    with RobotBagWriter(path, JOINTS, arms, 1 / RATE_HZ) as writer:
         for k in range(round(SECONDS * RATE_HZ)):
             pictures = {c: rng.integers(0, 255, (24, 32, 3), dtype=np.uint8) for c in CAMERAS}
             positions = HOME + 0.002 * k
@@ -63,10 +64,13 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_library(bag: Path) -> dict[str, tuple[float, FloatArray]]:
-    """Hash of the observation → its stamp and chunk in joint units, of every observation."""
-    settings = OfflineSettings(every_s=1 / RATE_HZ, control_every=0, timings=False)
-    plan = Plan(policies=(), settings=settings, params_file=str(PARAMS_FILE))
+def by_library(bag: Path, process: NodeProcess) -> dict[str, tuple[float, FloatArray]]:
+    """Hash of the observation → its stamp and chunk in joint units, of every observation.
+
+    Computed while `process` loads its policy.
+    """
+    settings = EvaluationSettings(every_s=1 / RATE_HZ, control_every=0, timings=False)
+    plan = Plan(policies={}, settings=settings, params_file=str(PARAMS_FILE))
     policy = load_policy("small", "aloha", device="cpu", num_steps=NUM_STEPS, seed=0, threads=1)
     robot = plan.robot()
     found: dict[str, tuple[float, FloatArray]] = {}
@@ -80,9 +84,9 @@ def by_library(bag: Path) -> dict[str, tuple[float, FloatArray]]:
 
     policy.infer = note  # type: ignore[method-assign]
     recording = open_recording(Job("bag", bag), plan, robot)
-    result = OfflineEvaluation(recording, {"small": policy}, robot, settings).run()
-    assert result["observations"] == len(found) == round(SECONDS * RATE_HZ)
-    assert result["notes"] == []
+    result = OpenLoopEvaluation(recording, {"small": policy}, robot, settings).run()
+    assert result.observations == len(found) == round(SECONDS * RATE_HZ)
+    assert result.notes == []
     return found
 
 
@@ -154,8 +158,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def player(notes: Path) -> Iterator[SchedulerReplay]:
-    """With the node as a process of its own, active."""
+def process(notes: Path) -> Iterator[NodeProcess]:
     arguments = [
         "use_sim_time:=true", "autostart:=true", "dry_run:=true", "status_rate_hz:=10.0",
         f"num_steps:={NUM_STEPS}", "seed:=0", "threads:=1", "device:=cpu",
@@ -163,6 +166,13 @@ def player(notes: Path) -> Iterator[SchedulerReplay]:
     parameters = [word for argument in arguments for word in ("-p", argument)]
     program = Path(__file__).with_name("noted_policy_node.py")
     process = NodeProcess(program, notes.with_suffix(".log"), *parameters, NOTES=str(notes))
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def player(process: NodeProcess) -> Iterator[SchedulerReplay]:
+    """With the node active."""
     player = SchedulerReplay()
     deadline_s = time.monotonic() + 60.0
     while not player.ready():
@@ -170,7 +180,6 @@ def player(notes: Path) -> Iterator[SchedulerReplay]:
         time.sleep(0.05)
     yield player
     player.close()
-    process.stop()
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])

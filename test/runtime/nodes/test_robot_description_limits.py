@@ -25,6 +25,8 @@ from std_msgs.msg import String
 
 from pi05_ros.nodes.messages import LATCHED_QOS
 
+pytestmark = pytest.mark.slow
+
 WAIST_RAD, WAIST_RAD_S = 0.1, 0.2
 """Of the left waist; the policy sweeps both by 0.2 rad with 0.31 rad/s."""
 
@@ -65,7 +67,7 @@ def peer() -> Iterator[Peer]:
 @pytest.fixture()
 def process(tmp_path_factory: pytest.TempPathFactory, peer: Peer) -> Iterator[NodeProcess]:
     process = NodeProcess(
-        ROOT / "benchmarks" / "faulty_policy_node.py",
+        ROOT / "test" / "soak" / "faulty_policy_node.py",
         tmp_path_factory.mktemp("urdf") / "policy_node.log",
         *("-p", "checkpoint:=wave", "-p", "status_rate_hz:=10.0"),
         *("-p", "limits.source:=urdf", "-p", "limits.timeout_s:=1.0"),

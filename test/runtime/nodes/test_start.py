@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import MODULES
+
+from pi05_ros.nodes import main
 
 
 def start(node: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pi05_ros.nodes.main", node, "--ros-args", *arguments],
+        [sys.executable, "-m", MODULES[node], "--ros-args", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -54,3 +57,10 @@ def test_wrong_ros_arguments_are_one_line(arguments: tuple[str, ...], words: str
     done = start("aloha_sim_node", *arguments)
     assert done.returncode == 2
     assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_node_starts_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["aloha_sim_node"])
+    monkeypatch.setattr(sys, "setswitchinterval", lambda seconds: None)
+    monkeypatch.setattr(main, "prepare", lambda: None)
+    assert main.run_node("aloha_sim", lambda: lambda args: 7, None) == 7

@@ -17,7 +17,7 @@ from pi05_ros.msg import PolicyStatus
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     process = NodeProcess(
-        ROOT / "benchmarks" / "faulty_policy_node.py",
+        ROOT / "test" / "soak" / "faulty_policy_node.py",
         tmp_path_factory.mktemp("faults") / "policy_node.log",
         *("-p", "checkpoint:=wave", "-p", "status_rate_hz:=10.0"),
         *("-p", f"faults.hang_timeout_s:={HANG_TIMEOUT_S}"),
@@ -40,7 +40,8 @@ def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
     peer = shared_peer
     peer.positions = HOME.copy()
     peer.reset()
-    peer.wait(lambda: peer.statuses, f"status: {process.log}", 60.0)
+    peer.wait(lambda: peer.statuses or process.ended, "status", 60.0)
+    assert not process.ended, process.log
     yield peer
     peer.cameras, peer.publish_joints = (), False
     peer.make_image, peer.make_joints = default_image, default_joints

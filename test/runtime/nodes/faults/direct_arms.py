@@ -101,7 +101,7 @@ class Arms:
 
 def launch(log: Path, *arguments: str) -> NodeProcess:
     return NodeProcess(
-        ROOT / "benchmarks" / "faulty_policy_node.py",
+        ROOT / "test" / "soak" / "faulty_policy_node.py",
         log,
         *("-p", "checkpoint:=wave", "-p", "status_rate_hz:=10.0"),
         *("-p", f"controllers.{VELOCITY}.output:=forward_velocity"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
 from pi05_ros.msg import PolicyStatus
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -140,22 +143,23 @@ def test_a_second_publisher_stops_the_motion(arms: Arms, topic: str) -> None:
     peer.wait(arms.fast, "motion when it is gone")
 
 
-def test_a_stop_is_served_while_a_policy_loads(process: NodeProcess, shared_peer: Peer) -> None:
+def test_a_stop_is_served_while_a_policy_loads(
+    process: NodeProcess, shared_peer: Peer, tmp_path: Path
+) -> None:
     """Fault: served after up to 600 s, when the arms move already; no status meanwhile."""
-    peer = shared_peer
-    assert peer.set_parameter("policy", "checkpoint", "load hang").successful
-    assert peer.set_parameter("policy", "load_timeout_s", 4.0).successful
+    peer, end = shared_peer, tmp_path / "end"
+    assert peer.set_parameter("policy", "checkpoint", f"load until {end}").successful
+    configured: list[bool] = []
+    thread = threading.Thread(target=lambda: configured.append(peer.change_state("configure")))
     try:
-        configured: list[bool] = []
-        thread = threading.Thread(target=lambda: configured.append(peer.change_state("configure")))
         thread.start()
         peer.wait(lambda: tells(peer, "loading"), "status that says so")
         peer.trigger("policy/stop")
         assert not configured, "the stop waited for the load"
         assert not peer.set_parameter("policy", "checkpoint", "wave").successful
-        thread.join(20.0)
-        assert configured == [False]
-        assert peer.trigger("policy/resume") == "resumed"
     finally:
+        end.touch()
+        thread.join(60.0)
         assert peer.set_parameter("policy", "checkpoint", "wave").successful
-        assert peer.set_parameter("policy", "load_timeout_s", 600.0).successful
+    assert configured == [False]
+    assert peer.trigger("policy/resume") == "resumed"

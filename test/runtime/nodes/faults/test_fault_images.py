@@ -15,6 +15,8 @@ from sensor_msgs.msg import Image
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes.messages import image_message
 
+pytestmark = pytest.mark.slow
+
 CAMERA = "cam_high"
 
 

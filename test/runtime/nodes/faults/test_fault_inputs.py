@@ -26,6 +26,8 @@ from trajectory_msgs.msg import JointTrajectory
 
 from pi05_ros.msg import PolicyStatus
 
+pytestmark = pytest.mark.slow
+
 
 def test_incompatible_qos_is_named(peer: Peer, process: NodeProcess) -> None:
     """Promise 15. Pins: an instruction that never arrives and nobody knows why."""

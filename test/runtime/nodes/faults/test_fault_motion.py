@@ -33,6 +33,8 @@ from harness import (
 )
 from sensor_msgs.msg import JointState
 
+pytestmark = pytest.mark.slow
+
 
 def test_stop_is_latched_until_resume(peer: Peer, process: NodeProcess) -> None:
     """Promise 8. Pins: a motion after the stop, an activation that ends it, a resume in mid-air."""

@@ -12,6 +12,8 @@ from harness import CONTROLLERS, HOME, NodeProcess, Peer, arrays, at_rest, check
 
 from pi05_ros.msg import PolicyStatus
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_hang_is_told_and_outlived(peer: Peer, process: NodeProcess) -> None:
     """Promise 7. Pins: a control loop that waits for the policy, a chunk of long ago that moves."""

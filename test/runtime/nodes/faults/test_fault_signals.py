@@ -13,6 +13,8 @@ from harness import CONTROLLERS, HOME, Peer
 
 from pi05_ros.msg import PolicyStatus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def peer() -> Iterator[Peer]:

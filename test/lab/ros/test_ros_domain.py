@@ -14,10 +14,10 @@ import sys
 import pytest
 import rclpy
 
-from pi05_ros.nodes.ros_domain import DOMAINS, NoFreeDomain, claim_domain, is_free, use_own_domain
+from pi05_lab.demo.ros_domain import DOMAINS, NoFreeDomain, claim_domain, is_free, use_own_domain
 
 CLAIM = (
-    "from pi05_ros.nodes.ros_domain import claim_domain; print(claim_domain(), flush=True); input()"
+    "from pi05_lab.demo.ros_domain import claim_domain; print(claim_domain(), flush=True); input()"
 )
 
 

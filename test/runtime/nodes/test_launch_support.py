@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pi05_lab.data.bags import BagWriter, SerializedBagWriter
+from pi05_lab.data.bags import BagWriter
+from pi05_lab.data.robot_bag import RobotBagWriter
 from pi05_lab.evaluation.open_loop.replay import plan_replay
-from pi05_ros.nodes.launch_checks import (
-    DEVICE_ERROR_EXIT,
+from pi05_ros.nodes import EXIT_DEVICE
+from pi05_ros.nodes.launch_support import (
     RESPAWN_WINDOW_S,
     RESPAWNS,
     AfterExit,
-    ExitPolicy,
+    Ending,
     LaunchFaults,
     aloha_faults,
 )
@@ -130,7 +131,7 @@ def test_a_malformed_params_file_is_one_line_with_its_path(
 
 def compressed_bag(path: Path) -> Path:
     """Topics as `pi05 demo --bag` records them."""
-    writer = SerializedBagWriter(path)
+    writer = BagWriter(path)
     for camera in CAMERAS:
         topic = f"/{camera}/image_raw/compressed"
         writer.write(topic, "sensor_msgs/msg/CompressedImage", 1, b"\x00" * 16)
@@ -143,7 +144,7 @@ def compressed_bag(path: Path) -> Path:
 def raw_bag(path: Path, joints: int = 14) -> Path:
     names = [f"joint_{n}" for n in range(joints)]
     image = np.zeros((8, 8, 3), np.uint8)
-    with BagWriter(path, names, {"arm": names}, 0.02) as bag:
+    with RobotBagWriter(path, names, {"arm": names}, 0.02) as bag:
         zeros = np.zeros(joints)
         bag.write(1.0, dict.fromkeys(CAMERAS, image), zeros, zeros, zeros, "wave")
     return path
@@ -196,20 +197,20 @@ def test_topics_that_the_bag_does_not_have_are_named_with_those_it_has(tmp_path:
 
 
 def test_only_a_device_error_starts_the_node_again() -> None:
-    exits = ExitPolicy()
+    exits = Ending()
     assert exits.after(0, 0.0) is AfterExit.END
     for code in (1, 2, -6, -9, -11, 3):
         assert exits.after(code, 0.0) is AfterExit.FAIL
-    assert exits.after(DEVICE_ERROR_EXIT, 0.0) is AfterExit.RESPAWN
+    assert exits.after(EXIT_DEVICE, 0.0) is AfterExit.RESPAWN
 
 
 def test_a_device_that_keeps_failing_ends_the_launch() -> None:
-    exits = ExitPolicy()
+    exits = Ending()
     for second in range(RESPAWNS):
-        assert exits.after(DEVICE_ERROR_EXIT, float(second)) is AfterExit.RESPAWN
-    assert exits.after(DEVICE_ERROR_EXIT, 10.0) is AfterExit.FAIL
-    assert exits.after(DEVICE_ERROR_EXIT, RESPAWN_WINDOW_S + 10.0) is AfterExit.RESPAWN
+        assert exits.after(EXIT_DEVICE, float(second)) is AfterExit.RESPAWN
+    assert exits.after(EXIT_DEVICE, 10.0) is AfterExit.FAIL
+    assert exits.after(EXIT_DEVICE, RESPAWN_WINDOW_S + 10.0) is AfterExit.RESPAWN
 
 
 def test_a_replay_does_not_start_the_node_again() -> None:
-    assert ExitPolicy(respawns=0).after(DEVICE_ERROR_EXIT, 0.0) is AfterExit.FAIL
+    assert Ending(respawns=0).after(EXIT_DEVICE, 0.0) is AfterExit.FAIL
