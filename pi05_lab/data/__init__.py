@@ -1,4 +1,1 @@
-"""Recordings in and out: LeRobot v3.0 datasets, rosbag2 MCAP, and the simulated experts' own.
-
-Import from the modules: `reader`, `writer`, `mcap`, `simulated`. Nothing is loaded from here.
-"""
+"""LeRobot v3.0 data sets, rosbag2 bags, and the simulated experts' recordings."""

@@ -1,143 +1,113 @@
-"""Writes LeRobot v3.0 datasets."""
+"""Writes LeRobot v3.0 data sets."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pi05_lab.data import images as pictures
+from pi05_lab.data import images as image_files
 from pi05_lab.data import lerobot_format as layout
-from pi05_lab.data import parquet as tables
-from pi05_lab.data.lerobot_format import (
-    DatasetError,
-    Features,
-    PictureHistogram,
-    Statistics,
-    vector_statistics,
-)
+from pi05_lab.data import parquet
+from pi05_lab.data.lerobot_format import IMAGE_PREFIX, DatasetError, Features, is_image
+from pi05_lab.data.statistics import ImageHistogram, vector_statistics
 from pi05_lab.data.video import VideoWriter, video_info
+from pi05_lab.files import atomic_folder
 from pi05_ros.types import ImageArray
 
-Picture = ImageArray | bytes
-"""RGB [height, width, 3], or a PNG or JPEG file's content, which is stored as it is."""
+Image = ImageArray | bytes
+"""RGB [height, width, 3], or the content of a PNG or JPEG file, which is stored unchanged."""
 
-SAMPLED_PICTURES = 8
-"""At most so many of each camera and episode go into the statistics."""
+SAMPLED_IMAGES = 8
+"""At most this many images of each camera and episode enter the statistics."""
 
 
-class _Sample:
-    """A few pictures, evenly spaced over an episode whose length is not known before its end."""
+class _ImageSample:
+    """A few images, evenly spaced over an episode of unknown length."""
 
     def __init__(self) -> None:
-        self.pictures: list[Picture] = []
+        self.images: list[Image] = []
         self._stride = 1
         self._seen = 0
 
-    def offer(self, picture: Picture) -> None:
+    def add(self, image: Image) -> None:
         if self._seen % self._stride == 0:
-            self.pictures.append(picture)
-            if len(self.pictures) > SAMPLED_PICTURES:
-                self.pictures = self.pictures[::2]
+            self.images.append(image)
+            if len(self.images) > SAMPLED_IMAGES:
+                self.images = self.images[::2]
                 self._stride *= 2
         self._seen += 1
 
 
-@dataclass
 class _Episode:
     """The frames of the episode that is being recorded."""
 
-    vectors: dict[str, list[NDArray[Any]]]
-    samples: dict[str, _Sample]
-    pictures: dict[str, list[Picture]]
-    """By camera; with video, which is written at once, the newest alone."""
-    video_row: dict[str, Any] = field(default_factory=dict)
-    tasks: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
+    def __init__(self, features: Features) -> None:
+        self.tasks: list[str] = []
+        self.vectors: dict[str, list[NDArray[Any]]] = {key: [] for key in features.vectors()}
+        self.samples = {camera: _ImageSample() for camera in features.cameras}
+        self.images: dict[str, list[Image]] = {camera: [] for camera in features.cameras}
+        """By camera: all encoded images, or with video, which is written at once, the newest."""
+        self.video_row: dict[str, Any] = {}
 
 
 class DatasetWriter:
-    """Records episodes into a folder that appears, complete, when `close` is called.
+    """Records episodes into a folder that appears, complete, at the end of the `with` block.
 
-    Used as a context manager it closes at the end, and leaves nothing after an error.
+    After an exception nothing remains.
 
     Args:
-        root: the folder to make; it must not exist.
+        root: the folder to make, which must not exist.
         fps: frames per second of every episode.
-        features: what a frame holds.
+        features: the content of a frame.
         robot_type: free text for info.json.
 
     Raises:
-        FileExistsError: `root` is there already.
-        DatasetError: fps is not a positive whole number.
+        FileExistsError: `root` exists.
+        DatasetError: fps is not a positive whole number; at the end, no episode was recorded, or
+            frames were added without `end_episode`.
     """
 
     def __init__(
         self, root: Path | str, fps: int, features: Features, robot_type: str = "aloha"
     ) -> None:
-        self.root = Path(root).absolute()
         if int(fps) != fps or fps < 1:
             raise DatasetError(f"fps must be a positive whole number, got {fps}")
-        if self.root.exists():
-            raise FileExistsError(f"{self.root} is there already; remove it or name another folder")
+        self.frames = 0
+        """Of the episodes that have ended."""
         self._fps = int(fps)
         self._features = features
-        self._vectors = features.vectors()
         self._robot_type = robot_type
-        self._schema = tables.data_schema(features)
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(
-            tempfile.mkdtemp(prefix=f".{self.root.name}.", suffix=".partial", dir=self.root.parent)
-        )
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
-        self._frames = 0
-        self._episode = self._empty_episode()
-        self._data = tables.DataFiles(self._folder, self._schema)
+        self._episode = _Episode(features)
         self._videos: dict[str, VideoWriter] = {}
         self._video_file = dict.fromkeys(features.cameras, (0, 0))
-        self._histograms = {camera: PictureHistogram() for camera in features.cameras}
-        self._closed = False
-
-    def _empty_episode(self) -> _Episode:
-        return _Episode(
-            vectors={key: [] for key in self._vectors},
-            samples={camera: _Sample() for camera in self._features.cameras},
-            pictures={camera: [] for camera in self._features.cameras},
-        )
-
-    @property
-    def episodes(self) -> int:
-        return len(self._episodes)
-
-    @property
-    def frames(self) -> int:
-        """Of the episodes that have ended."""
-        return self._frames
+        self._histograms = {camera: ImageHistogram() for camera in features.cameras}
+        self._schema = parquet.data_schema(features)
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(atomic_folder(Path(root)))
+        self._data = parquet.DataFiles(self._folder, self._schema)
+        self._stack.callback(self._close_files)
 
     def add_frame(
         self,
-        images: Mapping[str, Picture] | None,
+        images: Mapping[str, Image] | None,
         state: ArrayLike,
         action: ArrayLike,
         task: str,
         extra: Mapping[str, ArrayLike] | None = None,
     ) -> None:
-        """Add a frame to the running episode.
+        """Add a frame to the current episode.
 
         Args:
-            images: camera name → picture; None for the same pictures as the frame before, which
-                then are stored once (as images) for all frames that follow each other so.
+            images: camera name → image; None for the images of the previous frame. Consecutive
+                frames with the same images store them once (not as video).
             state: [state_dim] in the policy's units.
             action: [action_dim], the command executed from this frame to the next.
             task: the instruction.
@@ -148,178 +118,156 @@ class DatasetWriter:
                 finite. The frame is not added.
         """
         values = {layout.STATE_KEY: state, layout.ACTION_KEY: action, **(extra or {})}
-        if set(values) != set(self._vectors):
-            raise DatasetError(_difference("feature", set(values), set(self._vectors)))
-        if not isinstance(task, str) or not task.strip():
+        vectors = self._features.vectors()
+        _check_names("feature", set(values), set(vectors))
+        if not task.strip():
             raise DatasetError(f"a frame needs an instruction, got {task!r}")
-        arrays = {key: self._checked(key, value) for key, value in values.items()}
-        taken = self._checked_pictures(images)
-        for camera, picture in taken.items():
-            self._take_picture(camera, picture)
+        arrays: dict[str, NDArray[Any]] = {}
+        for key, value in values.items():
+            feature = vectors[key]
+            array = arrays[key] = np.array(value, dtype=feature.dtype)
+            if array.shape != tuple(feature.shape):
+                raise DatasetError(f"{key!r} must have shape {feature.shape}, got {array.shape}")
+            if not np.isfinite(array).all():
+                raise DatasetError(f"{key!r} is not finite: {array}")
+        for camera, image in self._checked_images(images).items():
+            if not isinstance(image, bytes):
+                self._write_video(camera, image)
+                self._episode.images[camera].clear()
+            self._episode.images[camera].append(image)
+            self._episode.samples[camera].add(image)
         for key, array in arrays.items():
             self._episode.vectors[key].append(array)
         self._episode.tasks.append(task)
 
-    def _checked(self, key: str, value: ArrayLike) -> NDArray[Any]:
-        feature = self._vectors[key]
-        array = np.array(value, dtype=feature.dtype)
-        if array.shape != tuple(feature.shape):
-            raise DatasetError(f"{key!r} must have shape {feature.shape}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise DatasetError(f"{key!r} is not finite: {array}")
-        return array
-
-    def _checked_pictures(self, images: Mapping[str, Picture] | None) -> dict[str, Picture]:
-        cameras = self._features.cameras
+    def _checked_images(self, images: Mapping[str, Image] | None) -> dict[str, Image]:
+        """As they are stored: encoded, or for a video decoded."""
+        cameras, use_video = self._features.cameras, self._features.use_video
         if images is None:
-            if cameras and not len(self._episode):
-                raise DatasetError("the first frame of an episode needs pictures")
-            return {camera: kept[-1] for camera, kept in self._episode.pictures.items()}
-        if set(images) != set(cameras):
-            raise DatasetError(_difference("camera", set(images), set(cameras)))
-        taken: dict[str, Picture] = {}
-        for camera, picture in images.items():
-            if isinstance(picture, bytes) and not self._features.use_video:
-                taken[camera] = picture
+            if cameras and not self._episode.tasks:
+                raise DatasetError("the first frame of an episode needs images")
+            return {camera: kept[-1] for camera, kept in self._episode.images.items()}
+        _check_names("camera", set(images), set(cameras))
+        checked: dict[str, Image] = {}
+        for camera, image in images.items():
+            if isinstance(image, bytes) and not use_video:
+                checked[camera] = image
                 continue
-            if isinstance(picture, bytes):
-                picture = pictures.decode(picture)
-            array = np.asarray(picture)
+            # Copied, because a renderer may reuse its buffer.
+            array = image_files.decode(image) if isinstance(image, bytes) else image.copy()
             expected = (*cameras[camera], 3)
             if array.dtype != np.uint8 or array.shape != expected:
                 raise DatasetError(
                     f"camera {camera!r} needs uint8 RGB {expected}, got {array.dtype} {array.shape}"
                 )
-            # a renderer may reuse its buffer
-            taken[camera] = array.copy() if self._features.use_video else pictures.encode(array)
-        return taken
-
-    def _take_picture(self, camera: str, picture: Picture) -> None:
-        kept = self._episode.pictures[camera]
-        if not isinstance(picture, bytes):
-            self._write_video(camera, picture)
-            kept.clear()
-        kept.append(picture)
-        self._episode.samples[camera].offer(picture)
+            checked[camera] = array if use_video else image_files.encode(array)
+        return checked
 
     def end_episode(self) -> None:
-        """Write the running episode.
+        """Write the current episode.
 
         Raises:
             DatasetError: it has no frames.
         """
-        episode, self._episode = self._episode, self._empty_episode()
-        length = len(episode)
+        episode, self._episode = self._episode, _Episode(self._features)
+        length = len(episode.tasks)
         if not length:
             raise DatasetError("an episode needs at least one frame")
-        number = len(self._episodes)
+        number, first = len(self._episodes), self.frames
+        tasks = [self._tasks.setdefault(task, len(self._tasks)) for task in episode.tasks]
         columns: dict[str, NDArray[Any]] = {
-            key: np.stack(values) for key, values in episode.vectors.items()
+            **{key: np.stack(values) for key, values in episode.vectors.items()},
+            "timestamp": (np.arange(length) / self._fps).astype(np.float32),
+            "frame_index": np.arange(length),
+            "episode_index": np.full(length, number),
+            "index": np.arange(first, first + length),
+            "task_index": np.array(tasks),
         }
-        columns["timestamp"] = (np.arange(length) / self._fps).astype(np.float32)
-        columns["frame_index"] = np.arange(length)
-        columns["episode_index"] = np.full(length, number)
-        columns["index"] = np.arange(self._frames, self._frames + length)
-        columns["task_index"] = np.array(
-            [self._tasks.setdefault(task, len(self._tasks)) for task in episode.tasks]
-        )
+        chunk, file = self._data.append(parquet.data_table(self._schema, columns, episode.images))
         row = {
             "episode_index": number,
             "tasks": list(dict.fromkeys(episode.tasks)),
             "length": length,
-            "dataset_from_index": self._frames,
-            "dataset_to_index": self._frames + length,
+            "dataset_from_index": first,
+            "dataset_to_index": first + length,
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+            **episode.video_row,
         }
-        encoded = {} if self._features.use_video else episode.pictures
-        table = tables.data_table(self._schema, columns, encoded)
-        row["data/chunk_index"], row["data/file_index"] = self._data.append(table)
         for camera, video in self._videos.items():
-            key = f"videos/{layout.IMAGE_PREFIX}{camera}"
-            row |= episode.video_row | {f"{key}/to_timestamp": video.frames / self._fps}
+            row[f"videos/{IMAGE_PREFIX}{camera}/to_timestamp"] = video.frames / self._fps
         statistics = {key: vector_statistics(values) for key, values in columns.items()}
         for camera, sample in episode.samples.items():
-            statistics[layout.IMAGE_PREFIX + camera] = self._count_pictures(camera, sample)
-        self._episodes.append(row | tables.flat_statistics(statistics))
-        self._frames += length
+            histogram = ImageHistogram()
+            for image in sample.images:
+                histogram.add(image_files.decode(image) if isinstance(image, bytes) else image)
+            self._histograms[camera].merge(histogram)
+            statistics[IMAGE_PREFIX + camera] = histogram.statistics()
+        for key, found in statistics.items():
+            row |= {f"stats/{key}/{name}": value.tolist() for name, value in found.items()}
+        self._episodes.append(row)
+        self.frames += length
 
-    def _count_pictures(self, camera: str, sample: _Sample) -> Statistics:
-        histogram = PictureHistogram()
-        for picture in sample.pictures:
-            histogram.add(pictures.decode(picture) if isinstance(picture, bytes) else picture)
-        self._histograms[camera].merge(histogram)
-        return histogram.statistics()
-
-    def _write_video(self, camera: str, picture: ImageArray) -> None:
-        starts = not len(self._episode)
+    def _write_video(self, camera: str, image: ImageArray) -> None:
+        key = IMAGE_PREFIX + camera
+        starts = not self._episode.tasks
         video = self._videos.get(camera)
         if video is not None and starts and video.bytes > layout.VIDEO_FILE_MB << 20:
             video.close()
             self._video_file[camera] = layout.next_file(*self._video_file[camera])
             video = None
-        key = layout.IMAGE_PREFIX + camera
-        chunk, file = self._video_file[camera]
+        place = dict(zip(("chunk_index", "file_index"), self._video_file[camera], strict=True))
         if video is None:
-            path = self._file(layout.VIDEO_PATH, chunk, file, video_key=key)
+            path = self._folder / layout.VIDEO_PATH.format(video_key=key, **place)
             video = VideoWriter(path, self._fps, self._features.cameras[camera])
             self._videos[camera] = video
         if starts:
-            self._episode.video_row |= {
-                f"videos/{key}/chunk_index": chunk,
-                f"videos/{key}/file_index": file,
-                f"videos/{key}/from_timestamp": video.frames / self._fps,
-            }
-        video.write(picture, keyframe=starts)
+            start = {**place, "from_timestamp": video.frames / self._fps}
+            named = {f"videos/{key}/{name}": value for name, value in start.items()}
+            self._episode.video_row |= named
+        video.write(image, keyframe=starts)
 
-    def _file(self, pattern: str, chunk: int, file: int, **names: str) -> Path:
-        path = self._folder / pattern.format(chunk_index=chunk, file_index=file, **names)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def __enter__(self) -> DatasetWriter:
+        return self
 
-    def close(self) -> None:
-        """Write the statistics and the metadata and give the folder its name.
-
-        Raises:
-            DatasetError: no episode was recorded, or frames were added without `end_episode`.
-        """
-        if self._closed:
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, *rest)
             return
-        if len(self._episode):
-            raise DatasetError(f"the last {len(self._episode)} frames lack end_episode()")
+        with self._stack:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._episode.tasks:
+            raise DatasetError(f"the last {len(self._episode.tasks)} frames lack end_episode()")
         if not self._episodes:
             raise DatasetError("no episode was recorded")
-        self._data.close()
-        for video in self._videos.values():
-            video.close()
-        self._videos = {}
+        self._data.flush()
+        self._close_files()
+        features, paths = self._features.as_info(), self._data.paths
         statistics = {
-            key: vector_statistics(
-                tables.read_column(self._data.paths, key, tuple(feature["shape"]))
-            )
-            for key, feature in self._features.as_info().items()
-            if feature["dtype"] not in ("image", "video")
+            key: vector_statistics(parquet.read_column(paths, key, tuple(feature["shape"])))
+            for key, feature in features.items()
+            if not is_image(feature)
         }
         for camera, histogram in self._histograms.items():
-            statistics[layout.IMAGE_PREFIX + camera] = histogram.statistics()
-        self._write_json(layout.STATS_PATH, tables.nested_lists(statistics))
-        tables.write_tasks(self._folder / layout.TASKS_PATH, list(self._tasks))
-        tables.write_episodes(self._file(layout.EPISODES_PATH, 0, 0), self._episodes)
-        self._write_json(layout.INFO_PATH, self._info())
-        umask = os.umask(0)
-        os.umask(umask)
-        self._folder.chmod(0o777 & ~umask)
-        self._folder.rename(self.root)
-        self._closed = True
-
-    def _info(self) -> dict[str, Any]:
-        features = self._features.as_info()
+            statistics[IMAGE_PREFIX + camera] = histogram.statistics()
+        parquet.write_tasks(self._folder / layout.TASKS_PATH, list(self._tasks))
+        episodes_path = layout.EPISODES_PATH.format(chunk_index=0, file_index=0)
+        parquet.write_episodes(self._folder / episodes_path, self._episodes)
+        stats = {
+            key: {name: value.tolist() for name, value in found.items()}
+            for key, found in statistics.items()
+        }
+        self._write_json(layout.STATS_PATH, stats)
         if self._features.use_video:
             for camera, size in self._features.cameras.items():
-                features[layout.IMAGE_PREFIX + camera]["info"] = video_info(self._fps, size)
-        return {
+                features[IMAGE_PREFIX + camera]["info"] = video_info(self._fps, size)
+        info = {
             "codebase_version": layout.VERSION,
             "robot_type": self._robot_type,
             "total_episodes": len(self._episodes),
-            "total_frames": self._frames,
+            "total_frames": self.frames,
             "total_tasks": len(self._tasks),
             "chunks_size": layout.FILES_PER_CHUNK,
             "data_files_size_in_mb": layout.DATA_FILE_MB,
@@ -330,40 +278,24 @@ class DatasetWriter:
             "video_path": layout.VIDEO_PATH if self._features.use_video else None,
             "features": features,
         }
+        self._write_json(layout.INFO_PATH, info)
 
     def _write_json(self, path: str, content: Any) -> None:
-        target = self._folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=4) + "\n"
+        (self._folder / path).write_text(text, encoding="utf-8")
 
-    def discard(self) -> None:
-        """Remove what was recorded; nothing to do after `close`."""
-        if self._closed:
-            return
-        self._closed = True
+    def _close_files(self) -> None:
+        self._data.close()
         for video in self._videos.values():
             video.close()
-        self._data.abandon()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> DatasetWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self.discard()
+        self._videos = {}
 
 
-def _difference(what: str, given: set[str], expected: set[str]) -> str:
-    parts = [
-        f"{what} {sorted(names)} {verb}"
-        for verb, names in (
-            ("is missing", expected - given),
-            ("is not one of the dataset's", given - expected),
-        )
-        if names
-    ]
-    return "; ".join(parts)
+def _check_names(what: str, given: set[str], expected: set[str]) -> None:
+    problems = []
+    if expected - given:
+        problems.append(f"{what} {sorted(expected - given)} is missing")
+    if given - expected:
+        problems.append(f"{what} {sorted(given - expected)} is not one of the data set's")
+    if problems:
+        raise DatasetError("; ".join(problems))

@@ -1,11 +1,11 @@
-"""openpi's JAX checkpoints (orbax, a folder params/) → a folder that loads here.
+"""Convert openpi's JAX checkpoints (orbax, a folder params/) to safetensors.
 
     python -m pi05_lab.data.openpi_jax CHECKPOINT OUTPUT [--horizon 50] [--dtype float32]
 
 Sources: openpi `gemma.py`, `siglip.py` and `pi0.py` for the parameter tree, and
-`convert_jax_model_to_pytorch.py` for the tensors it becomes. orbax keeps each array as zarr in an
-OCDBT store, which tensorstore reads without JAX (extra `openpi`). One stacked array is in memory at
-a time, at most 4.8 GB of π0.5 in float32.
+`convert_jax_model_to_pytorch.py` for the tensor names. orbax stores each array as zarr in an OCDBT
+store, which tensorstore reads without JAX (extra `openpi`). One stacked array is in memory at a
+time, at most 4.8 GB for π0.5 in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pi05_lab.files import atomic_file
 from pi05_ros.policy.checkpoint import (
     EMBEDDING,
     EXPERT,
@@ -30,6 +33,7 @@ from pi05_ros.policy.checkpoint import (
     VISION,
     check_depth,
     key_map,
+    projection_names,
 )
 from pi05_ros.policy.config import (
     CONFIG_FILE,
@@ -40,26 +44,38 @@ from pi05_ros.policy.config import (
     parse_config,
 )
 from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.weights import SINGLE_FILE, CheckpointError
+from pi05_ros.policy.weights import SINGLE_FILE, CheckpointError, require_regular_file
 
 Array = NDArray[Any]
 IMG, LLM = "PaliGemma.img.", "PaliGemma.llm."
 BLOCK = IMG + "Transformer.encoderblock."
+ATTENTION = "MultiHeadDotProductAttention_0."
 DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16)}
 STORED_DTYPES = ("bfloat16", "float16", "float32", "float64")
 MAX_LAYERS = 1000
 MAX_VALUES = 2**31
-"""Of an array; π0.5's largest has 1.2e9. Chunks that a store lacks would be made up of zeros."""
+"""Limit for an array; π0.5's largest has 1.2e9. tensorstore fills missing chunks with zeros."""
+
+
+@contextmanager
+def _named_errors(text: str) -> Iterator[None]:
+    """Turn errors of tensorstore and NumPy into a CheckpointError that begins with `text`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{text}: {error}") from None
 
 
 class Params:
-    """The arrays of a params/ folder by their path, joined with dots."""
+    """The arrays of a params/ folder by their paths, joined with dots."""
 
     def __init__(self, folder: Path) -> None:
         """Open the store.
 
         Raises:
-            CheckpointError: tensorstore is not installed, or the folder is no orbax checkpoint.
+            CheckpointError: tensorstore is not installed, or not an orbax checkpoint.
         """
         try:
             import tensorstore
@@ -69,18 +85,11 @@ class Params:
             ) from None
         self.folder = folder
         self._tensorstore = tensorstore
-        self._store = {
-            "driver": "ocdbt",
-            "base": {"driver": "file", "path": f"{folder.resolve()}/"},
-        }
-        try:
-            keys = [
-                key.decode()
-                for key in tensorstore.KvStore.open(self._store).result().list().result()
-            ]
-        except ValueError as error:
-            raise CheckpointError(f"{folder} is not an orbax checkpoint: {error}") from None
-        paths = [key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")]
+        base = {"driver": "file", "path": f"{folder.resolve()}/"}
+        self._store = {"driver": "ocdbt", "base": base}
+        with _named_errors(f"{folder} is not an orbax checkpoint"):
+            keys = tensorstore.KvStore.open(self._store).result().list().result()
+        paths = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
         self._paths = {path.removeprefix("params.").removesuffix(".value"): path for path in paths}
         if not self._paths:
             raise CheckpointError(f"{folder} is not an orbax checkpoint: it holds no arrays")
@@ -93,7 +102,7 @@ class Params:
         """The array's shape, without reading it.
 
         Raises:
-            CheckpointError: it is not there, or empty.
+            CheckpointError: missing or empty.
         """
         shape = tuple(int(n) for n in self._array(name).shape)
         if 0 in shape:
@@ -104,7 +113,7 @@ class Params:
         """The whole array, as float32.
 
         Raises:
-            CheckpointError: it is not there, is no array of floats, is too large or damaged.
+            CheckpointError: missing, not floating-point, too large or damaged.
         """
         array = self._array(name)
         if array.dtype.name not in STORED_DTYPES or math.prod(array.shape) > MAX_VALUES:
@@ -112,57 +121,45 @@ class Params:
                 f"{self.folder}: {name} is {array.dtype.name} {list(array.shape)}, must be floats, "
                 f"{MAX_VALUES} at most"
             )
-        try:
+        with _named_errors(f"{self.folder}: {name} cannot be read"):
             return np.asarray(array.read().result()).astype(np.float32, copy=False)
-        except ValueError as error:
-            raise CheckpointError(f"{self.folder}: {name} cannot be read: {error}") from None
 
     def _array(self, name: str) -> Any:
         if name not in self._paths:
             raise CheckpointError(f"{self.folder} has no {name}: it is not π0's or π0.5's")
         if name not in self._open:
             spec = {"driver": "zarr", "kvstore": {**self._store, "path": self._paths[name]}}
-            try:
+            with _named_errors(f"{self.folder}: {name} cannot be read"):
                 self._open[name] = self._tensorstore.open(spec).result()
-            except ValueError as error:
-                raise CheckpointError(f"{self.folder}: {name} cannot be read: {error}") from None
         return self._open[name]
 
 
 def config_from_shapes(params: Params, horizon: int) -> PolicyConfig:
-    """Kind and sizes, which the tree has no other record of; the horizon is in no array.
+    """Kind and sizes, which only the shapes record; the horizon is in no array.
 
     Raises:
-        CheckpointError: an array that gives sizes is missing or has none that a network can have.
+        CheckpointError: an array is missing or has a shape that no network has.
     """
-    try:
-        return _config(params, horizon)
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{params.folder}: no network has such shapes: {error}") from None
-
-
-def _config(params: Params, horizon: int) -> PolicyConfig:
     kind = "pi05" if "time_mlp_in.kernel" in params else "pi0"
-    side, _, _, width = params.shape(IMG + "embedding.kernel")
-    depth, mlp = (params.shape(BLOCK + "MlpBlock_0.Dense_0.kernel")[i] for i in (0, 2))
-    heads = params.shape(BLOCK + "MultiHeadDotProductAttention_0.query.kernel")[2]
-    patches = params.shape(IMG + "pos_embedding")[1]
-    sizes = Sizes(
-        vlm=_gemma(params, ""),
-        exp=_gemma(params, "_1"),
-        vis=VisionSize(width, depth, heads, mlp),
-        vocab=params.shape(LLM + "embedder.input_embedding")[0],
-        image=math.isqrt(patches) * side,
-        patch=side,
-    )
-    dim = params.shape("action_in_proj.kernel")[0]
-    document = {"chunk_size": horizon, "max_action_dim": dim, "max_state_dim": dim}
-    return PolicyConfig(**(vars(parse_config(document, kind)) | {"sizes": sizes}))
+    with _named_errors(f"{params.folder}: no network has such shapes"):
+        side, _, _, width = params.shape(IMG + "embedding.kernel")
+        depth, _, mlp = params.shape(BLOCK + "MlpBlock_0.Dense_0.kernel")
+        heads = params.shape(BLOCK + ATTENTION + "query.kernel")[2]
+        patches = params.shape(IMG + "pos_embedding")[1]
+        sizes = Sizes(
+            vlm=_gemma_size(params, ""),
+            exp=_gemma_size(params, "_1"),
+            vis=VisionSize(width, depth, heads, mlp),
+            vocab=params.shape(LLM + "embedder.input_embedding")[0],
+            image=math.isqrt(patches) * side,
+            patch=side,
+        )
+        dim = params.shape("action_in_proj.kernel")[0]
+        document = {"chunk_size": horizon, "max_action_dim": dim, "max_state_dim": dim}
+        return replace(parse_config(document, kind), sizes=sizes)
 
 
-def _gemma(params: Params, suffix: str) -> GemmaSize:
+def _gemma_size(params: Params, suffix: str) -> GemmaSize:
     depth, heads, width, head_dim = params.shape(f"{LLM}layers.attn.q_einsum{suffix}.w")
     kv_heads = params.shape(f"{LLM}layers.attn.kv_einsum{suffix}.w")[2]
     mlp = params.shape(f"{LLM}layers.mlp{suffix}.linear")[1]
@@ -171,27 +168,13 @@ def _gemma(params: Params, suffix: str) -> GemmaSize:
 
 def tensors(params: Params, config: PolicyConfig) -> Iterator[tuple[str, Array]]:
     """LeRobot's names without `model.` and their tensors, one after the other."""
-    yield from _image_tower(params)
+    adaptive = config.kind == "pi05"
+    yield from _vision_tensors(params)
     yield EMBEDDING, params.read(LLM + "embedder.input_embedding")
     yield from _gemma_tensors(params, "", LANGUAGE, adaptive=False)
-    yield from _gemma_tensors(params, "_1", EXPERT + "model.", adaptive=config.kind == "pi05")
-    names = ["action_in_proj", "action_out_proj"]
-    if config.kind == "pi05":
-        names += ["time_mlp_in", "time_mlp_out"]
-    else:
-        names += ["state_proj", "action_time_mlp_in", "action_time_mlp_out"]
-    for name in names:
+    yield from _gemma_tensors(params, "_1", EXPERT + "model.", adaptive)
+    for name in projection_names(adaptive):
         yield from _linear(params, name, name)
-
-
-def _own_errors(named: Iterator[tuple[str, Array]], folder: Path) -> Iterator[tuple[str, Array]]:
-    """The same, with what NumPy says of arrays that have other dimensions as a CheckpointError."""
-    try:
-        yield from named
-    except CheckpointError:
-        raise
-    except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{folder}: the arrays' dimensions are not π0's: {error}") from None
 
 
 def _linear(params: Params, theirs: str, ours: str) -> Iterator[tuple[str, Array]]:
@@ -199,7 +182,35 @@ def _linear(params: Params, theirs: str, ours: str) -> Iterator[tuple[str, Array
     yield ours + ".bias", params.read(theirs + ".bias")
 
 
-def _image_tower(params: Params) -> Iterator[tuple[str, Array]]:
+def _split_heads(array: Array) -> Array:
+    """[width, heads, head_dim] → [heads · head_dim, width]."""
+    return array.reshape(len(array), -1).T
+
+
+def _head_rows(array: Array) -> Array:
+    """[heads, width, head_dim] → [heads · head_dim, width]."""
+    return array.transpose(0, 2, 1).reshape(-1, array.shape[1])
+
+
+def _join_heads(array: Array) -> Array:
+    """[heads, head_dim, width] → [width, heads · head_dim]."""
+    return array.reshape(-1, array.shape[-1]).T
+
+
+VISION_LAYER: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
+    ("LayerNorm_0.scale", "layer_norm1", np.asarray),
+    ("LayerNorm_1.scale", "layer_norm2", np.asarray),
+    ("MlpBlock_0.Dense_0.kernel", "mlp.fc1", np.transpose),
+    ("MlpBlock_0.Dense_1.kernel", "mlp.fc2", np.transpose),
+    (ATTENTION + "query.kernel", "self_attn.q_proj", _split_heads),
+    (ATTENTION + "key.kernel", "self_attn.k_proj", _split_heads),
+    (ATTENTION + "value.kernel", "self_attn.v_proj", _split_heads),
+    (ATTENTION + "out.kernel", "self_attn.out_proj", _join_heads),
+)
+"""openpi's array of all layers beside its bias, LeRobot's module, and a layer's conversion."""
+
+
+def _vision_tensors(params: Params) -> Iterator[tuple[str, Array]]:
     patch = VISION + "embeddings.patch_embedding"
     yield patch + ".weight", params.read(IMG + "embedding.kernel").transpose(3, 2, 0, 1)
     yield patch + ".bias", params.read(IMG + "embedding.bias")
@@ -208,69 +219,42 @@ def _image_tower(params: Params) -> Iterator[tuple[str, Array]]:
     yield VISION + "post_layernorm.weight", params.read(IMG + "Transformer.encoder_norm.scale")
     yield VISION + "post_layernorm.bias", params.read(IMG + "Transformer.encoder_norm.bias")
     yield from _linear(params, IMG + "head", PALIGEMMA + "model.multi_modal_projector.linear")
-
-    def layers(theirs: str, ours: str, change: Callable[[Array], Array]) -> Iterator[Any]:
+    for theirs, ours, change in VISION_LAYER:
         for n, array in enumerate(params.read(BLOCK + theirs)):
-            yield f"{VISION}encoder.layers.{n}.{ours}", change(array)
-
-    for theirs, ours in (("LayerNorm_0", "layer_norm1"), ("LayerNorm_1", "layer_norm2")):
-        yield from layers(theirs + ".scale", ours + ".weight", np.asarray)
-        yield from layers(theirs + ".bias", ours + ".bias", np.asarray)
-    for theirs, ours in (("MlpBlock_0.Dense_0", "mlp.fc1"), ("MlpBlock_0.Dense_1", "mlp.fc2")):
-        yield from layers(theirs + ".kernel", ours + ".weight", np.transpose)
-        yield from layers(theirs + ".bias", ours + ".bias", np.asarray)
-    for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
-        part = "MultiHeadDotProductAttention_0." + theirs
-        # [width, heads, head_dim] and [heads, head_dim]
-        yield from layers(
-            part + ".kernel", f"self_attn.{ours}_proj.weight", lambda a: a.reshape(len(a), -1).T
-        )
-        yield from layers(part + ".bias", f"self_attn.{ours}_proj.bias", np.ravel)
-    part = "MultiHeadDotProductAttention_0.out"
-    yield from layers(
-        part + ".kernel", "self_attn.out_proj.weight", lambda a: a.reshape(-1, a.shape[-1]).T
-    )
-    yield from layers(part + ".bias", "self_attn.out_proj.bias", np.asarray)
+            yield f"{VISION}encoder.layers.{n}.{ours}.weight", change(array)
+        bias = theirs.rpartition(".")[0] + ".bias"
+        for n, array in enumerate(params.read(BLOCK + bias)):
+            yield f"{VISION}encoder.layers.{n}.{ours}.bias", array.ravel()
 
 
 def _gemma_tensors(
     params: Params, suffix: str, ours: str, adaptive: bool
 ) -> Iterator[tuple[str, Array]]:
-    def rows(array: Array) -> Array:
-        """[heads, width, head_dim] → [heads · head_dim, width]."""
-        return array.transpose(0, 2, 1).reshape(-1, array.shape[1])
+    def stacked(array: str) -> Iterator[tuple[str, Array]]:
+        for n, part in enumerate(params.read(f"{LLM}layers.{array}")):
+            yield f"{ours}layers.{n}.", part
 
-    for n, array in enumerate(params.read(f"{LLM}layers.attn.q_einsum{suffix}.w")):
-        yield f"{ours}layers.{n}.self_attn.q_proj.weight", rows(array)
-    for n, array in enumerate(params.read(f"{LLM}layers.attn.kv_einsum{suffix}.w")):
-        yield f"{ours}layers.{n}.self_attn.k_proj.weight", rows(array[0])
-        yield f"{ours}layers.{n}.self_attn.v_proj.weight", rows(array[1])
-    for n, array in enumerate(params.read(f"{LLM}layers.attn.attn_vec_einsum{suffix}.w")):
-        yield f"{ours}layers.{n}.self_attn.o_proj.weight", array.reshape(-1, array.shape[-1]).T
-    for n, array in enumerate(params.read(f"{LLM}layers.mlp{suffix}.gating_einsum")):
-        yield f"{ours}layers.{n}.mlp.gate_proj.weight", array[0].T
-        yield f"{ours}layers.{n}.mlp.up_proj.weight", array[1].T
-    for n, array in enumerate(params.read(f"{LLM}layers.mlp{suffix}.linear")):
-        yield f"{ours}layers.{n}.mlp.down_proj.weight", array.T
-    norms = (
-        ("pre_attention_norm", "input_layernorm"),
-        ("pre_ffw_norm", "post_attention_layernorm"),
-    )
-    for theirs, name in norms:
-        parts = _norm(params, f"{LLM}layers.{theirs}{suffix}", adaptive)
-        for leaf, stacked in parts:
-            for n, array in enumerate(stacked):
-                yield f"{ours}layers.{n}.{name}.{leaf}", array.T
-    for leaf, array in _norm(params, f"{LLM}final_norm{suffix}", adaptive):
-        yield f"{ours}norm.{leaf}", array.T
-
-
-def _norm(params: Params, path: str, adaptive: bool) -> Iterator[tuple[str, Array]]:
-    if not adaptive:
-        yield "weight", params.read(path + ".scale")
-        return
-    yield "dense.weight", params.read(path + ".Dense_0.kernel")
-    yield "dense.bias", params.read(path + ".Dense_0.bias")
+    for layer, array in stacked(f"attn.q_einsum{suffix}.w"):
+        yield layer + "self_attn.q_proj.weight", _head_rows(array)
+    for layer, array in stacked(f"attn.kv_einsum{suffix}.w"):
+        yield layer + "self_attn.k_proj.weight", _head_rows(array[0])
+        yield layer + "self_attn.v_proj.weight", _head_rows(array[1])
+    for layer, array in stacked(f"attn.attn_vec_einsum{suffix}.w"):
+        yield layer + "self_attn.o_proj.weight", _join_heads(array)
+    for layer, array in stacked(f"mlp{suffix}.gating_einsum"):
+        yield layer + "mlp.gate_proj.weight", array[0].T
+        yield layer + "mlp.up_proj.weight", array[1].T
+    for layer, array in stacked(f"mlp{suffix}.linear"):
+        yield layer + "mlp.down_proj.weight", array.T
+    leaves = {"weight": "scale"}
+    if adaptive:
+        leaves = {"dense.weight": "Dense_0.kernel", "dense.bias": "Dense_0.bias"}
+    for leaf, stored in leaves.items():
+        for layer, array in stacked(f"pre_attention_norm{suffix}.{stored}"):
+            yield f"{layer}input_layernorm.{leaf}", array.T
+        for layer, array in stacked(f"pre_ffw_norm{suffix}.{stored}"):
+            yield f"{layer}post_attention_layernorm.{leaf}", array.T
+        yield f"{ours}norm.{leaf}", params.read(f"{LLM}final_norm{suffix}.{stored}").T
 
 
 def convert(
@@ -282,13 +266,28 @@ def convert(
         CheckpointError: not an orbax checkpoint of π0 or π0.5, or tensorstore is missing.
     """
     folder = directory / "params" if (directory / "params").is_dir() else directory
+    assets = folder.parent / "assets"
+    for path in (*folder.rglob("*"), *assets.rglob("*")):
+        if not path.is_dir():
+            require_regular_file(path)
     params = Params(folder)
     config = config_from_shapes(params, horizon)
     check_depth(config, MAX_LAYERS, folder)
+    with atomic_file(output / SINGLE_FILE) as partial:
+        _write_tensors(partial, params, config, dtype)
+    document = json.dumps(config.to_json(), indent=2) + "\n"
+    (output / CONFIG_FILE).write_text(document, encoding="utf-8")
+    if assets.is_dir():
+        shutil.copytree(assets, output / "assets", dirs_exist_ok=True)
+    return config
+
+
+def _write_tensors(path: Path, params: Params, config: PolicyConfig, dtype: str) -> None:
+    """Write a safetensors file one tensor at a time, in any order."""
+    code, torch_dtype = DTYPES[dtype]
     with torch.device("meta"):
         sources = key_map(Pi0(config)).values()
     shapes = {n: s for source in sources for n, s in zip(source.names, source.shapes, strict=True)}
-    code, torch_dtype = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -296,12 +295,10 @@ def convert(
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    output.mkdir(parents=True, exist_ok=True)
-    partial = output / (SINGLE_FILE + ".partial")
-    missing = set(shapes)
-    with partial.open("wb") as file:
+    missing, folder = set(shapes), params.folder
+    with path.open("wb") as file, _named_errors(f"{folder}: the arrays' dimensions are not π0's"):
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, array in _own_errors(tensors(params, config), folder):
+        for name, array in tensors(params, config):
             if shapes.get(name) != array.shape:
                 raise CheckpointError(
                     f"{folder}: {name} would be {list(array.shape)} instead of {shapes.get(name)}"
@@ -312,17 +309,10 @@ def convert(
             file.write(values.reshape(-1).view(torch.uint8).numpy().data)
     if missing:
         raise CheckpointError(f"{folder} lacks {sorted(missing)[0]} and {len(missing) - 1} more")
-    partial.replace(output / SINGLE_FILE)
-    document = json.dumps(config.to_json(), indent=2) + "\n"
-    (output / CONFIG_FILE).write_text(document, encoding="utf-8")
-    assets = folder.parent / "assets"
-    if assets.is_dir():
-        shutil.copytree(assets, output / "assets", dirs_exist_ok=True)
-    return config
 
 
 def main() -> int:
-    """0, or 1 with the reason on one line."""
+    """Exit code 0, or 1 with the reason on one line."""
     parser = argparse.ArgumentParser(description="openpi's JAX checkpoint to one that loads here")
     parser.add_argument("checkpoint", type=Path, help="the folder with params/ and assets/")
     parser.add_argument("output", type=Path, help="folder to write")

@@ -1,98 +1,95 @@
-"""Episodes of the scripted experts in the simulator, frame by frame."""
+"""Records the scripted experts' episodes in the simulator, frame by frame."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
-from pi05_lab.data import images as pictures
-from pi05_lab.data import lerobot_format as layout
-from pi05_lab.data.lerobot_format import DatasetError, Extra, Features
-from pi05_ros.types import FloatArray, ImageArray
-
-if TYPE_CHECKING:
-    from pi05_lab.sim.tasks import Task
+from pi05_lab.data.images import encode as encode_png
+from pi05_lab.data.lerobot_format import (
+    CHUNK_KEY,
+    CUBES_KEY,
+    PICTURE_KEY,
+    PIXELS_KEY,
+    DatasetError,
+    Extra,
+    Features,
+)
+from pi05_lab.parallel import run_tasks
+from pi05_lab.sim.arms import SimulatedAloha
+from pi05_lab.sim.experts import GRIPPERS, HORIZON, Expert, grippers_to_metres, grippers_to_unit
+from pi05_lab.sim.judge import Judge
+from pi05_lab.sim.motion import DT_S
+from pi05_lab.sim.rendering import CAMERAS, CameraRenderer, cube_pixels
+from pi05_lab.sim.scene import JOINT_NAMES
+from pi05_lab.sim.starts import random_start, reset_for
+from pi05_lab.sim.tasks import VERBS, Task, all_tasks, instruction
+from pi05_ros.types import ActionChunk, FloatArray, ImageArray, Observation
 
 CONTROL_HZ = 50
-HORIZON = 50
-CUBES_KEY = "scene.cube_positions"
-"""[3 × cubes] x, y, z of each cube's centre, m. Not under `observation`, where LeRobot's policies
-would take it for something that a robot measures."""
-PIXELS_KEY = "scene.cube_pixels"
-"""[cameras × cubes × 2] column and row of what each camera sees of each cube, from 0 to 1 over the
-picture; -1 where it sees none."""
-PICTURE_KEY = "picture_index"
-"""Frames with the same number have the same pictures."""
-
 REPLAN_TICKS = 8
 LIMIT_S = 10.0
 HOLD_S = 0.5
-"""Recorded after a task is done, so that a policy learns to stay."""
+"""Recorded after a task is done, so that a policy learns to hold its position."""
 TRIES = 20
 
-_ACTED_MOMENTS = 14
-"""Of a visit with an actor: enough to come near a cube and to try again."""
+_ROLLOUT_SAMPLES = 14
+"""In a policy's episode: enough to approach a cube and to try again."""
 _DISTURBED = 0.4
+"""Probability of a disturbance between two samples."""
 _ARM_NOISE_RAD = 0.05
 _GRIPPER_NOISE = 0.15
-"""Of a gripper's whole way."""
+"""Of a gripper's whole range."""
 _NOISE_TICKS = 8
 _NEAR_M = 0.08
 
 
 @dataclass(frozen=True)
 class RecordConfig:
-    """What is recorded. The same recipe and episode number give the same episode.
+    """What is recorded. The same configuration and episode number give the same episode.
 
     Args:
         verbs: what is done, names of `sim.tasks.VERBS`.
-        weights: how often each is, relative to the others.
-        seed: of everything that is random.
+        weights: how often each is done, relative to the others; () for equally often.
+        seed: of all random choices.
         fps: frames per second; a divisor of 50.
-        size_px: width and height of the pictures; 4:3 as the simulated robot publishes, so that the
-            policy pads what it trains on as it pads what it gets.
+        size_px: width and height of the images; 4:3 as the simulated robot publishes, so that the
+            policy pads images in training as it does on the robot.
         chunks: label every frame with the expert's next `HORIZON` steps.
-        visits: record a few moments of many random situations instead of whole episodes.
-        instructions: labels of each picture of a visit, for different instructions.
-        encode: give pictures as PNG, else as arrays.
+        states: record a few samples of many random situations instead of whole episodes.
+        instructions: with `states`, how many instructions each image is labelled for.
+        encode: return images as PNG, else as arrays.
     """
 
-    verbs: tuple[str, ...] = ("touch", "pick", "place", "wave", "home")
+    verbs: tuple[str, ...] = VERBS
     weights: tuple[float, ...] = ()
     seed: int = 0
     fps: int = CONTROL_HZ
     size_px: tuple[int, int] = (112, 84)
     chunks: bool = False
-    visits: bool = False
+    states: bool = False
     instructions: int = 4
     encode: bool = True
 
     def __post_init__(self) -> None:
-        from pi05_lab.sim.tasks import VERBS
-
-        unknown = [verb for verb in self.verbs if verb not in VERBS]
-        if unknown or not self.verbs or len(set(self.verbs)) != len(self.verbs):
+        if not self.verbs or len({*self.verbs} & {*VERBS}) != len(self.verbs):
             raise DatasetError(f"tasks must be different ones of {VERBS}, got {self.verbs}")
         if self.weights and (len(self.weights) != len(self.verbs) or min(self.weights) <= 0):
             raise DatasetError(f"every task needs a weight above 0, got {self.weights}")
         if self.fps < 1 or CONTROL_HZ % self.fps:
             raise DatasetError(f"fps must divide {CONTROL_HZ}, got {self.fps}")
-        if self.visits and self.instructions < 1:
-            raise DatasetError(f"a picture needs an instruction, got {self.instructions}")
-
-    @property
-    def labelled(self) -> bool:
-        """Whether frames have `action_chunk`: moments have no frames that would follow."""
-        return self.chunks or self.visits
+        if self.states and self.instructions < 1:
+            raise DatasetError(f"an image needs an instruction, got {self.instructions}")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What `DatasetWriter.add_frame` takes, and the joints' velocities.
+    """The arguments of `DatasetWriter.add_frame`, and the joints' velocities.
 
     State and action are in the policy's units: rad, grippers from 0 (closed) to 1 (open).
     """
@@ -103,14 +100,11 @@ class Frame:
     task: str
     velocities: FloatArray
     """[14] rad/s and m/s."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any]
 
 
-def features(recipe: RecordConfig, use_video: bool = False) -> Features:
-    """The features of a dataset of this recipe."""
-    from pi05_lab.sim.arms import JOINT_NAMES, SimulatedAloha
-    from pi05_lab.sim.rendering import CAMERAS
-
+def features(config: RecordConfig, use_video: bool = False) -> Features:
+    """The features of a data set of these frames."""
     cubes = SimulatedAloha().cubes
     axes = [f"{cube}_{axis}" for cube in cubes for axis in "xyz"]
     pixels = [f"{camera}_{cube}_{axis}" for camera in CAMERAS for cube in cubes for axis in "uv"]
@@ -118,96 +112,86 @@ def features(recipe: RecordConfig, use_video: bool = False) -> Features:
         CUBES_KEY: Extra((len(axes),), names=axes),
         PIXELS_KEY: Extra((len(pixels),), names=pixels),
     }
-    if recipe.labelled:
-        extras[layout.CHUNK_KEY] = Extra((HORIZON, len(JOINT_NAMES)))
-    if recipe.visits:
+    if config.chunks or config.states:
+        extras[CHUNK_KEY] = Extra((HORIZON, len(JOINT_NAMES)))
+    if config.states:
         extras[PICTURE_KEY] = Extra((1,), "int64")
-    width, height = recipe.size_px
-    return Features(
-        dict.fromkeys(CAMERAS, (height, width)), JOINT_NAMES, JOINT_NAMES, extras, use_video
-    )
+    width, height = config.size_px
+    cameras = dict.fromkeys(CAMERAS, (height, width))
+    return Features(cameras, JOINT_NAMES, JOINT_NAMES, extras, use_video)
 
 
-class GripperUnits:
-    """Between the simulator's joints (grippers in m) and the policy's (grippers from 0 to 1)."""
+class RolloutPolicy(Protocol):
+    """A policy that moves the arms while the expert labels the states it reaches."""
 
-    def __init__(self) -> None:
-        from pi05_lab.sim.scene import GRIPPER_CLOSED_M, GRIPPER_OPEN_M, JOINT_NAMES
+    def restart(self, seed: int) -> None:
+        """Start an episode, whose noise follows from the seed."""
 
-        self.gripper = np.array([name.endswith("gripper") for name in JOINT_NAMES])
-        """[14] which joints are grippers."""
-        self._offset = np.where(self.gripper, GRIPPER_CLOSED_M, 0.0)
-        self._scale = np.where(self.gripper, GRIPPER_OPEN_M - GRIPPER_CLOSED_M, 1.0)
-
-    def to_policy(self, positions: FloatArray) -> FloatArray:
-        """[..., 14] the simulator's → the policy's."""
-        return (positions - self._offset) / self._scale
-
-    def to_joints(self, units: FloatArray) -> FloatArray:
-        """[..., 14] the policy's → the simulator's."""
-        return units * self._scale + self._offset
+    def infer(self, observation: Observation) -> ActionChunk: ...
 
 
-Actor = Callable[[Mapping[str, ImageArray], FloatArray, str], FloatArray]
-"""Pictures, state [14] and instruction → actions [horizon, 14], in the policy's units."""
+MakePolicy = Callable[[], RolloutPolicy]
+
+
+def episodes(
+    config: RecordConfig, count: int, workers: int = 1, make_policy: MakePolicy | None = None
+) -> Iterator[list[Frame]]:
+    """Episodes 0 … count - 1, independent of the number of workers.
+
+    Raises:
+        DatasetError: the expert keeps failing.
+        WorkerDied: a worker process was killed.
+    """
+    yield from run_tasks(partial(SimulatedRecorder, config, make_policy), range(count), workers)
 
 
 class SimulatedRecorder:
-    """Plays episodes of a recipe; belongs to the thread that made it.
+    """Simulates one episode per call; used only in the thread that made it.
 
     Args:
-        recipe: what is played.
-        actor: moves the arms in visits instead of the expert, which still labels every moment: the
-            states are then those that a policy gets itself into (DAgger, Ross et al. 2011).
+        config: what is recorded.
+        make_policy: makes a policy that moves the arms instead of the expert. Requires
+            `config.states`: the expert labels the states that the policy reaches (DAgger, Ross et
+            al. 2011).
 
     Raises:
         RenderingUnavailable: no OpenGL on this machine.
     """
 
-    def __init__(self, recipe: RecordConfig, actor: Actor | None = None) -> None:
-        # Mesa's threads would fight for the cores that other recorders use
+    def __init__(self, config: RecordConfig, make_policy: MakePolicy | None = None) -> None:
+        # One Mesa thread per recorder: several recorders share the cores.
         os.environ.setdefault("LP_NUM_THREADS", "1")
-        from pi05_lab.sim.arms import SimulatedAloha
-        from pi05_lab.sim.experts import DT_S, Expert
-        from pi05_lab.sim.rendering import CAMERAS, CameraRenderer
-        from pi05_lab.sim.views import cube_pixels
-
-        self.recipe = recipe
-        self._actor = actor
-        self._cameras = CAMERAS
-        self._cube_pixels = cube_pixels
+        self.config = config
+        self._policy = make_policy() if make_policy else None
         self._sim = SimulatedAloha()
         self._expert = Expert(self._sim)
-        self._renderer = CameraRenderer(self._sim.model, *recipe.size_px)
-        self._units = GripperUnits()
-        self._stride = CONTROL_HZ // recipe.fps
+        self._renderer = CameraRenderer(self._sim.model, *config.size_px)
+        self._stride = CONTROL_HZ // config.fps
         self._physics_steps = round(DT_S / self._sim.model.opt.timestep)
 
     def close(self) -> None:
         self._renderer.close()
 
-    def episode(self, number: int) -> list[Frame]:
-        """The frames of one episode, or of one visit.
+    def __call__(self, number: int) -> list[Frame]:
+        """The frames of episode `number`.
 
         Raises:
-            DatasetError: the expert did not do what it was asked in `TRIES` tries.
+            DatasetError: the expert failed in `TRIES` attempts.
         """
+        if self._policy is not None:
+            (seed,) = np.random.SeedSequence([self.config.seed, number]).generate_state(1)
+            self._policy.restart(int(seed))
         for attempt in range(TRIES):
-            rng = np.random.default_rng([self.recipe.seed, number, attempt])
-            frames = self._visit(rng) if self.recipe.visits else self._demonstration(rng)
+            rng = np.random.default_rng([self.config.seed, number, attempt])
+            frames = self._sample_states(rng) if self.config.states else self._demonstration(rng)
             if frames is not None:
                 return frames
         raise DatasetError(f"the expert failed {TRIES} times at episode {number}")
 
     def _demonstration(self, rng: np.random.Generator) -> list[Frame] | None:
-        """One task until it is done; None if it is not. All but "home" begin at home."""
-        from pi05_lab.sim.judge import Judge
-        from pi05_lab.sim.starts import random_start, reset_for
-        from pi05_lab.sim.tasks import instruction
-
-        task = self._draw(rng)
-        start = random_start if task.verb == "home" else reset_for
-        start(self._sim, task, rng)
+        """One task until it is done, from home unless it is "home"; None if the expert fails."""
+        task = self._draw_task(rng)
+        (random_start if task.verb == "home" else reset_for)(self._sim, task, rng)
         text = instruction(task, rng)
         judge = Judge(task, self._sim)
         frames: list[Frame] = []
@@ -216,8 +200,8 @@ class SimulatedRecorder:
                 plan = self._expert.plan(task)
             target = plan[tick % REPLAN_TICKS]
             if tick % self._stride == 0:
-                label = self._label(task) if self.recipe.chunks else None
-                frames.append(self._frame(self._pictures(), target, text, label))
+                label = self._label(task) if self.config.chunks else None
+                frames.append(self._frame(self._render(), target, text, label))
             self._step(target)
             judge.update()
             if judge.wrong:
@@ -226,41 +210,32 @@ class SimulatedRecorder:
                 return frames
         return None
 
-    def _visit(self, rng: np.random.Generator) -> list[Frame]:
-        """A few moments of a task, each with what would be done for other instructions, too."""
-        from pi05_lab.sim.starts import random_start, reset_for
-        from pi05_lab.sim.tasks import instruction
-
-        task = self._draw(rng)
+    def _sample_states(self, rng: np.random.Generator) -> list[Frame]:
+        """A few samples of a task, each labelled for other instructions, too."""
+        task = self._draw_task(rng)
         from_home = task.verb != "home" and rng.random() < 0.3
         (reset_for if from_home else random_start)(self._sim, task, rng)
+        samples = _ROLLOUT_SAMPLES
+        if self._policy is None:
+            samples = int(rng.integers(5, 9) if from_home else rng.integers(3, 6))
         frames: list[Frame] = []
-        for _ in range(self._moments(from_home, rng)):
-            drawn = self._draw_pictures()
-            images: dict[str, ImageArray | bytes] | None = self._stored(drawn)
+        for _ in range(samples):
+            rendered = self._render()
             plan = self._expert.plan(task, HORIZON * self._stride)
             text = instruction(task, rng)
-            for asked in [task, *self._others(task, rng)]:
-                mine = asked is task
-                steps = plan if mine else self._expert.plan(asked, len(plan))
-                told = text if mine else instruction(asked, rng)
-                label = steps[:: self._stride]
-                frames.append(self._frame(images, steps[0], told, label))
-                images = None
-            if self._actor is None:
-                course = self._disturbed(plan, rng)
+            frames.append(self._frame(rendered, plan[0], text, plan[:: self._stride]))
+            for other in self._other_tasks(task, rng):
+                label = self._label(other)
+                frames.append(self._frame(None, label[0], instruction(other, rng), label))
+            if self._policy is None:
+                targets = self._disturbed(plan, rng)
             else:
-                state = self._units.to_policy(self._sim.positions())
-                course = self._units.to_joints(self._actor(drawn, state, text))
-                course = course.repeat(self._stride, axis=0)
-            for target in course[: self._ticks_until_next(task, rng)]:
+                state = grippers_to_unit(self._sim.positions())
+                actions = self._policy.infer(Observation(rendered, state, text, 0.0)).actions
+                targets = grippers_to_metres(actions).repeat(self._stride, axis=0)
+            for target in targets[: self._ticks_until_next(task, rng)]:
                 self._step(target)
         return frames
-
-    def _moments(self, from_home: bool, rng: np.random.Generator) -> int:
-        if self._actor is not None:
-            return _ACTED_MOMENTS
-        return int(rng.integers(5, 9) if from_home else rng.integers(3, 6))
 
     def _ticks_until_next(self, task: Task, rng: np.random.Generator) -> int:
         if task.side is not None and task.color is not None:
@@ -270,74 +245,62 @@ class SimulatedRecorder:
         return int(rng.integers(12, 30))
 
     def _disturbed(self, plan: FloatArray, rng: np.random.Generator) -> FloatArray:
-        """The plan, at times with the arms led astray."""
+        """The plan, sometimes with a growing constant error."""
         if rng.random() >= _DISTURBED:
             return plan
-        noise = rng.normal(0.0, np.where(self._units.gripper, _GRIPPER_NOISE, _ARM_NOISE_RAD))
+        spread = np.full(len(JOINT_NAMES), _ARM_NOISE_RAD)
+        spread[GRIPPERS] = _GRIPPER_NOISE
         growth = np.minimum(1.0, np.arange(len(plan)) / _NOISE_TICKS)
-        led_astray = self._units.to_policy(plan) + growth[:, None] * noise
-        return self._units.to_joints(led_astray)
+        noise = growth[:, None] * rng.normal(0.0, spread)
+        return grippers_to_metres(grippers_to_unit(plan) + noise)
 
-    def _others(self, task: Task, rng: np.random.Generator) -> Iterator[Task]:
-        """Other tasks for the same pictures; the first differs by arm or colour alone."""
-        from pi05_lab.sim.tasks import all_tasks
-
-        seen = {task}
-        for k in range(self.recipe.instructions - 1):
-            verb = task.verb if k == 0 else self._draw_verb(rng)
-            tasks = [t for t in all_tasks(self._sim.cubes, (verb,)) if t not in seen]
-            if not tasks:
-                every = all_tasks(self._sim.cubes, self.recipe.verbs)
-                tasks = [t for t in every if t not in seen] or [task]
-            chosen = tasks[rng.integers(len(tasks))]
-            seen.add(chosen)
-            yield chosen
+    def _other_tasks(self, task: Task, rng: np.random.Generator) -> list[Task]:
+        """Other tasks for the same images; the first has the same verb if possible."""
+        chosen = [task]
+        for k in range(self.config.instructions - 1):
+            verbs = (task.verb if k == 0 else self._draw_verb(rng),)
+            every = [all_tasks(self._sim.cubes, each) for each in (verbs, self.config.verbs)]
+            new = [[other for other in tasks if other not in chosen] for tasks in every]
+            tasks = new[0] or new[1] or [task]
+            chosen.append(tasks[rng.integers(len(tasks))])
+        return chosen[1:]
 
     def _draw_verb(self, rng: np.random.Generator) -> str:
-        weights = np.array(self.recipe.weights or np.ones(len(self.recipe.verbs)))
-        return self.recipe.verbs[rng.choice(len(weights), p=weights / weights.sum())]
+        weights = np.array(self.config.weights or np.ones(len(self.config.verbs)))
+        return self.config.verbs[rng.choice(len(weights), p=weights / weights.sum())]
 
-    def _draw(self, rng: np.random.Generator) -> Task:
-        from pi05_lab.sim.tasks import all_tasks
-
+    def _draw_task(self, rng: np.random.Generator) -> Task:
         tasks = all_tasks(self._sim.cubes, (self._draw_verb(rng),))
         return tasks[rng.integers(len(tasks))]
 
     def _label(self, task: Task) -> FloatArray:
+        """[HORIZON, 14] the expert's next steps at the data's rate."""
         return self._expert.plan(task, HORIZON * self._stride)[:: self._stride]
 
-    def _pictures(self) -> dict[str, ImageArray | bytes]:
-        return self._stored(self._draw_pictures())
-
-    def _draw_pictures(self) -> dict[str, ImageArray]:
-        return {camera: self._renderer.render(self._sim.data, camera) for camera in self._cameras}
-
-    def _stored(self, drawn: dict[str, ImageArray]) -> dict[str, ImageArray | bytes]:
-        if not self.recipe.encode:
-            return dict(drawn)
-        return {camera: pictures.encode(picture) for camera, picture in drawn.items()}
+    def _render(self) -> dict[str, ImageArray]:
+        return {camera: self._renderer.render(self._sim.data, camera) for camera in CAMERAS}
 
     def _frame(
         self,
-        images: dict[str, ImageArray | bytes] | None,
+        rendered: Mapping[str, ImageArray] | None,
         target: FloatArray,
         text: str,
         label: FloatArray | None,
     ) -> Frame:
-        cubes = np.concatenate([self._sim.cube_position(cube) for cube in self._sim.cubes])
-        aspect = self.recipe.size_px[0] / self.recipe.size_px[1]
-        pixels = [self._cube_pixels(self._sim, camera, aspect).ravel() for camera in self._cameras]
-        extra: dict[str, Any] = {CUBES_KEY: cubes, PIXELS_KEY: np.concatenate(pixels)}
+        sim, (width, height) = self._sim, self.config.size_px
+        pixels = [cube_pixels(sim, camera, width / height).ravel() for camera in CAMERAS]
+        extra: dict[str, Any] = {
+            CUBES_KEY: np.concatenate([sim.cube_position(cube) for cube in sim.cubes]),
+            PIXELS_KEY: np.concatenate(pixels),
+        }
         if label is not None:
-            extra[layout.CHUNK_KEY] = self._units.to_policy(label).astype(np.float32)
-        return Frame(
-            images=images,
-            state=self._units.to_policy(self._sim.positions()),
-            action=self._units.to_policy(target),
-            task=text,
-            velocities=self._sim.velocities(),
-            extra=extra,
-        )
+            extra[CHUNK_KEY] = grippers_to_unit(label).astype(np.float32)
+        images: dict[str, ImageArray | bytes] | None = None
+        if rendered is not None:
+            encode: Any = encode_png if self.config.encode else np.asarray
+            images = {camera: encode(image) for camera, image in rendered.items()}
+        state, action = grippers_to_unit(sim.positions()), grippers_to_unit(target)
+        return Frame(images, state, action, text, sim.velocities(), extra)
 
     def _step(self, target: FloatArray) -> None:
         self._sim.set_targets(target)

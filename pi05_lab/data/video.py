@@ -1,4 +1,4 @@
-"""Videos of a dataset: many episodes in one mp4, frames by their time."""
+"""Videos of a data set: many episodes in one mp4, frames by their time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import av
 import numpy as np
 
 from pi05_lab.data.lerobot_format import DatasetError
@@ -18,22 +18,14 @@ from pi05_ros.types import ImageArray
 CODEC = "libx264"
 CRF = 18
 KEYFRAME_EVERY = 2
-"""LeRobot's own choice: a random frame costs at most two to decode."""
+"""LeRobot's choice: a random frame takes at most two to decode."""
 OPEN_VIDEOS = 24
 
-
-def _av() -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            "videos need PyAV, which is not installed: pip install 'pi05_ros[train]'"
-        ) from error
-    return av
+_ERRORS = (av.FFmpegError, OSError)
 
 
 class VideoWriter:
-    """Appends frames to one mp4 (H.264, yuv420p); `close` makes it readable.
+    """Appends frames to one mp4 (H.264, yuv420p), which is readable after `close`.
 
     Args:
         path: of the file; its folder is made.
@@ -42,25 +34,24 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, fps: int, size: tuple[int, int]) -> None:
-        self._av = _av()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = self._av.open(str(path), "w")
-        self._stream = self._container.add_stream(CODEC, rate=fps)
+        self._container = av.open(str(path), "w")
+        self._stream: Any = self._container.add_stream(CODEC, rate=fps)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
-        # B-frames would let the first frame start later than 0
+        # With B-frames the first frame might start later than 0.
         self._stream.options = {"crf": str(CRF), "g": str(KEYFRAME_EVERY), "bf": "0"}
         self._stream.codec_context.time_base = Fraction(1, fps)
         self.frames = 0
         self.bytes = 0
         """Written so far."""
 
-    def write(self, picture: ImageArray, keyframe: bool = False) -> None:
+    def write(self, image: ImageArray, keyframe: bool = False) -> None:
         """Append one RGB frame [height, width, 3]; `keyframe` where an episode starts."""
-        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame: Any = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts = self.frames
         if keyframe:
-            frame.pict_type = self._av.video.frame.PictureType.I
+            frame.pict_type = av.video.frame.PictureType.I
         self._mux(self._stream.encode(frame))
         self.frames += 1
 
@@ -76,18 +67,11 @@ class VideoWriter:
 
 def video_info(fps: int, size: tuple[int, int]) -> dict[str, Any]:
     """The `info` of a video feature in info.json."""
-    return {
-        "video.height": size[0],
-        "video.width": size[1],
-        "video.codec": "h264",
-        "video.pix_fmt": "yuv420p",
-        "video.fps": fps,
-        "video.channels": 3,
-        "video.g": KEYFRAME_EVERY,
-        "video.crf": CRF,
-        "is_depth_map": False,
-        "has_audio": False,
-    }
+    height, width = size
+    video = {"height": height, "width": width, "codec": "h264", "pix_fmt": "yuv420p", "fps": fps,
+             "channels": 3, "g": KEYFRAME_EVERY, "crf": CRF}  # fmt: skip
+    info: dict[str, Any] = {f"video.{key}": value for key, value in video.items()}
+    return info | {"is_depth_map": False, "has_audio": False}
 
 
 class VideoReader:
@@ -101,11 +85,9 @@ class VideoReader:
         self._lock = threading.Lock()
         self._process = os.getpid()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self._reset()
+    def __reduce__(self) -> tuple[type[VideoReader], tuple[()]]:
+        """Open files are not pickled."""
+        return VideoReader, ()
 
     def frame(self, path: Path, time_s: float, fps: float) -> ImageArray:
         """RGB [height, width, 3] of the frame nearest to `time_s` seconds.
@@ -114,7 +96,7 @@ class VideoReader:
             DatasetError: no file, no video, or no frame within half a frame of that time.
         """
         if os.getpid() != self._process:
-            # a forked worker must not move the file position under its parent
+            # A forked process shares the file positions with its parent: open the files again.
             self._reset()
         with self._lock:
             if path not in self._open:
@@ -128,16 +110,14 @@ class VideoReader:
 class _OpenVideo:
     def __init__(self, path: Path) -> None:
         self._path = path
-        av = _av()
-        self._errors = (av.FFmpegError, OSError)
         if not path.is_file():
             raise DatasetError(f"the video {path} is missing")
         try:
-            self._container = av.open(str(path))
+            self._container: Any = av.open(str(path))
             self._stream = self._container.streams.video[0]
-        except (*self._errors, IndexError) as error:
+        except (*_ERRORS, IndexError) as error:
             raise DatasetError(f"the video {path} cannot be read: {error}") from None
-        # one frame at a time: frame threads would decode ahead what nobody asked for
+        # One frame at a time: frame threads would decode frames ahead that are not needed.
         self._stream.thread_type = "SLICE"
         self._stream.codec_context.thread_count = 1
 
@@ -155,7 +135,7 @@ class _OpenVideo:
                     best = off_s, frame
                 if frame.pts >= target - tolerance_s / time_base:
                     break
-        except self._errors as error:
+        except _ERRORS as error:
             raise DatasetError(
                 f"the video {self._path} is damaged at {time_s:.3f} s: {error}"
             ) from None

@@ -1,33 +1,28 @@
-"""The simulated ALOHA: 14 position-controlled joints, three cubes, and nothing of ROS."""
+"""The simulated ALOHA: 14 position-controlled joints and three cubes, without ROS."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pi05_lab.sim.engine import mujoco
 from pi05_lab.sim.scene import (
     ARM_JOINTS,
     CUBE_HALF_SIZE_M,
-    GRIPPER_CLOSED_M,
-    GRIPPER_OPEN_M,
     JOINT_NAMES,
     SIDES,
     build_model,
+    mujoco,
 )
-
-__all__ = ["GRIPPER_CLOSED_M", "GRIPPER_OPEN_M", "HOME_POSITIONS", "JOINT_NAMES", "SimulatedAloha"]
-
-FloatArray = NDArray[np.float64]
+from pi05_ros.types import FloatArray
 
 HOME_POSITIONS: FloatArray = np.array([0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.024] * 2)
 HOME_POSITIONS.setflags(write=False)
-"""[14] where `reset` puts the arms: rad, and the nearly closed fingers' position in m."""
+"""[14] the arms after `reset`: rad, and the nearly closed fingers' position in m."""
 
 CUBE_REGION_M = ((-0.22, 0.22), (0.42, 0.66))
-"""x and y between which `reset` puts the cubes' centres: both arms reach all of it."""
+"""x and y range of the cubes' centres after `reset`: both arms reach all of it."""
 CUBE_SPACING_M = 0.09
 CUBE_YAW_RAD = 0.4
 
@@ -40,20 +35,17 @@ class SimulatedAloha:
     open (1). The pads meet at 0.0224, so that a closed gripper reads 0.0224 and squeezes; a held
     cube reads 0.042, or up to 0.05 askew.
 
-    Not thread-safe: step and read from one thread, and hand `qpos()` to others.
+    Not thread-safe: step and read from one thread, and pass `qpos()` to others.
 
     Args:
         cubes: colours of the cubes on the table, out of red, green, blue, yellow.
-        timestep_s: one physics step.
     """
 
-    def __init__(
-        self, cubes: Sequence[str] = ("red", "green", "blue"), timestep_s: float = 0.005
-    ) -> None:
+    def __init__(self, cubes: Sequence[str] = ("red", "green", "blue")) -> None:
         self.cubes = tuple(cubes)
-        self.model = build_model(self.cubes, timestep_s)
+        self.model = build_model(self.cubes)
         self.data = mujoco.MjData(self.model)
-        # Two rows: a gripper is the mean of its two fingers, a hinge stands in both rows.
+        # Two rows: a gripper is the mean of its two fingers, a hinge is in both rows.
         pairs = [
             (f"{side}_left_finger", f"{side}_right_finger")
             if joint == "gripper"
@@ -61,15 +53,14 @@ class SimulatedAloha:
             for side in SIDES
             for joint in (*ARM_JOINTS, "gripper")
         ]
-        joints = [[self.model.joint(name) for name in pair] for pair in zip(*pairs, strict=True)]
+        rows = list(zip(*pairs, strict=True))
+        joints = [[self.model.joint(name) for name in row] for row in rows]
         self._qpos_index = np.array([[joint.qposadr[0] for joint in row] for row in joints])
         self._qvel_index = np.array([[joint.dofadr[0] for joint in row] for row in joints])
-        self._actuator_index = np.array(
-            [[self.model.actuator(name).id for name in pair] for pair in zip(*pairs, strict=True)]
-        )
+        actuators = [[self.model.actuator(name).id for name in row] for row in rows]
+        self._actuator_index = np.array(actuators)
         self._sign = np.array([[1.0] * 14, [1.0 - 2.0 * (a != b) for a, b in pairs]])
-        target_range = self.model.actuator_ctrlrange[self._actuator_index[0]]
-        self.lower, self.upper = target_range[:, 0].copy(), target_range[:, 1].copy()
+        self.lower, self.upper = self.model.actuator_ctrlrange[self._actuator_index[0]].T.copy()
         self._cube_qpos = {
             name: int(self.model.joint(f"{name}_cube").qposadr[0]) for name in self.cubes
         }
@@ -84,7 +75,7 @@ class SimulatedAloha:
         """Put the arms at home and the cubes at random places at least 9 cm apart."""
         rng = np.random.default_rng(seed)
         mujoco.mj_resetData(self.model, self.data)
-        self._write_joints(HOME_POSITIONS)
+        self.data.qpos[self._qpos_index] = self._sign * HOME_POSITIONS
         low, high = np.array(CUBE_REGION_M).T
         places: list[FloatArray] = []
         while len(places) < len(self.cubes):
@@ -102,16 +93,14 @@ class SimulatedAloha:
 
     def positions(self) -> FloatArray:
         """[14] measured positions, rad and m."""
-        mean: FloatArray = (self._sign * self.data.qpos[self._qpos_index]).mean(axis=0)
-        return mean
+        return (self._sign * self.data.qpos[self._qpos_index]).mean(axis=0)
 
     def velocities(self) -> FloatArray:
         """[14] measured velocities, rad/s and m/s."""
-        mean: FloatArray = (self._sign * self.data.qvel[self._qvel_index]).mean(axis=0)
-        return mean
+        return (self._sign * self.data.qvel[self._qvel_index]).mean(axis=0)
 
     def set_targets(self, positions: ArrayLike) -> None:
-        """Set what the position servos pull towards, [14] rad and m; clipped to `lower`, `upper`.
+        """Set the position servos' targets, [14] rad and m; clipped to `lower`, `upper`.
 
         Raises:
             ValueError: the shape is not [14] or a value is not finite.
@@ -140,23 +129,20 @@ class SimulatedAloha:
         if name not in self._cube_qpos:
             raise ValueError(f"there is no {name!r} cube; the cubes are {self.cubes}")
         start = self._cube_qpos[name]
-        position: FloatArray = self.data.qpos[start : start + 3].copy()
-        return position
+        return self.data.qpos[start : start + 3].copy()
 
     def tool_position(self, side: str) -> FloatArray:
         """[3] the point between the fingertips of the "left" or "right" arm in the world, m."""
         if side not in SIDES:
             raise ValueError(f"side must be one of {SIDES}, got {side!r}")
-        position: FloatArray = self.data.site(f"{side}_tool").xpos.copy()
-        return position
+        return self.data.site(f"{side}_tool").xpos.copy()
 
     def qpos(self) -> FloatArray:
-        """[nq] a copy of the whole configuration: what a renderer needs and a recording keeps."""
-        qpos: FloatArray = self.data.qpos.copy()
-        return qpos
+        """[nq] a copy of the whole configuration, for a renderer or a recording."""
+        return self.data.qpos.copy()
 
     def set_qpos(self, qpos: ArrayLike) -> None:
-        """Put everything at `qpos` [nq], at rest, with the servos holding it.
+        """Set the configuration `qpos` [nq], at rest, as the servos' targets.
 
         Raises:
             ValueError: the shape does not fit this scene or a value is not finite.
@@ -169,6 +155,3 @@ class SimulatedAloha:
         self.data.act[:] = 0.0
         self.set_targets(self.positions())
         mujoco.mj_forward(self.model, self.data)
-
-    def _write_joints(self, positions: FloatArray) -> None:
-        self.data.qpos[self._qpos_index] = self._sign * positions

@@ -1,10 +1,10 @@
 """A joint_trajectory_controller in numpy, cycle by cycle, with a position command interface.
 
 Source: ros2_controllers, `joint_trajectory_controller.cpp` (`update`, `topic_callback`,
-`blend_with_active_trajectory`) and `trajectory.cpp` (`sample`), branches jazzy (4.42), kilted
-(5.17) and master (6.9) of August 2026. Jazzy and Kilted behave alike here, and as 6.9 with
-`allow_trajectory_replacement: false`. Left out: goals and their tolerances, `cmd_timeout`, speed
-scaling, partial joints, angle wraparound, `interpolation_method: none`.
+`validate_trajectory_msg`, `blend_with_active_trajectory`) and `trajectory.cpp` (`sample`), branches
+jazzy (4.42), kilted (5.17) and master (6.9) of August 2026. Jazzy and Kilted behave alike here, and
+as 6.9 with `allow_trajectory_replacement: false`. Left out: goals and their tolerances,
+`cmd_timeout`, speed scaling, partial joints, angle wraparound, `interpolation_method: none`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,126 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pi05_lab.sim.trajectory_rules import Trajectory, TrajectoryRejected, check_trajectory
+from pi05_ros.types import FloatArray
 
-__all__ = ["JointTrajectoryController", "Trajectory", "TrajectoryRejected", "check_trajectory"]
+ZERO_VELOCITY = float(np.finfo(np.float32).eps)
+"""rad/s; the controller takes a last velocity up to this for zero."""
 
-FloatArray = NDArray[np.floating[Any]]
+
+class TrajectoryRejected(ValueError):
+    """The controller rejects this trajectory; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A trajectory_msgs/JointTrajectory as arrays. N points, J joints; rad, m, seconds.
+
+    A field that is empty in the message is None. The controller also accepts messages in which only
+    some points have velocities; this class cannot hold them.
+    """
+
+    joint_names: Sequence[str]
+    stamp_s: float
+    """The header's stamp on the controller's clock; 0 means "start now"."""
+    times_from_start_s: ArrayLike
+    """[N]"""
+    positions: ArrayLike
+    """[N, J]"""
+    velocities: ArrayLike | None = None
+    """[N, J]"""
+    accelerations: ArrayLike | None = None
+    """[N, J]"""
+
+
+def check_trajectory(
+    trajectory: Trajectory,
+    joint_names: Sequence[str],
+    now_s: float,
+    *,
+    allow_nonzero_velocity_at_trajectory_end: bool = False,
+) -> None:
+    """Apply the rules of `validate_trajectory_msg`, which are the same from Humble to 6.9.
+
+    Three rules are stricter, because the controller passes these faults on to the motors:
+    non-finite numbers, a joint named twice, and accelerations without velocities (which it
+    interpolates as zeros).
+
+    Raises:
+        TrajectoryRejected: a controller of `joint_names` rejects the trajectory.
+    """
+    given = list(trajectory.joint_names)
+    if len(given) != len(joint_names):
+        raise TrajectoryRejected(
+            f"{len(given)} joints are given, the controller has {len(joint_names)}"
+        )
+    for name in given:
+        if name not in joint_names:
+            raise TrajectoryRejected(f"joint {name!r} is not one of the controller's")
+    for name in joint_names:
+        if name not in given:
+            raise TrajectoryRejected(f"joint {name!r} is missing and another one is named twice")
+    times = _checked_array("times_from_start", trajectory.times_from_start_s, ndim=1)
+    if not len(times):
+        raise TrajectoryRejected("the trajectory is empty")
+    arrays = {"positions": _checked_array("positions", trajectory.positions, ndim=2)}
+    for name, value in (
+        ("velocities", trajectory.velocities),
+        ("accelerations", trajectory.accelerations),
+    ):
+        if value is not None:
+            arrays[name] = _checked_array(name, value, ndim=2)
+    for name, array in arrays.items():
+        if array.shape != (len(times), len(given)):
+            raise TrajectoryRejected(
+                f"{name} has shape {array.shape}, the trajectory {len(times)} points of "
+                f"{len(given)} joints"
+            )
+    velocities = arrays.get("velocities")
+    if "accelerations" in arrays and velocities is None:
+        raise TrajectoryRejected("accelerations are given without velocities")
+    if not math.isfinite(trajectory.stamp_s):
+        raise TrajectoryRejected(f"the stamp is not finite: {trajectory.stamp_s}")
+    if (np.diff(times) <= 0).any():
+        point = int(np.argmax(np.diff(times) <= 0))
+        raise TrajectoryRejected(
+            f"time_from_start is not strictly increasing between points {point} and {point + 1}: "
+            f"{times[point]:g} s and {times[point + 1]:g} s"
+        )
+    if velocities is not None and not allow_nonzero_velocity_at_trajectory_end:
+        moving = np.flatnonzero(np.abs(velocities[-1]) > ZERO_VELOCITY)
+        if len(moving):
+            joint = int(moving[0])
+            raise TrajectoryRejected(
+                f"the last point's velocity is not zero for joint {given[joint]}: "
+                f"{velocities[-1, joint]:g}"
+            )
+    end_s = trajectory.stamp_s + times[-1]
+    if trajectory.stamp_s != 0.0 and end_s < now_s:
+        raise TrajectoryRejected(f"the trajectory ends in the past, {now_s - end_s:.3f} s ago")
+
+
+def _checked_array(name: str, value: ArrayLike, ndim: int) -> FloatArray:
+    try:
+        array: FloatArray = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TrajectoryRejected(
+            f"{name} is not an array of numbers with one length per point"
+        ) from None
+    if array.ndim != ndim:
+        raise TrajectoryRejected(f"{name} must have {ndim} dimensions, it has shape {array.shape}")
+    if not np.isfinite(array).all():
+        point = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise TrajectoryRejected(f"{name} is not finite at point {point}")
+    return array
 
 
 @dataclass(frozen=True)
 class _Point:
-    """One state; [J] each, None where the message or the hardware has nothing."""
+    """One state; [J] each, None where the message or the hardware has no value."""
 
     time_s: float
     """From the trajectory's start; on the controller's clock for a state before it."""
@@ -43,33 +148,51 @@ class _Playing:
     start_s: float
     """0: the cycle that samples it first."""
     before: _Point | None = None
-    """Where it begins if its first point lies in the future; None until the first sample."""
+    """The begin of the bridge to a first point in the future; None until the first sample."""
     index: int = 0
-    """The segment of the last cycle; earlier ones are over."""
+    """The segment of the last cycle; earlier ones are complete."""
+
+    def advance(self, time_s: float) -> None:
+        """Put `index` on the segment of `time_s`; blended points may go back in time."""
+        points, since_s = self.points, time_s - self.start_s
+        if since_s < points[0].time_s:
+            return
+        last = len(points) - 1
+        for index in range(self.index, last):
+            if points[index].time_s <= since_s < points[index + 1].time_s:
+                self.index = index
+                return
+        self.index = last
 
 
 class JointTrajectoryController:
-    """Takes or refuses trajectories and gives the positions to command in each cycle.
+    """Accepts or rejects trajectories and computes the positions to command in each cycle.
 
-    `accept` is the topic's callback: a trajectory that is taken waits for the next `update`, and a
-    newer one replaces it. `update` is one cycle: the trajectory that waits replaces the one that is
-    executed, and the state of one period ahead is commanded.
+    `accept` is the topic's callback: an accepted trajectory waits for the next `update`, and a
+    newer one replaces it. `update` is one cycle: the waiting trajectory replaces the executed one,
+    and the state of one period ahead is commanded.
 
     Segments are linear, cubic with velocities, quintic with accelerations; the last point is held.
-    Points that lie in the past when a trajectory is taken are cut off. If all points lie in the
-    future, a segment (the bridge) leads to the first one. Where it begins depends on the ROS
-    parameter `interpolate_from_desired_state`:
+    Points in the past of the cycle are cut off. If all points are in the future, a segment (the
+    bridge) leads to the first one. Its begin depends on the ROS parameter
+    `interpolate_from_desired_state`:
 
-    - True: at the state commanded last, under the time of the cycle that commanded it. That state
-      was sampled one period ahead of this time, so the bridge of a moving joint leads one period
-      over the same way.
-    - False (the parameter's default in every distribution): at the measured state, which lags
-      behind the commanded one. Without a velocity state interface its velocity counts as zero.
+    - True: the state commanded last, at the time of the cycle that commanded it. That state was
+      sampled one period ahead of this time, so a moving joint repeats one period of its motion.
+    - False (the parameter's default in every distribution): the measured state, which lags behind
+      the commanded one. Without a velocity state interface its velocity counts as zero.
 
     `allow_trajectory_replacement` exists from 6.8 on, and its default there is True. A trajectory
-    that replaces one of several points is then placed relative to the cycle that takes it: its
-    stamp in the future is approached on the old trajectory's points, one period late, and a stamp
-    in the past counts as now, which delays every point by its age.
+    that replaces one of several points then starts relative to the cycle that accepts it: until a
+    stamp in the future the old trajectory continues, one period late, and a stamp in the past
+    counts as now, which delays every point by its age.
+
+    Args:
+        joint_names: the controller's joints, in the order of every array that it returns.
+        update_rate_hz: cycles per second; the other arguments are named as the ROS parameters, too.
+
+    Raises:
+        ValueError: repeated joints, or a rate that is not positive.
     """
 
     def __init__(
@@ -81,24 +204,13 @@ class JointTrajectoryController:
         allow_nonzero_velocity_at_trajectory_end: bool = False,
         allow_trajectory_replacement: bool = False,
     ) -> None:
-        """Raises ValueError for repeated joints or a rate that is not positive.
-
-        Args:
-            joint_names: the controller's joints, in the order of every array that it returns.
-            update_rate_hz: the controller's parameter; one period is 1 / update_rate_hz.
-            interpolate_from_desired_state: as the ROS parameter.
-            allow_nonzero_velocity_at_trajectory_end: as the ROS parameter.
-            allow_trajectory_replacement: as the ROS parameter of 6.8 and later.
-        """
         if not joint_names or len(set(joint_names)) != len(joint_names):
             raise ValueError(f"joint names must be given once each, got {list(joint_names)}")
         if not update_rate_hz > 0:
             raise ValueError(f"update_rate_hz must be > 0, got {update_rate_hz}")
         self.joint_names = tuple(joint_names)
-        self.accepted = 0
-        """Trajectories taken."""
-        self.rejected = 0
-        """Trajectories refused."""
+        self.accepted = self.rejected = 0
+        """Numbers of trajectories."""
         self.last_rejection = ""
         self._period_s = 1.0 / update_rate_hz
         self._from_desired = interpolate_from_desired_state
@@ -108,37 +220,36 @@ class JointTrajectoryController:
         self._waiting: Trajectory | None = None
         self._playing: _Playing | None = None
         self._commanded = _Point(math.nan, self._zero, self._zero, None)
-        """The state commanded last, under the time of its cycle; NaN before the first."""
+        """The state commanded last, at the time of its cycle; NaN before the first."""
         self._cycle_s = self._time_s = 0.0
-        """The last cycle's time, and the place in the trajectory that it was at."""
+        """The last cycle's time on the controller's clock, and on the trajectory's."""
 
     def hold(self, positions: ArrayLike) -> None:
-        """Activate: drop every trajectory and stay at `positions` [J]."""
+        """Activate: drop every trajectory and hold `positions` [J]."""
         point = _Point(0.0, self._joint_array(positions), None, None)
         self._waiting = None
         self._playing = _Playing([point], 0.0)
         self._commanded = replace(point, time_s=math.nan, velocity=self._zero)
 
     def accept(self, trajectory: Trajectory, now_s: float) -> None:
-        """Take a trajectory for the next `update`.
+        """Accept a trajectory for the next `update`.
 
         Args:
-            trajectory: its joints may stand in any order.
+            trajectory: its joints may be in any order.
             now_s: the controller's clock on arrival.
 
         Raises:
-            TrajectoryRejected: one of the rules in `trajectory_rules` is broken.
+            TrajectoryRejected: a rule of `check_trajectory` is broken.
         """
-        reason = check_trajectory(
-            trajectory,
-            self.joint_names,
-            now_s,
-            allow_nonzero_velocity_at_trajectory_end=self._allow_nonzero_end,
-        )
-        if reason:
+        allow = self._allow_nonzero_end
+        try:
+            check_trajectory(
+                trajectory, self.joint_names, now_s, allow_nonzero_velocity_at_trajectory_end=allow
+            )
+        except TrajectoryRejected as error:
             self.rejected += 1
-            self.last_rejection = reason
-            raise TrajectoryRejected(reason)
+            self.last_rejection = str(error)
+            raise
         self._waiting = trajectory
         self.accepted += 1
 
@@ -170,7 +281,7 @@ class JointTrajectoryController:
         else:
             self._time_s += now_s - self._cycle_s
         self._cycle_s = now_s
-        self._advance(playing, self._time_s)
+        playing.advance(self._time_s)
         state = self._sample(playing, self._time_s + self._period_s)
         self._commanded = replace(state, time_s=now_s)
         assert state.velocity is not None
@@ -197,7 +308,7 @@ class JointTrajectoryController:
     def _begin(
         self, playing: _Playing, now_s: float, positions: ArrayLike, velocities: ArrayLike | None
     ) -> None:
-        """The first sample: `before` is where a bridge begins; what it lacks counts as zero."""
+        """The first sample: set the begin of a bridge; its missing derivatives count as zero."""
         if self._from_desired:
             before = self._commanded
             if math.isnan(before.time_s):
@@ -212,18 +323,6 @@ class JointTrajectoryController:
             before = replace(before, acceleration=self._zero)
         playing.before = before
         playing.start_s = playing.start_s or now_s
-
-    def _advance(self, playing: _Playing, time_s: float) -> None:
-        """Put `index` on the segment of `time_s`; blended points may go back in time."""
-        points, since_s = playing.points, time_s - playing.start_s
-        if since_s < points[0].time_s:
-            return
-        last = len(points) - 1
-        for index in range(playing.index, last):
-            if points[index].time_s <= since_s < points[index + 1].time_s:
-                playing.index = index
-                return
-        playing.index = last
 
     def _sample(self, playing: _Playing, time_s: float) -> _Point:
         points, since_s = playing.points, time_s - playing.start_s
@@ -265,37 +364,24 @@ def _interpolate(a: _Point, b: _Point, time_s: float) -> _Point:
     """The polynomial of the highest degree that both ends give data for."""
     duration_s, t = b.time_s - a.time_s, time_s - a.time_s
     step = b.position - a.position
-    if a.velocity is None or b.velocity is None:
-        slope = step / duration_s
-        return _Point(time_s, a.position + t * slope, slope, np.zeros_like(step))
     mean = step / duration_s
+    if a.velocity is None or b.velocity is None:
+        return _Point(time_s, a.position + t * mean, mean, np.zeros_like(step))
     if a.acceleration is None or b.acceleration is None:
         # q = q0 + v0·t + c2·t² + c3·t³
         c2 = (3 * mean - 2 * a.velocity - b.velocity) / duration_s
         c3 = (a.velocity + b.velocity - 2 * mean) / duration_s**2
-        return _Point(
-            time_s,
-            a.position + t * (a.velocity + t * (c2 + t * c3)),
-            a.velocity + t * (2 * c2 + 3 * t * c3),
-            2 * c2 + 6 * t * c3,
-        )
+        position = a.position + t * (a.velocity + t * (c2 + t * c3))
+        return _Point(time_s, position, a.velocity + t * (2 * c2 + 3 * t * c3), 2 * c2 + 6 * t * c3)
     # In units of the segment: s runs from 0 to 1, derivatives are scaled by the duration.
     v0, v1 = a.velocity * duration_s, b.velocity * duration_s
     a0, a1 = a.acceleration * duration_s**2, b.acceleration * duration_s**2
-    coefficients: FloatArray = np.stack(
-        [
-            a.position,
-            v0,
-            a0 / 2,
-            10 * step - 6 * v0 - 4 * v1 - (3 * a0 - a1) / 2,
-            -15 * step + 8 * v0 + 7 * v1 + (3 * a0 - 2 * a1) / 2,
-            6 * step - 3 * (v0 + v1) - (a0 - a1) / 2,
-        ]
-    )
-    s = t / duration_s
-    powers: FloatArray = s ** np.arange(6.0)
-    first: FloatArray = np.r_[0.0, np.arange(1, 6) * powers[:5]] / duration_s
-    second: FloatArray = (
-        np.r_[0.0, 0.0, np.arange(2, 6) * np.arange(1, 5) * powers[:4]] / duration_s**2
-    )
-    return _Point(time_s, powers @ coefficients, first @ coefficients, second @ coefficients)
+    c3 = 10 * step - 6 * v0 - 4 * v1 - (3 * a0 - a1) / 2
+    c4 = -15 * step + 8 * v0 + 7 * v1 + (3 * a0 - 2 * a1) / 2
+    c5 = 6 * step - 3 * (v0 + v1) - (a0 - a1) / 2
+    coefficients: FloatArray = np.stack([a.position, v0, a0 / 2, c3, c4, c5])
+    powers: FloatArray = (t / duration_s) ** np.arange(6.0)
+    first: FloatArray = np.r_[0.0, np.arange(1, 6) * powers[:5]]
+    second: FloatArray = np.r_[0.0, 0.0, np.arange(2, 6) * np.arange(1, 5) * powers[:4]]
+    velocity, acceleration = first / duration_s @ coefficients, second / duration_s**2
+    return _Point(time_s, powers @ coefficients, velocity, acceleration @ coefficients)

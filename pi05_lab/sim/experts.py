@@ -1,8 +1,8 @@
-"""A scripted expert: what the arms should do next for a task, from any state of the simulator.
+"""A scripted expert: plans the arms' next second for a task, from any state of the simulator.
 
 Each arm follows a velocity field over its joint angles. The phase of a task (open, go above the
-cube, go down, close, lift, …) follows from where the tool, the fingers and the cubes are, so a
-plan remembers nothing, and a disturbed state has an answer like any other.
+cube, go down, close, lift, …) follows from the positions of the tool, the fingers and the cubes:
+planning is stateless and works from disturbed states, too.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pi05_lab.sim.arms import GRIPPER_CLOSED_M, GRIPPER_OPEN_M, HOME_POSITIONS, SimulatedAloha
+from pi05_lab.sim.arms import HOME_POSITIONS, SimulatedAloha
 from pi05_lab.sim.judge import arm_slice
 from pi05_lab.sim.kinematics import ArmKinematics, above
 from pi05_lab.sim.motion import (
@@ -23,18 +23,24 @@ from pi05_lab.sim.motion import (
     HELD_M,
     NEAR_CUBE_M,
     SQUEEZE_M,
+    ArmState,
     Field,
-    Moment,
     follow,
     ramp,
     servo_lags_s,
     towards,
     within,
 )
-from pi05_lab.sim.scene import ARM_JOINTS, CUBE_HALF_SIZE_M, JOINT_NAMES, SIDES
+from pi05_lab.sim.scene import (
+    ARM_JOINTS,
+    CUBE_HALF_SIZE_M,
+    GRIPPER_CLOSED_M,
+    GRIPPER_OPEN_M,
+    JOINT_NAMES,
+    SIDES,
+)
 from pi05_lab.sim.tasks import MIDDLE_M, Task
-
-FloatArray = NDArray[np.float64]
+from pi05_ros.types import FloatArray
 
 HORIZON = 50
 
@@ -49,39 +55,39 @@ _CLEAR_M = 0.085
 _FUNNEL_M = (0.008, 0.045)
 """Sideways distance to a goal: up to the first the tool goes down, from the second on it hovers."""
 _PLACED_M = (0.02, CUBE_HALF_SIZE_M + 0.006)
-"""Where a cube is let go: distance from the middle, and height."""
+"""Where a cube is released: largest distance from the middle, and height."""
 
 WAVE_POSE = np.array([0.0, -0.8, 1.1, 0.0, -1.0, 0.0])
 WAVE_RAD = 0.4
 _WAVE_PERIOD_S = 1.6
 
 _STAND = np.zeros(len(ARM_JOINTS))
-_GRIPPERS = [index for index, name in enumerate(JOINT_NAMES) if name.endswith("gripper")]
+GRIPPERS = [index for index, name in enumerate(JOINT_NAMES) if name.endswith("gripper")]
 
 
 def grippers_to_unit(positions: ArrayLike) -> FloatArray:
     """[..., 14] with grippers in m → with grippers from 0 (closed) to 1 (open), as policies do."""
     units = np.array(positions, dtype=np.float64)
-    units[..., _GRIPPERS] -= GRIPPER_CLOSED_M
-    units[..., _GRIPPERS] /= GRIPPER_OPEN_M - GRIPPER_CLOSED_M
+    units[..., GRIPPERS] -= GRIPPER_CLOSED_M
+    units[..., GRIPPERS] /= GRIPPER_OPEN_M - GRIPPER_CLOSED_M
     return units
 
 
 def grippers_to_metres(units: ArrayLike) -> FloatArray:
     """The inverse of `grippers_to_unit`."""
     positions = np.array(units, dtype=np.float64)
-    positions[..., _GRIPPERS] *= GRIPPER_OPEN_M - GRIPPER_CLOSED_M
-    positions[..., _GRIPPERS] += GRIPPER_CLOSED_M
+    positions[..., GRIPPERS] *= GRIPPER_OPEN_M - GRIPPER_CLOSED_M
+    positions[..., GRIPPERS] += GRIPPER_CLOSED_M
     return positions
 
 
 class Expert:
     """Plans a task's next second for both arms; an arm without a task goes home.
 
-    An arm that holds a cube which its task has no use for puts it down first.
+    An arm that holds a cube of no use for its task puts it down first.
 
     Args:
-        sim: read, never changed.
+        sim: only read.
     """
 
     def __init__(self, sim: SimulatedAloha) -> None:
@@ -90,13 +96,13 @@ class Expert:
         self._lag_s = servo_lags_s(sim)
 
     def plan(self, task: Task, horizon: int = HORIZON) -> FloatArray:
-        """Joint targets from the present state on; the same ones for the same state.
+        """Joint targets from the current state on; a function of the state alone.
 
-        The state is the joints' positions and the cubes' poses. Speeds are not part of it, as a
-        policy does not see them: a plan from rest starts at full speed. Row k is for k·20 ms from
-        now and runs ahead of the field by what the servos lag, so that the arm itself follows the
-        field. From row to row an arm's targets stay below 2 rad/s and 10 rad/s², a gripper's below
-        0.15 m/s; row 0 is up to 0.1 rad ahead of the arm.
+        The state is the joints' positions and the cubes' poses. Speeds are not part of it, because
+        a policy does not see them: a plan from rest starts at full speed. Row k is due in k·20 ms
+        and leads the field by the servos' lag, so that the arm itself follows the field. From row
+        to row an arm's targets stay below 2 rad/s and 10 rad/s², a gripper's below 0.15 m/s; row 0
+        is up to 0.1 rad ahead of the arm.
 
         Args:
             task: its cube must be on the table.
@@ -116,16 +122,16 @@ class Expert:
         for side in SIDES:
             arm = arm_slice(side)
             joints = positions[arm]
-            moment = Moment(
+            state = ArmState(
                 joints,
                 float(positions[arm.stop]),
                 self.kinematics.tool_position(side, joints),
                 {cube: self.sim.cube_position(cube) for cube in self.sim.cubes},
             )
-            field = self._field(task, side, moment)
+            field = self._field(task, side, state)
             lag_steps = self._lag_s[arm] / DT_S
             path, grip = follow(
-                self.kinematics, side, field, moment, horizon + int(lag_steps.max()) + 1
+                self.kinematics, side, field, state, horizon + int(lag_steps.max()) + 1
             )
             rows = np.arange(horizon)[:, None] + lag_steps
             below = rows.astype(int)
@@ -136,7 +142,7 @@ class Expert:
             targets[:, arm.stop] = grip[:horizon]
         return np.clip(targets, self.sim.lower, self.sim.upper)
 
-    def _field(self, task: Task, side: str, now: Moment) -> Field:
+    def _field(self, task: Task, side: str, now: ArmState) -> Field:
         mine = task.side == side
         wanted = task.color if mine and task.verb in ("pick", "place") else None
         for cube in now.cubes:
@@ -152,30 +158,30 @@ class Expert:
             return self._pick(side, task.color, now)
         return self._place(side, task.color, now)
 
-    def _go_home(self, side: str, now: Moment) -> Field:
+    def _go_home(self, side: str, now: ArmState) -> Field:
         home = HOME_POSITIONS[arm_slice(side)]
         return self._rise_first(side, now, lambda at: (towards(at.joints, home), at.free_gripper_m))
 
-    def _touch(self, side: str, cube: str, now: Moment) -> Field:
+    def _touch(self, side: str, cube: str, now: ArmState) -> Field:
         goal = above(now.cubes[cube], _TOUCH_ABOVE_M)
         return self._descend(side, now, goal, lambda at: at.free_gripper_m)
 
-    def _pick(self, side: str, cube: str, now: Moment) -> Field:
+    def _pick(self, side: str, cube: str, now: ArmState) -> Field:
         grasp = self._grasp(side, cube, now)
         lifted = self.kinematics.solve(side, [*now.cubes[cube][:2], _LIFT_M]).joints
         lifted[5] = self._grasp_wrist(side, cube, now)
 
-        def field(at: Moment) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> tuple[FloatArray, float]:
             if at.holds(cube):
                 return towards(at.joints, lifted), SQUEEZE_M
             return grasp(at)
 
         return field
 
-    def _place(self, side: str, cube: str, now: Moment) -> Field:
+    def _place(self, side: str, cube: str, now: ArmState) -> Field:
         grasp = self._grasp(side, cube, now)
         leave = self._go_home(side, now)
-        # What counts is where the cube comes to lie, and that it does so upright.
+        # The cube, not the tool, must reach the middle, and upright.
         offset = now.tool - now.cubes[cube] if now.holds(cube) else np.zeros(3)
         spot = np.array([*MIDDLE_M, CUBE_HALF_SIZE_M + 0.001]) + offset
         carry = self._descend(
@@ -187,7 +193,7 @@ class Expert:
             wrist=self._grasp_wrist(side, cube, now),
         )
 
-        def field(at: Moment) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> tuple[FloatArray, float]:
             *place, height = at.cubes[cube]
             if math.dist(place, MIDDLE_M) < _PLACED_M[0] and height < _PLACED_M[1]:
                 if at.gripper_m < _OPEN_ENOUGH_M and at.distance_m(cube) < NEAR_CUBE_M:
@@ -197,13 +203,13 @@ class Expert:
 
         return field
 
-    def _put_down(self, side: str, cube: str, now: Moment) -> Field:
+    def _put_down(self, side: str, cube: str, now: ArmState) -> Field:
         leave = self._go_home(side, now)
         low = above(now.tool, CUBE_HALF_SIZE_M + 0.001 - now.cubes[cube][2])
         solution = self.kinematics.solve(side, low, self._upright_pitch(side, cube, now))
         solution.joints[5] = now.joints[5]
 
-        def field(at: Moment) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> tuple[FloatArray, float]:
             if not at.holds(cube):
                 return leave(at) if at.gripper_m > _OPEN_ENOUGH_M else (_STAND, GRIPPER_OPEN_M)
             if at.cubes[cube][2] < _PLACED_M[1] or not solution.reached:
@@ -212,13 +218,13 @@ class Expert:
 
         return field
 
-    def _grasp(self, side: str, cube: str, now: Moment) -> Field:
-        """Open, go to the cube from above, close when it is between the fingers."""
+    def _grasp(self, side: str, cube: str, now: ArmState) -> Field:
+        """Open, approach the cube from above, close when it is between the fingers."""
         approach = self._descend(
             side, now, now.cubes[cube], lambda _: GRIPPER_OPEN_M, yaw=self._yaw(cube), opened=True
         )
 
-        def field(at: Moment) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> tuple[FloatArray, float]:
             if at.between_fingers(cube) and at.gripper_m > CLOSED_ON_CUBE_M[0]:
                 return _STAND, SQUEEZE_M
             return approach(at)
@@ -228,15 +234,15 @@ class Expert:
     def _descend(
         self,
         side: str,
-        now: Moment,
+        now: ArmState,
         goal: FloatArray,
-        gripper: Callable[[Moment], float],
+        gripper: Callable[[ArmState], float],
         pitch: float | None = None,
         yaw: float | None = None,
         wrist: float | None = None,
         opened: bool = False,
     ) -> Field:
-        """To a goal of the tool [3] from above, down a funnel; home if it is out of reach.
+        """Move the tool to a goal [3] from above, down a funnel; home if it is out of reach.
 
         With `opened`, the tool stays above until the fingers are open.
         """
@@ -247,14 +253,14 @@ class Expert:
         if wrist is not None:
             low.joints[5] = hover.joints[5] = wrist
 
-        def field(at: Moment) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> tuple[FloatArray, float]:
             height = ramp(math.dist(at.tool[:2], goal[:2]), *_FUNNEL_M)
             if opened:
                 height = max(height, ramp(at.gripper_m, _OPEN_ENOUGH_M, HELD_M))
             joints = low.joints + height * (hover.joints - low.joints)
             return towards(at.joints, joints), gripper(at)
 
-        def surface(at: Moment) -> float:
+        def surface(at: ArmState) -> float:
             height = ramp(math.dist(at.tool[:2], goal[:2]), *_FUNNEL_M)
             return float(min(goal[2] + height * _HOVER_M, _CLEAR_M))
 
@@ -263,11 +269,11 @@ class Expert:
     def _rise_first(
         self,
         side: str,
-        now: Moment,
+        now: ArmState,
         field: Field,
-        surface: Callable[[Moment], float] = lambda _: _CLEAR_M,
+        surface: Callable[[ArmState], float] = lambda _: _CLEAR_M,
     ) -> Field:
-        """Where the tool is below a surface, straight up, and not sideways through the cubes."""
+        """Below a surface, move straight up first instead of sideways through the cubes."""
         if now.tool[2] > _CLEAR_M:
             return field
         rise = self.kinematics.solve(side, [*now.tool[:2], _CLEAR_M + 0.03])
@@ -275,7 +281,7 @@ class Expert:
             return field
         rise.joints[5] = now.joints[5]
 
-        def rising(at: Moment) -> tuple[FloatArray, float]:
+        def rising(at: ArmState) -> tuple[FloatArray, float]:
             velocity, gripper = field(at)
             share = ramp(surface(at) - at.tool[2], 0.005, 0.025)
             return velocity + share * (towards(at.joints, rise.joints) - velocity), gripper
@@ -283,12 +289,12 @@ class Expert:
         return rising
 
     def _yaw(self, cube: str) -> float:
-        """The direction of a cube's side faces about z, rad, whichever face it lies on."""
+        """The direction of a cube's side faces about z, rad, for any face that it lies on."""
         axes = self._axes(cube)
         level = axes[:2, np.abs(axes[2]).argmin()]
         return float(np.arctan2(level[1], level[0]))
 
-    def _upright_pitch(self, side: str, cube: str, now: Moment) -> float:
+    def _upright_pitch(self, side: str, cube: str, now: ArmState) -> float:
         """The tool's pitch at which a held cube stands upright."""
         axes = self._axes(cube)
         upward = axes[:, np.abs(axes[2]).argmax()]
@@ -298,8 +304,8 @@ class Expert:
         tilt = np.arctan2(upward @ heading, upward[2])
         return float(np.clip(now.joints[[1, 2, 4]].sum() - tilt, 0.5, 1.6))
 
-    def _grasp_wrist(self, side: str, cube: str, now: Moment) -> float:
-        """wrist_rotate while a cube is carried: as it is, or as it will be taken."""
+    def _grasp_wrist(self, side: str, cube: str, now: ArmState) -> float:
+        """wrist_rotate while a cube is carried: the current one, or that of the grasp."""
         if now.holds(cube):
             return float(now.joints[5])
         return float(self.kinematics.solve(side, now.cubes[cube], yaw=self._yaw(cube)).joints[5])
@@ -309,13 +315,13 @@ class Expert:
         return axes
 
 
-def _wave(at: Moment) -> tuple[FloatArray, float]:
+def _wave(at: ArmState) -> tuple[FloatArray, float]:
     """A limit cycle of waist and wrist_rotate about a raised pose."""
     velocity = towards(at.joints, np.where([1, 0, 0, 0, 0, 1], at.joints, WAVE_POSE))
     raised = 1.0 - ramp(float(np.abs(at.joints - WAVE_POSE)[1:5].max()), 0.1, 0.6)
     x, y = at.joints[0] - WAVE_POSE[0], at.joints[5] - WAVE_POSE[5]
     radius = math.hypot(x, y)
-    # At the circle's centre every direction is as good: lean to one, so that it has an answer.
+    # The offset avoids the undefined phase at the circle's centre.
     phase = math.atan2(y, x + 0.1 * max(WAVE_RAD - radius, 0.0))
     outward = within(3.0 * (WAVE_RAD - radius), CRUISE_RAD_S)
     along = raised * min(radius, WAVE_RAD) * 2 * math.pi / _WAVE_PERIOD_S

@@ -1,15 +1,13 @@
-"""Says whether a task was done in the simulator, and whether something else was done instead."""
+"""Decides whether a task was done in the simulator, or another one instead."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pi05_lab.sim.arms import HOME_POSITIONS, SimulatedAloha
 from pi05_lab.sim.scene import ARM_JOINTS, CUBE_HALF_SIZE_M, JOINT_NAMES, SIDES
 from pi05_lab.sim.tasks import CUBE_VERBS, MIDDLE_M, Task
-
-FloatArray = NDArray[np.float64]
+from pi05_ros.types import FloatArray
 
 TOUCH_RADIUS_M = 0.02
 TOUCH_HEIGHT_M = 0.045
@@ -24,7 +22,7 @@ SWINGS = 5
 SWING_HEIGHT_M = 0.2
 STILL_RAD = 0.15
 SETTLED_S = 0.2
-"""How long "place" and "home" have to hold."""
+"""Duration for which "place" and "home" must hold."""
 
 _LONGEST_SWING_S = 2.0
 _SWINGING = [ARM_JOINTS.index("waist"), ARM_JOINTS.index("wrist_rotate")]
@@ -55,7 +53,7 @@ def in_the_middle(sim: SimulatedAloha, cube: str) -> bool:
 
 
 class Judge:
-    """Watches a task from the moment it is made.
+    """Evaluates a task from the judge's construction on.
 
     A task is done when, with the named arm and cube,
 
@@ -67,13 +65,13 @@ class Judge:
       0.15 rad;
     - home: all joints of both arms but the grippers were within 0.1 rad of home for 0.2 s.
 
-    Something else was done when, before that, another arm or cube fulfilled "touch" during a task
-    with a cube (unless it did so from the start), or the other arm swung twice during "wave".
+    It is wrong when, before that, another arm or cube fulfilled "touch" during a task with a cube
+    (unless it did so from the start), or the other arm swung twice during "wave".
 
     Once set, `done` and `wrong` stay. A task that is fulfilled at the start is done.
 
     Args:
-        task: what was asked for.
+        task: the requested task.
         sim: the simulator; its cubes must include the task's.
 
     Raises:
@@ -87,7 +85,7 @@ class Judge:
         self.done = False
         self.wrong = False
         self.done_at_s: float | None = None
-        """Simulated time since the judge was made at which the task was done."""
+        """Simulated time from the judge's construction to success."""
         self._sim = sim
         self._start_s = sim.time_s
         self._since_s: float | None = None
@@ -95,7 +93,7 @@ class Judge:
         self._exempt = self._other_touches()
 
     def update(self) -> None:
-        """Look at the simulator; call it at every control tick."""
+        """Evaluate the simulator's state; call it at every control tick."""
         if self.done:
             return
         others = self._other_touches()
@@ -147,7 +145,7 @@ class Judge:
         for side, swings in self._swings.items():
             swings.update(positions[arm_slice(side)], time_s)
             if self._sim.tool_position(side)[2] < SWING_HEIGHT_M:
-                swings.restart()
+                swings.reset()
         assert self.task.side is not None
         named, other = self._swings[self.task.side], self._swings[other_side(self.task.side)]
         self.wrong |= other.enough
@@ -159,10 +157,10 @@ class _Swings:
 
     def __init__(self) -> None:
         self._history: list[tuple[float, FloatArray]] = []
-        self.restart()
+        self.reset()
 
-    def restart(self) -> None:
-        """Forget the swings so far."""
+    def reset(self) -> None:
+        """Reset the count."""
         self._times_s: list[list[float]] = [[] for _ in _SWINGING]
         self._direction = [0] * len(_SWINGING)
         self._low = [np.inf] * len(_SWINGING)
@@ -174,7 +172,7 @@ class _Swings:
 
     @property
     def started_s(self) -> float:
-        """When the last `SWINGS` swings began; inf if there were not so many."""
+        """Start of the last `SWINGS` swings; inf if there are fewer."""
         return min(
             (times[-SWINGS] for times in self._times_s if len(times) >= SWINGS), default=np.inf
         )
@@ -185,7 +183,7 @@ class _Swings:
         return float(np.ptp(joints, axis=0).max()) if joints else 0.0
 
     def update(self, joints: FloatArray, time_s: float) -> None:
-        """Take in the arm's joints [6]."""
+        """Add the arm's joints [6]."""
         self._history.append((time_s, joints))
         for i, angle in enumerate(joints[_SWINGING]):
             times = self._times_s[i]

@@ -7,30 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pi05_lab.sim.engine import mujoco
-from pi05_lab.sim.scene import ARM_JOINTS, SIDES
-
-FloatArray = NDArray[np.float64]
+from pi05_lab.sim.scene import ARM_JOINTS, SIDES, mujoco
+from pi05_ros.types import FloatArray
 
 REACHED_M = 1e-3
 STEEPEST_PITCH_RAD = 1.45
-"""Nearly straight down, so that the fingers go on both sides of a cube."""
+"""Nearly straight down, with the fingers on both sides of a cube."""
 
 _PITCH_WEIGHT_M = 0.2
 _DAMPING = 1e-5
 _LARGEST_STEP_RAD = 0.5
 _ITERATIONS = 15
 _STRETCH = 0.95
-"""Share of the two long links' length that the approach keeps to, away from the singularity."""
+"""Largest share of the two long links' length in an approach, away from the singularity."""
 _START = np.array([0.0, -0.2, 0.8, 0.0, 0.7, 0.0])
-"""Elbow up, tool down: from here the iteration finds the one posture that clears the table."""
+"""Elbow up, tool down: from here the iteration converges to the posture that clears the table."""
 _PLANAR = [1, 2, 4]
 _FREE = [0, *_PLANAR]
 
 
 @dataclass(frozen=True)
 class IkSolution:
-    """Where the arm comes closest."""
+    """The closest reachable posture."""
 
     joints: FloatArray
     """[6] rad, in the order of `scene.ARM_JOINTS`, within the joints' ranges."""
@@ -101,7 +99,7 @@ class ArmKinematics:
         )
 
     def tool_position(self, side: str, joints: FloatArray) -> FloatArray:
-        """[3] where the tool of "left" or "right" is with its arm at `joints` [6] rad, world, m."""
+        """[3] the tool of "left" or "right" for arm joints [6] rad, world, m."""
         arm = self._arms[side]
         self._data.qpos[arm.qpos] = joints
         mujoco.mj_kinematics(self._model, self._data)
@@ -125,11 +123,7 @@ class ArmKinematics:
         return float(min(pitch, STEEPEST_PITCH_RAD))
 
     def solve(
-        self,
-        side: str,
-        position: ArrayLike,
-        pitch: float | None = None,
-        yaw: float | None = None,
+        self, side: str, position: ArrayLike, pitch: float | None = None, yaw: float | None = None
     ) -> IkSolution:
         """Joints that bring the tool to a position, by damped least squares.
 
@@ -137,11 +131,11 @@ class ArmKinematics:
             side: "left" or "right".
             position: [3] of the tool, world, m.
             pitch: of the tool below the horizontal, rad; `approach_pitch` if None.
-            yaw: of a box's faces about z, rad, that the fingers shall close on; wrist_rotate turns
-                by at most about 45° for it, and stays 0 if None.
+            yaw: of a box's faces about z, rad, for the fingers to close on; wrist_rotate turns by
+                at most about 45° for it, and stays 0 if None.
 
         Returns:
-            The solution; out of reach, the closest that was found, with `reached` False.
+            The solution; if out of reach, the closest one found, with `reached` False.
 
         Raises:
             ValueError: the position is not three finite numbers.
@@ -181,7 +175,7 @@ class ArmKinematics:
 
     @staticmethod
     def _wrist_rotate(arm: _Arm, joints: FloatArray, yaw: float) -> float:
-        """Turns the fingers' axis to the nearest of the box's four faces.
+        """Turn the fingers' axis to the nearest of the box's four faces.
 
         Unturned, that axis is horizontal and square to the arm's plane. Turned by θ about a hand
         that points down by `pitch`, its horizontal part has turned by −atan(tan θ · sin(pitch)).

@@ -7,12 +7,31 @@ cameras, and open in MuJoCo's viewer as they are; `assets/README.md` says where 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pi05_lab.sim.engine import mujoco
+try:
+    import mujoco
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "The simulator needs mujoco, which is not installed: pip install 'pi05_ros[sim]'",
+        name=error.name,
+    ) from error
+except (ImportError, AttributeError, OSError) as error:
+    # mujoco loads the OpenGL library that MUJOCO_GL names at once; PyOpenGL reports a missing one
+    # as an AttributeError on None.
+    raise ImportError(
+        f"mujoco cannot load the OpenGL of MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} "
+        f"({error}). "
+        "On Debian or Ubuntu: apt-get install -y libegl1 libgl1-mesa-dri libgl1, and leave "
+        "MUJOCO_GL unset or egl; libosmesa6 is for MUJOCO_GL=osmesa."
+    ) from error
 
 ASSETS = Path(__file__).with_name("assets")
+
+TIMESTEP_S = 0.005
+"""One physics step."""
 
 SIDES = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -33,43 +52,36 @@ CUBE_COLORS = {
 }
 
 
-def build_model(
-    cubes: Sequence[str] = ("red", "green", "blue"), timestep_s: float = 0.005
-) -> mujoco.MjModel:
+def build_model(cubes: Sequence[str] = ("red", "green", "blue")) -> mujoco.MjModel:
     """Compile the scene with one cube per colour in `cubes`.
 
     Raises:
-        ValueError: a colour is unknown or given twice, or the timestep is not positive.
+        ValueError: a colour is unknown or given twice.
     """
     unknown = [name for name in cubes if name not in CUBE_COLORS]
     if unknown or len(set(cubes)) != len(cubes):
         raise ValueError(f"cubes must be different names of {sorted(CUBE_COLORS)}, got {cubes!r}")
-    if not timestep_s > 0:
-        raise ValueError(f"timestep_s must be > 0, got {timestep_s}")
     spec = mujoco.MjSpec.from_file(str(ASSETS / "scene.xml"))
-    spec.option.timestep = timestep_s
+    spec.option.timestep = TIMESTEP_S
     for index, name in enumerate(cubes):
-        _add_cube(spec, name, x_m=0.12 * index)
+        body = spec.worldbody.add_body(
+            name=f"{name}_cube", pos=[0.12 * index, 0.5, CUBE_HALF_SIZE_M]
+        )
+        body.add_freejoint(name=f"{name}_cube")
+        # A solid cube has 1.3e-5 kg·m²; four times that damps its rattling between the pads.
+        body.explicitinertial = True
+        body.ipos, body.iquat = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+        body.mass, body.inertia = CUBE_MASS_KG, [5e-5] * 3
+        body.add_geom(
+            name=f"{name}_cube",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[CUBE_HALF_SIZE_M] * 3,
+            rgba=CUBE_COLORS[name],
+            condim=4,
+            friction=[1.5, 0.02, 0.0005],
+            solimp=[0.95, 0.99, 0.001, 0.5, 2.0],
+            solref=[0.01, 1.0],
+            contype=2,
+            conaffinity=3,
+        )
     return spec.compile()
-
-
-def _add_cube(spec: mujoco.MjSpec, name: str, x_m: float) -> None:
-    body = spec.worldbody.add_body(name=f"{name}_cube", pos=[x_m, 0.5, CUBE_HALF_SIZE_M])
-    body.add_freejoint(name=f"{name}_cube")
-    # A solid cube has 1.3e-5 kg·m²; four times that damps its rattling between the pads.
-    body.explicitinertial = True
-    body.ipos, body.iquat = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
-    body.mass = CUBE_MASS_KG
-    body.inertia = [5e-5] * 3
-    body.add_geom(
-        name=f"{name}_cube",
-        type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=[CUBE_HALF_SIZE_M] * 3,
-        rgba=CUBE_COLORS[name],
-        condim=4,
-        friction=[1.5, 0.02, 0.0005],
-        solimp=[0.95, 0.99, 0.001, 0.5, 2.0],
-        solref=[0.01, 1.0],
-        contype=2,
-        conaffinity=3,
-    )

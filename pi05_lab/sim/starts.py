@@ -1,23 +1,20 @@
-"""Where episodes begin: cubes at random places, and arms in states that a policy may get into."""
+"""Initial states of episodes: random cube places, and arm states that a policy may reach."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pi05_lab.sim.arms import GRIPPER_OPEN_M, HOME_POSITIONS, SimulatedAloha
-from pi05_lab.sim.engine import mujoco
+from pi05_lab.sim.arms import HOME_POSITIONS, SimulatedAloha
 from pi05_lab.sim.experts import WAVE_POSE, WAVE_RAD
 from pi05_lab.sim.judge import arm_slice, other_side
 from pi05_lab.sim.kinematics import ArmKinematics
 from pi05_lab.sim.motion import HELD_M, SQUEEZE_M
-from pi05_lab.sim.scene import CUBE_HALF_SIZE_M, JOINT_NAMES, SIDES
+from pi05_lab.sim.scene import CUBE_HALF_SIZE_M, GRIPPER_OPEN_M, JOINT_NAMES, SIDES, mujoco
 from pi05_lab.sim.tasks import CUBE_VERBS, MIDDLE_M, Task
-
-FloatArray = NDArray[np.float64]
+from pi05_ros.types import FloatArray
 
 _FREE_MIDDLE_M = 0.09
-"""No other cube is nearer to the middle when one shall be put there: the fingers need the room."""
+"""Least distance of other cubes from the middle in "place": the fingers need the room."""
 _TRIES = 200
 _IN_HAND = ("holding", "burdened")
 _DEEPEST_M = -0.001
@@ -25,10 +22,10 @@ _LOWEST_TOOL_M = 0.06
 
 
 def reset_for(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> None:
-    """Both arms at home, the cubes at random places where the task is still to be done.
+    """Reset to both arms at home and random cube places that leave the task to be done.
 
-    For "place" the middle is free and its own cube 6 cm away. "home" is done at home: begin it
-    with `random_start`.
+    For "place" the middle is free and its own cube 6 cm away. "home" is done at home: use
+    `random_start` for it.
     """
     for _ in range(_TRIES):
         sim.reset(int(rng.integers(1 << 31)))
@@ -42,19 +39,19 @@ def reset_for(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> None
 
 
 def random_start(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> str:
-    """A random state in the midst of a task or beside it, at rest.
+    """Set a random initial state at rest, optionally mid-task.
 
     Args:
         sim: is reset and changed.
-        task: decides which states make sense, and which arm is brought to the cube.
-        rng: all that is random comes from it.
+        task: determines the possible states, and the arm that is moved to the cube.
+        rng: the source of all random numbers.
 
     Returns:
-        What kind of start it is: "jitter" (arms about home), "away" (arms anywhere above the
-        table), "near" (the task's tool about its cube, fingers anyhow), "grasping" (the cube
-        between open fingers), "holding" (the cube in the hand, low or lifted), "burdened" (one in
-        the hand that the task has no use for), "released" (the cube in the middle, the hand about
-        it), "waving" (about the wave's circle).
+        The kind of state: "jitter" (arms near home), "away" (arms anywhere above the table),
+        "near" (the task's tool near its cube, random gripper opening), "grasping" (the cube
+        between open fingers), "holding" (the cube in the hand, low or lifted), "burdened" (another
+        cube in the hand), "released" (the cube in the middle, the hand near it), "waving" (near
+        the wave's circle).
     """
     return _Starts(sim, task, rng).draw()
 
@@ -85,7 +82,7 @@ class _Starts:
         raise RuntimeError(f"no {kind!r} start for {self._task} in {_TRIES} tries")
 
     def _place_arms(self, kind: str) -> bool:
-        """Draws one state; False if it is out of reach, in collision, or did not last."""
+        """Draw one state; False if it is out of reach, in collision, or unstable."""
         rng, sim = self._rng, self._sim
         side = self._task.side or str(rng.choice(SIDES))
         cube = self._task.color or str(rng.choice(sim.cubes))
@@ -129,7 +126,7 @@ class _Starts:
         positions[arm.stop] = min(0.0226 + gripper * self._rng.uniform(0.3, 1.0), GRIPPER_OPEN_M)
 
     def _reach(self, positions: FloatArray, side: str, cube: str, kind: str) -> bool:
-        """Brings one arm to where the kind of start wants it."""
+        """Move one arm to where the kind of state requires it."""
         rng, sim = self._rng, self._sim
         target = sim.cube_position(cube)
         gripper_m = GRIPPER_OPEN_M - rng.uniform(0, 0.006)
@@ -167,7 +164,7 @@ class _Starts:
         return float(np.arctan2(axes[1, 0], axes[0, 0]))
 
     def _in_hand(self, positions: FloatArray, side: str) -> tuple[FloatArray, FloatArray]:
-        """Position [3] and rotation [3, 3] of a cube that was taken about upright."""
+        """Position [3] and rotation [3, 3] of a cube that is held roughly upright."""
         self._sim.set_qpos(self._with_joints(positions))
         pitch = positions[arm_slice(side)][[1, 2, 4]].sum() + self._rng.normal(0, 0.1)
         rotation = self._sim.data.site(f"{side}_tool").xmat.reshape(3, 3)
@@ -177,7 +174,7 @@ class _Starts:
         return self._sim.tool_position(side) + offset, rotation @ upright
 
     def _settle(self, positions: FloatArray, side: str, cube: str) -> bool:
-        """Squeezes for a moment; whether the cube stayed in the hand."""
+        """Squeeze for 0.2 s; whether the cube stays in the hand."""
         sim = self._sim
         targets = positions.copy()
         targets[arm_slice(side).stop] = SQUEEZE_M

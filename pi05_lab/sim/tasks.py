@@ -1,4 +1,4 @@
-"""What the simulated robot can be asked to do, and the sentences that ask for it."""
+"""The simulated robot's tasks and their instructions."""
 
 from __future__ import annotations
 
@@ -78,21 +78,17 @@ _HELD_OUT = {
         "with the {side} hand wave",
         "swing your {side} arm",
     ),
-    "home": (
-        "please go back home",
-        "move both arms back home",
-        "please return your arms home",
-    ),
+    "home": ("please go back home", "move both arms back home", "please return your arms home"),
 }
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do.
+    """One task.
 
     Attributes:
         verb: one of `VERBS`: "pick" is to pick up, "place" to put in the table's middle.
-        side: the arm that does it, "left" or "right"; None for "home", which is for both.
+        side: the arm, "left" or "right"; None for "home", which is for both.
         color: the cube, for `CUBE_VERBS`; else None.
 
     Raises:
@@ -129,19 +125,19 @@ def all_tasks(
 
 
 def wordings(task: Task, held_out: bool = False) -> list[str]:
-    """The sentences that ask for a task.
+    """The instructions of a task.
 
     Args:
-        task: what they ask for.
-        held_out: those that no training shall see, made of words that it does see; else those
-            for training. The first one for training is the plainest.
+        task: the task.
+        held_out: those kept out of training, made of words that occur in training; else those for
+            training. The first one for training is the plainest.
     """
     templates = (_HELD_OUT if held_out else _TRAINED)[task.verb]
     return [text.format(side=task.side, color=task.color) for text in templates]
 
 
 def instruction(task: Task, rng: np.random.Generator, held_out: bool = False) -> str:
-    """One of `wordings`, drawn."""
+    """A random one of `wordings`."""
     texts = wordings(task, held_out)
     return texts[rng.integers(len(texts))]
 
@@ -155,8 +151,8 @@ _TASKS = {
 
 
 def parse(instruction: str) -> Task | None:
-    """The task that a sentence asks for; None for a sentence that is not one of `wordings`.
+    """The task of an instruction; None if it is not one of `wordings`.
 
-    Capitals, spaces and punctuation make no difference.
+    Ignores capitals, spaces and punctuation.
     """
     return _TASKS.get(" ".join(re.findall(r"[a-z']+", instruction.lower())))

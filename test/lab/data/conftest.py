@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import JOINTS, LENGTHS, SIZES, picture, task_of
+from synthetic import JOINTS, LENGTHS, SIZES, image_of, task_of
 
 from pi05_lab.data.lerobot_format import Extra, Features
 from pi05_lab.data.lerobot_writer import DatasetWriter
@@ -33,7 +33,7 @@ def write(tmp_path: Path, numbers: dict[str, list[Any]]) -> Callable[..., Path]:
             for episode, length in enumerate(LENGTHS):
                 for k in range(length):
                     extra = {"action_chunk": numbers["label"][episode][k]} if label else None
-                    images = {c: picture(episode, k, size) for c, size in SIZES.items()}
+                    images = {c: image_of(episode, k, size) for c, size in SIZES.items()}
                     state, action = (numbers[key][episode][k] for key in ("state", "action"))
                     writer.add_frame(images, state, action, task_of(episode), extra)
                 writer.end_episode()

@@ -11,7 +11,7 @@ LENGTHS = (5, 1, 8)
 SIZES = {"high": (32, 48), "wrist": (24, 24)}
 
 
-def picture(episode: int, frame: int, size: tuple[int, int]) -> ImageArray:
+def image_of(episode: int, frame: int, size: tuple[int, int]) -> ImageArray:
     """Smooth, as video likes it, and different for every frame."""
     y, x = np.mgrid[: size[0], : size[1]]
     channels = (4 * x + 10 * frame, 5 * y + 30 * episode, 0 * x + 20 * frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_orbax_gives_the_same_tensors(tmp_path: Path) -> None:
     )
 
 
-def test_assets_come_along_and_bfloat16(tmp_path: Path) -> None:
+def test_assets_are_copied_and_bfloat16_is_written(tmp_path: Path) -> None:
     """Fault: a converted checkpoint without its statistics."""
     shutil.copytree(JAX, tmp_path / "in")
     (tmp_path / "in" / "assets" / "droid").mkdir(parents=True)
@@ -91,11 +92,28 @@ def test_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(CheckpointError, match="is not an orbax checkpoint"):
         convert(tmp_path, tmp_path / "out")
     shutil.copytree(JAX, tmp_path / "in")
-    with pytest.raises(CheckpointError, match=r"has openpi's JAX weights.*pi05_ros\.policy\.orbax"):
+    with pytest.raises(
+        CheckpointError, match=r"has openpi's JAX weights.*pi05_lab\.data\.openpi_jax"
+    ):
         load_model(tmp_path / "in")
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(CheckpointError, match=r"pip install 'pi05_ros\[openpi\]'"):
         convert(JAX, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["params/manifest.ocdbt", "assets/droid/norm_stats.json"])
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_special_files_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+    """Fault: a conversion that never ends."""
+    path = Path(shutil.copytree(JAX, tmp_path / "in")) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
+        convert(tmp_path / "in", tmp_path / "out", horizon=16)
 
 
 def spoiled(tmp_path: Path, **metadata: dict[str, object]) -> Path:
@@ -125,7 +143,7 @@ def spoiled(tmp_path: Path, **metadata: dict[str, object]) -> Path:
         ("q_einsum.w", {"shape": [64], "chunks": [64]}, "no network has such shapes"),
     ],
 )
-def test_arrays_that_are_none_are_named(
+def test_invalid_arrays_are_named(
     tmp_path: Path, array: str, metadata: dict[str, object], words: str
 ) -> None:
     """Pins: what tensorstore, NumPy or an allocation of terabytes raises instead of a reason."""

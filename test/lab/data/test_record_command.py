@@ -3,32 +3,30 @@ after a failure."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 
-from pi05_lab.data import workers
-from pi05_lab.data.command import add_arguments, run
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
-from pi05_lab.data.simulated import CUBES_KEY, PICTURE_KEY
+from pi05_lab.data.lerobot_format import CUBES_KEY, PICTURE_KEY
+from pi05_lab.data.simulated import Frame, SimulatedRecorder
+from pi05_ros.cli import main
 
 
 def record(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args(["--size", "32", "24", "--workers", "1", *map(str, arguments)]))
+    return main(["record", "--size", "32", "24", "--workers", "1", *map(str, arguments)])
 
 
 def test_states_become_a_dataset_to_train_on(tmp_path: Path) -> None:
     output = tmp_path / "made" / "data"
     assert record("--output", output, "--episodes", 3, "--states", "--instructions", 2) == 0
-    dataset = LeRobotDataset(output, fps=50)
+    dataset = LeRobotDataset(output)
     assert dataset.cameras == ("cam_high", "cam_left_wrist", "cam_right_wrist")
-    assert dataset.robot_type == "aloha_sim" and dataset.action_names[6] == "left_gripper"
-    assert len(dataset.episodes) == 3 and dataset.chunk_horizon == 50
+    assert dataset.meta.robot_type == "aloha_sim"
+    assert dataset.meta.names("action")[6] == "left_gripper"
+    assert len(dataset.episodes) == 3 and dataset.sample(0, 50).actions.shape == (50, 14)
     numbers = dataset.extra(PICTURE_KEY)
     assert numbers.tolist() == [k // 2 for k in range(len(dataset))]
     for frame in (0, 2, len(dataset) - 2):
@@ -59,29 +57,25 @@ def test_video_is_written_when_asked_for(tmp_path: Path) -> None:
     options = ("--tasks", "home", "--episodes", 1, "--fps", 10, "--video", "--labels", "chunk")
     assert record("--output", tmp_path / "data", *options) == 0
     assert (tmp_path / "data/videos/observation.images.cam_high/chunk-000/file-000.mp4").is_file()
-    dataset = LeRobotDataset(tmp_path / "data", fps=10)
+    dataset = LeRobotDataset(tmp_path / "data")
     assert dataset.sample(len(dataset) - 1, 50).images["cam_high"].shape == (24, 32, 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--episodes", 0), "--episodes must be at least 1"),
         (("--tasks", "jump"), "tasks must be different ones of"),
-        (("--tasks", "pick=often"), "'often' is no weight of 'pick'"),
+        (("--tasks", "pick=often"), "'often' is not a weight of 'pick'"),
         (("--format", "mcap", "--states"), "a bag holds whole episodes"),
         (("--video", "--states"), "only PNG stores once"),
         (("--fps", 30), "fps must divide 50"),
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[object, ...],
-    reason: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], reason: str
 ) -> None:
     assert record("--output", tmp_path / "data", *arguments) == 1
-    assert reason in " ".join(capsys.readouterr().out.split())
+    assert reason in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,16 +83,22 @@ def test_bad_options_are_one_line_and_leave_nothing(
 def test_a_failure_in_the_middle_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    play = workers.SimulatedRecorder.episode
+    record_episode = SimulatedRecorder.__call__
 
-    def fail(recorder: workers.SimulatedRecorder, number: int) -> object:
+    def fail(recorder: SimulatedRecorder, number: int) -> list[Frame]:
         if number == 1:
             raise RuntimeError("the simulation diverged")
-        return play(recorder, number)
+        return record_episode(recorder, number)
 
-    monkeypatch.setattr(workers.SimulatedRecorder, "episode", fail)
+    monkeypatch.setattr(SimulatedRecorder, "__call__", fail)
     options = ("--tasks", "home", "--episodes", 2, "--fps", 10, "--format", form)
     assert record("--output", tmp_path / "data", *options) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--episodes", "--workers"])
+def test_a_count_of_0_is_a_usage_error(tmp_path: Path, option: str) -> None:
+    assert record("--output", tmp_path / "data", option, 0) == 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,21 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pi05_lab.data import workers
-from pi05_lab.data.lerobot_format import CHUNK_KEY, DatasetError
-from pi05_lab.data.simulated import (
-    CUBES_KEY,
-    HORIZON,
-    Frame,
-    GripperUnits,
-    RecordConfig,
-    SimulatedRecorder,
-    features,
-)
-from pi05_lab.sim.scene import JOINT_NAMES
+from pi05_lab.data.lerobot_format import CHUNK_KEY, CUBES_KEY, DatasetError
+from pi05_lab.data.simulated import Frame, RecordConfig, SimulatedRecorder, episodes, features
+from pi05_lab.sim.experts import GRIPPERS, HORIZON
 from pi05_lab.sim.tasks import parse
-
-GRIPPERS = [k for k, name in enumerate(JOINT_NAMES) if name.endswith("gripper")]
+from pi05_ros.types import ActionChunk, Observation
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +21,16 @@ def demonstration() -> Iterator[list[Frame]]:
     recorder = SimulatedRecorder(
         RecordConfig(verbs=("pick",), seed=3, chunks=True, fps=25, size_px=(32, 24))
     )
-    yield recorder.episode(0)
+    yield recorder(0)
     recorder.close()
 
 
 @pytest.fixture(scope="module")
-def visit() -> Iterator[list[Frame]]:
+def states() -> Iterator[list[Frame]]:
     recorder = SimulatedRecorder(
-        RecordConfig(verbs=("touch", "wave"), visits=True, size_px=(32, 24))
+        RecordConfig(verbs=("touch", "wave"), states=True, size_px=(32, 24))
     )
-    yield recorder.episode(2)
+    yield recorder(2)
     recorder.close()
 
 
@@ -69,67 +59,65 @@ def test_the_label_is_in_the_units_and_at_the_rate_of_the_data(demonstration: li
         assert chunk[:, GRIPPERS].min() > -0.2 and chunk[:, GRIPPERS].max() < 1.2
 
 
-def test_a_visit_has_several_instructions_for_each_picture(visit: list[Frame]) -> None:
-    assert len(visit) % 4 == 0 and len(visit) >= 12
-    for start in range(0, len(visit), 4):
-        group = visit[start : start + 4]
+def test_an_image_of_states_has_several_instructions_for_each_picture(states: list[Frame]) -> None:
+    assert len(states) % 4 == 0 and len(states) >= 12
+    for start in range(0, len(states), 4):
+        group = states[start : start + 4]
         assert [frame.images is None for frame in group] == [False, True, True, True]
         tasks = [parse(frame.task) for frame in group]
         assert len(set(tasks)) == 4 and tasks[0] is not None and tasks[1] is not None
-        assert tasks[0].verb == tasks[1].verb and tasks[0] == parse(visit[0].task)
+        assert tasks[0].verb == tasks[1].verb and tasks[0] == parse(states[0].task)
         for frame in group[1:]:
             np.testing.assert_array_equal(frame.state, group[0].state)
             assert np.abs(frame.extra[CHUNK_KEY] - group[0].extra[CHUNK_KEY]).max() > 1e-3
-    assert not np.array_equal(visit[0].state, visit[4].state)
+    assert not np.array_equal(states[0].state, states[4].state)
 
 
-def test_an_actor_moves_the_arms_and_the_expert_labels() -> None:
-    """Fault: actions in other units than the pictures' robot, the actor's motion as the label."""
+def test_a_policy_moves_the_arms_and_the_expert_labels() -> None:
+    """Fault: actions in other units than the simulator's, the policy's motion as the label."""
     seen: list[tuple[np.ndarray, str]] = []
+    seeds: list[int] = []
 
-    def stretch(images: Any, state: np.ndarray, instruction: str) -> np.ndarray:
+    class Stretch:
         """Both waists outwards, the grippers open."""
-        assert images["cam_high"].shape == (24, 32, 3)
-        seen.append((state, instruction))
-        target = state.copy()
-        target[[0, 7]] += 0.1
-        target[GRIPPERS] = 1.0
-        return np.repeat(target[None], HORIZON, axis=0)
 
-    recipe = RecordConfig(verbs=("touch",), visits=True, instructions=2, size_px=(32, 24))
-    recorder = SimulatedRecorder(recipe, stretch)
-    frames = recorder.episode(0)
-    recorder.close()
-    moments = frames[::2]
-    assert len(moments) == len(seen) > 8
-    for frame, (state, instruction) in zip(moments, seen, strict=True):
+        def restart(self, seed: int) -> None:
+            seeds.append(seed)
+
+        def infer(self, observation: Observation) -> ActionChunk:
+            assert observation.images["cam_high"].shape == (24, 32, 3)
+            seen.append((observation.state, observation.instruction))
+            target = observation.state.copy()
+            target[[0, 7]] += 0.1
+            target[GRIPPERS] = 1.0
+            return ActionChunk(np.repeat(target[None], HORIZON, axis=0), 0.0, 0.02)
+
+    config = RecordConfig(verbs=("touch",), states=True, instructions=2, size_px=(32, 24))
+    recorder = SimulatedRecorder(config, Stretch)
+    samples = recorder(0)[::2]
+    assert len(samples) == len(seen) > 8
+    for frame, (state, instruction) in zip(samples, seen, strict=True):
         np.testing.assert_array_equal(frame.state, state)
         assert frame.task == instruction
         assert np.abs(frame.extra[CHUNK_KEY][-1] - state).max() < 3
-    first, last = moments[0].state, moments[-1].state
+    first, last = samples[0].state, samples[-1].state
     assert (last[[0, 7]] - first[[0, 7]] > 0.2).all()
     np.testing.assert_allclose(last[GRIPPERS], 1.0, atol=0.1)
+    recorder(1)
+    recorder(0)
+    recorder.close()
+    assert seeds[0] == seeds[2] != seeds[1], "an episode's noise follows from its number"
 
 
-def test_frames_fit_their_features(visit: list[Frame], demonstration: list[Frame]) -> None:
-    for frame, recipe in (
-        (visit[0], RecordConfig(visits=True, size_px=(32, 24))),
+def test_frames_fit_their_features(states: list[Frame], demonstration: list[Frame]) -> None:
+    for frame, config in (
+        (states[0], RecordConfig(states=True, size_px=(32, 24))),
         (demonstration[0], RecordConfig(chunks=True, size_px=(32, 24))),
     ):
-        expected = features(recipe)
+        expected = features(config)
         assert set(frame.images or {}) == set(expected.cameras)
         assert set(frame.extra) <= set(expected.extras)
         assert frame.state.shape == frame.action.shape == (len(expected.state_names),)
-
-
-def test_grippers_are_converted_and_back() -> None:
-    units = GripperUnits()
-    metres = np.zeros(14)
-    metres[GRIPPERS] = (0.01844, 0.058)
-    converted = units.to_policy(metres)
-    np.testing.assert_allclose(converted[GRIPPERS], [0.0, 1.0], atol=1e-12)
-    assert np.delete(converted, GRIPPERS).tolist() == [0.0] * 12
-    np.testing.assert_allclose(units.to_joints(converted), metres)
 
 
 def same(a: Frame, b: Frame) -> bool:
@@ -138,9 +126,9 @@ def same(a: Frame, b: Frame) -> bool:
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
-    recipe = RecordConfig(verbs=("home", "wave"), visits=True, size_px=(32, 24), seed=5)
-    alone = list(workers.episodes(recipe, 4, workers=1))
-    together = list(workers.episodes(recipe, 4, workers=2))
+    config = RecordConfig(verbs=("home", "wave"), states=True, size_px=(32, 24), seed=5)
+    alone = list(episodes(config, 4, workers=1))
+    together = list(episodes(config, 4, workers=2))
     assert [len(frames) for frames in alone] == [len(frames) for frames in together]
     for frames, others in zip(alone, together, strict=True):
         assert all(map(same, frames, others))
@@ -148,14 +136,14 @@ def test_the_number_of_workers_changes_nothing() -> None:
 
 
 class Doomed(SimulatedRecorder):
-    def _visit(self, rng: np.random.Generator) -> None:  # type: ignore[override]
+    def _sample_states(self, rng: np.random.Generator) -> None:  # type: ignore[override]
         return None
 
 
-def test_an_expert_that_keeps_failing_ends_the_recording() -> None:
-    recorder = Doomed(RecordConfig(visits=True, size_px=(32, 24)))
+def test_an_expert_that_keeps_failing_ends_recording() -> None:
+    recorder = Doomed(RecordConfig(states=True, size_px=(32, 24)))
     with pytest.raises(DatasetError, match="failed 20 times at episode 7"):
-        recorder.episode(7)
+        recorder(7)
     recorder.close()
 
 
@@ -167,9 +155,9 @@ def test_an_expert_that_keeps_failing_ends_the_recording() -> None:
         ({"verbs": ("pick", "pick")}, "tasks must be different ones of"),
         ({"verbs": ("pick",), "weights": (0.0,)}, "weight above 0"),
         ({"fps": 30}, "fps must divide 50"),
-        ({"visits": True, "instructions": 0}, "needs an instruction"),
+        ({"states": True, "instructions": 0}, "needs an instruction"),
     ],
 )
-def test_a_recipe_that_cannot_be_followed_is_refused(change: dict[str, Any], reason: str) -> None:
+def test_an_invalid_config_is_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(DatasetError, match=reason):
         RecordConfig(**change)

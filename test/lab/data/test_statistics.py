@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from pi05_lab.data.lerobot_format import QUANTILES, PictureHistogram, vector_statistics
+from pi05_lab.data.statistics import QUANTILES, ImageHistogram, vector_statistics
 
 
 @settings(max_examples=50, deadline=None)
@@ -31,16 +31,16 @@ def test_vectors_have_numpys_statistics(values: np.ndarray) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(arrays(np.uint8, (2, 3, 3)), min_size=1, max_size=4), st.integers(0, 4))
-def test_pictures_have_numpys_statistics_also_after_a_merge(
-    pictures: list[np.ndarray], split: int
+def test_images_have_numpys_statistics_also_after_a_merge(
+    images: list[np.ndarray], split: int
 ) -> None:
-    first, second = PictureHistogram(), PictureHistogram()
-    for k, picture in enumerate(pictures):
-        (first if k < split else second).add(picture)
+    first, second = ImageHistogram(), ImageHistogram()
+    for k, image in enumerate(images):
+        (first if k < split else second).add(image)
     first.merge(second)
     found = first.statistics()
-    pixels = np.concatenate([picture.reshape(-1, 3) for picture in pictures]) / 255.0
-    assert found["count"].tolist() == [len(pictures)]
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255.0
+    assert found["count"].tolist() == [len(images)]
     for name in ("min", "max", "mean", "std"):
         expected = getattr(pixels, name)(axis=0).reshape(3, 1, 1)
         np.testing.assert_allclose(found[name], expected, atol=1e-7)
@@ -52,5 +52,5 @@ def test_pictures_have_numpys_statistics_also_after_a_merge(
 def test_no_data_has_no_statistics() -> None:
     with pytest.raises(ValueError, match="no data"):
         vector_statistics(np.empty((0, 3)))
-    with pytest.raises(ValueError, match="no pictures"):
-        PictureHistogram().statistics()
+    with pytest.raises(ValueError, match="no images"):
+        ImageHistogram().statistics()

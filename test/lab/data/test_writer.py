@@ -1,5 +1,5 @@
-"""Round trips. Faults pinned: pictures, numbers or instructions that come back other than they
-went in, files that grow with every repeated picture, a half dataset that looks whole."""
+"""Round trips. Faults pinned: images, numbers or instructions that come back other than they
+went in, files that grow with every repeated image, a half dataset that looks whole."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from synthetic import JOINTS, LENGTHS, SIZES, picture, task_of
+from synthetic import JOINTS, LENGTHS, SIZES, image_of, task_of
 
-from pi05_lab.data import images as pictures
 from pi05_lab.data import lerobot_format as layout
-from pi05_lab.data import parquet as tables
+from pi05_lab.data.images import encode
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import DatasetError, Extra, Features, read_tasks
 from pi05_lab.data.lerobot_writer import DatasetWriter
+from pi05_lab.data.parquet import write_tasks
 
 Write = Callable[..., Path]
 Numbers = dict[str, list[Any]]
 
 
-def moments() -> list[tuple[int, int]]:
+def all_frames() -> list[tuple[int, int]]:
     return [(episode, k) for episode, length in enumerate(LENGTHS) for k in range(length)]
 
 
 def test_what_was_recorded_is_read(write: Write, numbers: Numbers) -> None:
-    dataset = LeRobotDataset(write(), fps=10)
+    dataset = LeRobotDataset(write())
     assert len(dataset) == sum(LENGTHS)
     assert dataset.cameras == tuple(SIZES) and dataset.image_sizes == SIZES
-    assert dataset.state_names == dataset.action_names == list(JOINTS)
-    assert dataset.tasks == {0: task_of(0), 1: task_of(1)}
-    for frame, (episode, k) in enumerate(moments()):
-        found = dataset.frame(frame)
+    assert dataset.meta.names("observation.state") == dataset.meta.names("action") == list(JOINTS)
+    assert dataset.meta.tasks == {0: task_of(0), 1: task_of(1)}
+    for frame, (episode, k) in enumerate(all_frames()):
+        found = dataset.sample(frame, 1)
         assert (found.episode, found.frame, found.task) == (episode, frame, task_of(episode))
         np.testing.assert_array_equal(found.state, numbers["state"][episode][k])
         np.testing.assert_array_equal(found.actions, numbers["action"][episode][k][None])
         for camera, size in SIZES.items():
-            np.testing.assert_array_equal(found.images[camera], picture(episode, k, size))
+            np.testing.assert_array_equal(found.images[camera], image_of(episode, k, size))
 
 
 def test_video_comes_back_with_a_small_error_and_no_frame_off(write: Write) -> None:
     dataset = LeRobotDataset(write(use_video=True))
     order = np.random.default_rng(0).permutation(len(dataset))
     for frame in order:
-        episode, k = moments()[frame]
+        episode, k = all_frames()[frame]
         for camera, found in dataset.images(int(frame)).items():
-            error = np.abs(found.astype(int) - picture(episode, k, SIZES[camera]))
+            error = np.abs(found.astype(int) - image_of(episode, k, SIZES[camera]))
             # the next frame differs by 10 on average
             assert error.mean() < 3.0, (frame, camera)
 
@@ -69,7 +69,7 @@ def test_the_statistics_are_those_of_the_data(
         np.testing.assert_allclose(stats[key]["q99"], np.quantile(values, 0.99, axis=0))
     labels = np.concatenate(numbers["label"]).reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(stats["action_chunk"]["q90"], np.quantile(labels, 0.9, axis=0))
-    pixels = np.concatenate([picture(e, k, SIZES["high"]).reshape(-1, 3) for e, k in moments()])
+    pixels = np.concatenate([image_of(e, k, SIZES["high"]).reshape(-1, 3) for e, k in all_frames()])
     found = np.array(stats["observation.images.high"]["mean"])
     assert found.shape == (3, 1, 1)
     np.testing.assert_allclose(found.ravel(), pixels.mean(axis=0) / 255, atol=1e-6)
@@ -107,11 +107,11 @@ def test_many_small_files_are_one_dataset(
     assert len(list((root / "videos/observation.images.high").rglob("*.mp4"))) >= 2
     dataset = LeRobotDataset(root)
     np.testing.assert_array_equal(dataset.state, np.concatenate(numbers["state"]))
-    error = np.abs(dataset.images(13)["high"].astype(int) - picture(2, 7, SIZES["high"]))
+    error = np.abs(dataset.images(13)["high"].astype(int) - image_of(2, 7, SIZES["high"]))
     assert error.mean() < 3.0
 
 
-def test_a_repeated_picture_is_stored_once(tmp_path: Path) -> None:
+def test_a_repeated_image_is_stored_once(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     features = Features({"top": (64, 64)}, JOINTS, JOINTS, {"n": Extra((1,), "int64")})
     with DatasetWriter(tmp_path / "d", 10, features) as writer:
@@ -120,20 +120,20 @@ def test_a_repeated_picture_is_stored_once(tmp_path: Path) -> None:
             writer.add_frame(images, [0, 0, 0], [0, 0, 0], f"task {k % 4}", {"n": [k]})
         writer.end_episode()
     dataset = LeRobotDataset(tmp_path / "d")
-    one = len(pictures.encode(noise))
+    one = len(encode(noise))
     assert (tmp_path / "d/data/chunk-000/file-000.parquet").stat().st_size < 2 * one + 20_000
     np.testing.assert_array_equal(dataset.images(19)["top"], noise)
     np.testing.assert_array_equal(dataset.images(39)["top"], noise + np.uint8(1))
     assert dataset.extra("n").tolist() == list(range(40)) and dataset.task(39) == "task 3"
 
 
-def test_a_picture_that_is_a_file_already_is_taken_as_it_is(tmp_path: Path) -> None:
-    encoded = pictures.encode(picture(0, 3, (16, 16)))
+def test_an_encoded_image_is_stored_unchanged(tmp_path: Path) -> None:
+    encoded = encode(image_of(0, 3, (16, 16)))
     with DatasetWriter(tmp_path / "d", 10, Features({"top": (16, 16)}, JOINTS, JOINTS)) as writer:
         writer.add_frame({"top": encoded}, [0, 0, 0], [0, 0, 0], "wave")
         writer.end_episode()
     dataset = LeRobotDataset(tmp_path / "d")
-    np.testing.assert_array_equal(dataset.images(0)["top"], picture(0, 3, (16, 16)))
+    np.testing.assert_array_equal(dataset.images(0)["top"], image_of(0, 3, (16, 16)))
 
 
 GOOD: dict[str, Any] = {
@@ -154,7 +154,7 @@ GOOD: dict[str, Any] = {
         ({"images": GOOD["images"] | {"side": 0}}, r"camera \['side'\] is not one"),
         ({"images": {"top": np.zeros((8, 9, 3), np.uint8)}}, "needs uint8 RGB"),
         ({"images": {"top": np.zeros((8, 8, 3))}}, "float64"),
-        ({"images": None}, "first frame of an episode needs pictures"),
+        ({"images": None}, "first frame of an episode needs images"),
         ({"extra": {"x": [1]}}, r"feature \['x'\] is not one"),
     ],
 )
@@ -196,7 +196,7 @@ def test_an_unfinished_or_empty_dataset_is_not_closed(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_never_written_to(write: Write) -> None:
     root = write()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists"):
         DatasetWriter(root, 10, Features({}, JOINTS, JOINTS))
     with pytest.raises(DatasetError, match="positive whole number"):
         DatasetWriter(root.with_name("other"), 12.5, Features({}, JOINTS, JOINTS))  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ def test_an_existing_folder_is_never_written_to(write: Write) -> None:
 
 def test_tasks_are_stored_as_pandas_stores_an_index(tmp_path: Path) -> None:
     """LeRobot reads them with pandas and takes the index."""
-    tables.write_tasks(tmp_path / "tasks.parquet", ["wave", "go home"])
+    write_tasks(tmp_path / "tasks.parquet", ["wave", "go home"])
     metadata = json.loads(pq.read_schema(tmp_path / "tasks.parquet").metadata[b"pandas"])
     assert metadata["index_columns"] == ["task"]
     assert read_tasks(tmp_path / "tasks.parquet") == {0: "wave", 1: "go home"}

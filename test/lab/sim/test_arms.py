@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pi05_lab.sim.arms import (
-    CUBE_REGION_M,
-    CUBE_SPACING_M,
-    GRIPPER_CLOSED_M,
-    GRIPPER_OPEN_M,
-    HOME_POSITIONS,
-    JOINT_NAMES,
-    SimulatedAloha,
-)
+from pi05_lab.sim.arms import CUBE_REGION_M, CUBE_SPACING_M, HOME_POSITIONS, SimulatedAloha
+from pi05_lab.sim.scene import GRIPPER_CLOSED_M, GRIPPER_OPEN_M, JOINT_NAMES
 
 GRIPPERS = [6, 13]
 _SHARED = SimulatedAloha(cubes=())

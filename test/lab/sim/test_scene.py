@@ -29,7 +29,7 @@ def test_joint_names_are_alohas_in_alohas_order() -> None:
 
 
 def test_arms_face_each_other_across_the_table(model: mujoco.MjModel) -> None:
-    """A base placed or turned wrongly would move every picture and every reach."""
+    """A base placed or turned wrongly would move every image and every reach."""
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     np.testing.assert_allclose(data.body("left_base").xpos, [-0.469, 0.5, 0.0])
@@ -86,9 +86,3 @@ def test_cubes_are_a_choice() -> None:
 def test_wrong_cubes_are_named(cubes: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=cubes[0]):
         build_model(cubes=cubes)
-
-
-def test_timestep() -> None:
-    assert build_model(timestep_s=0.002).opt.timestep == 0.002
-    with pytest.raises(ValueError, match="timestep_s"):
-        build_model(timestep_s=0.0)

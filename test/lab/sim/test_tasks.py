@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_policy.tokenizer import entries
 
 from pi05_lab.sim.scene import CUBE_COLORS
 from pi05_lab.sim.tasks import VERBS, Task, all_tasks, instruction, parse, wordings
-from pi05_lab.training.small_tokenizer import entries
 
 EVERY_TASK = all_tasks(tuple(CUBE_COLORS))
 

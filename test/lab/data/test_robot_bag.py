@@ -1,4 +1,4 @@
-"""Fault pinned: a bag whose topics, types, order of joints or stamps the policy node cannot use."""
+"""Fault pinned: a bag whose topics, types, joint order or stamps the policy node cannot use."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import pytest
 import yaml
 from rosbags.highlevel import AnyReader
 
-from pi05_lab.data.bags import BagWriter
-from pi05_lab.data.lerobot_format import DatasetError
+from pi05_lab.data.bags import BagError
+from pi05_lab.data.robot_bag import RobotBagWriter
 
 JOINTS = ("l0", "l1", "r0", "r1")
 CONTROLLERS = {"left": ("l1", "l0"), "right": ("r0", "r1")}
 
 
-def picture(k: int) -> np.ndarray:
+def image_of(k: int) -> np.ndarray:
     return np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) + np.uint8(k)
 
 
 @pytest.fixture
 def bag(tmp_path: Path) -> Path:
-    with BagWriter(tmp_path / "bag", JOINTS, CONTROLLERS, period_s=0.02) as writer:
+    with RobotBagWriter(tmp_path / "bag", JOINTS, CONTROLLERS, period_s=0.02) as writer:
         for k in range(75):
             base = np.arange(4.0) + k
             text = "wave" if k < 60 else "go home"
-            writer.write(1.0 + k * 0.02, {"top": picture(k)}, base, base / 10, base + 0.5, text)
+            writer.write(1.0 + k * 0.02, {"top": image_of(k)}, base, base / 10, base + 0.5, text)
     return tmp_path / "bag"
 
 
@@ -53,7 +53,7 @@ def test_a_bag_is_read_back(bag: Path) -> None:
     assert stamp_ns == 1_200_000_000
     assert (image.header.stamp.sec, image.header.stamp.nanosec) == (1, 200_000_000)
     assert (image.encoding, image.step, image.header.frame_id) == ("rgb8", 12, "top")
-    np.testing.assert_array_equal(image.data.reshape(6, 4, 3), picture(10))
+    np.testing.assert_array_equal(image.data.reshape(6, 4, 3), image_of(10))
     joints = topics["/joint_states"][10][1]
     assert joints.name == list(JOINTS)
     np.testing.assert_array_equal(joints.position, [10, 11, 12, 13])
@@ -76,14 +76,14 @@ def test_metadata_yaml_is_one_that_ros2_bag_reads(bag: Path) -> None:
 
 
 def test_bad_input_is_named(tmp_path: Path, bag: Path) -> None:
-    with pytest.raises(FileExistsError, match="is there already"):
-        BagWriter(bag, JOINTS, CONTROLLERS, 0.02)
-    with pytest.raises(DatasetError, match="left: 'x' is none of"):
-        BagWriter(tmp_path / "other", JOINTS, {"left": ("x",)}, 0.02)
+    with pytest.raises(FileExistsError, match="exists"):
+        RobotBagWriter(bag, JOINTS, CONTROLLERS, 0.02)
+    with pytest.raises(BagError, match="left: joint 'x' is not one of"):
+        RobotBagWriter(tmp_path / "other", JOINTS, {"left": ("x",)}, 0.02)
     four = np.zeros(4)
-    with BagWriter(tmp_path / "other", JOINTS, CONTROLLERS, 0.02) as writer:
-        with pytest.raises(DatasetError, match="4 finite joint values"):
+    with RobotBagWriter(tmp_path / "other", JOINTS, CONTROLLERS, 0.02) as writer:
+        with pytest.raises(BagError, match="4 finite joint values"):
             writer.write(1.0, {}, four, four, four[:3], "wave")
-        with pytest.raises(DatasetError, match="'top' needs uint8 RGB"):
+        with pytest.raises(BagError, match="'top' needs uint8 RGB"):
             writer.write(1.0, {"top": np.zeros((4, 4))}, four, four, four, "wave")  # type: ignore[dict-item]
         writer.write(1.0, {}, four, four, four, "wave")
