@@ -1,4 +1,4 @@
-"""Recordings become checkpoints: flow matching in stages, on one machine or several GPUs.
+"""Training and fine-tuning: flow matching in stages, in one process or several.
 
-Import from the modules: `command` for the command line, `trainer.train` from Python.
+`train.train` runs a training, `command` is its command line.
 """

@@ -1,106 +1,92 @@
-"""`pi05 train config.yaml`: recordings become a checkpoint."""
+"""`pi05 train`: trains or fine-tunes on LeRobot data sets."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 
-if TYPE_CHECKING:
-    from pi05_lab.training.trainer import Evaluate
+from pi05_lab.console import make_console, say
+from pi05_lab.training.config import ConfigError, DatasetConfig, read_config
+from pi05_ros.cli import CommandError
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("config", type=Path, help="the training's YAML file")
-    parser.add_argument("--output", help="folder for state, log and checkpoint, instead of its own")
-    parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        help="dataset folder instead of those of the file; may be given several times",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the state in the output folder"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no table")
+Option = typer.Option
 
 
-def run(options: argparse.Namespace) -> int:
-    """Train; 0 when it is done, 130 when it was stopped and can be resumed, 1 for an error."""
-    # Spinning threads stall each other when there are more of them than cores; PyTorch reads it
-    # when it is imported, and so it is imported afterwards.
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the training.")],
+    output: Annotated[str | None, Option(
+        help="Folder for state, log and checkpoint, instead of the file's.")] = None,
+    data: Annotated[list[str] | None, Option(
+        help="Dataset folders instead of the file's.")] = None,
+    set_: Annotated[list[str] | None, Option(
+        "--set", metavar="KEY=VALUE", help="Replace a value: stages.0.lr=1e-4.")] = None,
+    resume: Annotated[bool, Option(
+        "--resume", help="Resume from the state in the output folder.")] = False,
+    quiet: Annotated[bool, Option("--quiet", help="No table.")] = False,
+) -> int:  # fmt: skip
+    """Train; 0 when complete, 130 when stopped with a state to resume from."""
+    # Spinning OpenMP threads stall each other when there are more of them than cores. PyTorch
+    # reads the variable when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from dataclasses import replace
-
     from pi05_lab.data.lerobot_format import DatasetError
-    from pi05_lab.training.config import ConfigError, DatasetConfig, read_config
-    from pi05_lab.training.trainer import train
+    from pi05_lab.training import train as trainer
     from pi05_ros.policy.weights import CheckpointError
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     try:
-        config = read_config(options.config)
-        if options.output:
-            config = replace(config, output=options.output)
-        if options.data:
-            chosen = tuple(DatasetConfig(root) for root in options.data)
-            config = replace(config, data=replace(config.data, datasets=chosen))
-        evaluate = _function(config.evaluation.function)
+        settings = read_config(config, set_ or ())
+        if output:
+            settings = replace(settings, output=output)
+        if data:
+            chosen = tuple(DatasetConfig(root) for root in data)
+            settings = replace(settings, data=replace(settings.data, datasets=chosen))
+        evaluate = _import_function(settings.evaluation.function)
         with _stop_on_signal() as stop:
-            checkpoint = train(
-                config, evaluate, None if options.quiet else console, options.resume, stop
-            )
+            checkpoint = trainer.train(settings, evaluate, None if quiet else console, resume, stop)
     except (ConfigError, DatasetError, CheckpointError, OSError) as error:
-        console.print(str(error), style="bold red", markup=False, highlight=False)
-        return 1
+        raise CommandError(str(error)) from None
     if checkpoint is None:
-        again = f"pi05 train {options.config} --resume"
-        console.print(f"stopped; go on with: {again}", markup=False, highlight=False)
+        say(console, f"Stopped. Resume with: pi05 train {config} --resume")
         return 130
-    console.print(f"{checkpoint}: done", markup=False, highlight=False)
+    say(console, f"{checkpoint}: done")
     return 0
 
 
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM ends the training after the running step, a second at once."""
-    asked = threading.Event()
+    """The first SIGINT or SIGTERM ends the training after the current step, a second at once."""
+    requested = threading.Event()
 
-    def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+    def request(number: int, frame: Any) -> None:
+        if requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        requested.set()
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
-def _function(path: str) -> Evaluate | None:
-    """`module:function` → the function.
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    from pi05_lab.training.config import ConfigError
-
+def _import_function(path: str) -> Callable[[Path], Mapping[str, float]] | None:
     if not path:
         return None
     module, _, name = path.partition(":")
     try:
-        function: Evaluate = getattr(importlib.import_module(module), name)
+        function: Callable[[Path], Mapping[str, float]] = getattr(
+            importlib.import_module(module), name
+        )
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f'evaluation.function {path!r} must be "module:function" of an installed module: '

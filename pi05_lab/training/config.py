@@ -1,18 +1,17 @@
-"""What a training's YAML file says, with clear errors for what it should not say."""
+"""The YAML file of a training as dataclasses; errors name the key and the remedy."""
 
 from __future__ import annotations
 
 import difflib
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-LOSSES = ("flow", "chunk", "named_position", "scene", "pixels")
 PARTS = ("vision", "projector", "embedder", "prefix", "bridge", "expert")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16")
@@ -20,7 +19,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key and the remedy."""
+    """An unusable configuration; the message names the key and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +28,36 @@ class DatasetConfig:
 
     root: str
     weight: float = 1.0
-    """How often its pictures are drawn, relative to one picture of another dataset."""
+    """Relative frequency of its images, compared with one image of another dataset."""
     statistics: bool = True
-    """Whether its frames count for the normalisation. Data added to a finished training should
-    not, or the checkpoint's numbers would mean something else from then on."""
+    """Whether the normalisation statistics include it. Data added to a trained checkpoint should
+    be excluded, or the meaning of the checkpoint's numbers changes."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learnt from."""
+    """Datasets and sampling."""
 
     datasets: tuple[DatasetConfig, ...]
     held_out: float = 0.05
-    """Fraction of the episodes of each dataset that only the validation sees."""
+    """Fraction of the episodes of each dataset that is used for validation only."""
     minimum_half_range: float = 0.0
-    """Floor of (q99 - q01) / 2 in robot units: a joint that hardly moves is not blown up."""
+    """Lower bound of (q99 - q01) / 2 in robot units, for joints that hardly move."""
     workers: int = 0
     """Processes that prepare batches; 0 is a thread."""
     task_weights: dict[str, float] = field(default_factory=dict)
-    """Word of an instruction → how often frames with it are drawn, relative to the others."""
+    """Word of an instruction → relative frequency of frames with it; others have 1."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Where the network comes from."""
+    """The network that the training starts from."""
 
-    start: str = "small"
-    """A checkpoint folder to go on from, or "small": a small network with fresh weights."""
+    start: str = "scratch"
+    """A checkpoint folder, or "scratch": fresh weights of the plug-in's network."""
     vlm: tuple[int, ...] = ()
-    """(width, depth, mlp_dim, heads, kv_heads, head_dim), for "small" alone, like those below."""
+    """(width, depth, mlp_dim, heads, kv_heads, head_dim). This and the following are for
+    "scratch" and default to the plug-in's."""
     exp: tuple[int, ...] = ()
     vis: tuple[int, ...] = ()
     """(width, depth, heads, mlp_dim)."""
@@ -67,47 +67,26 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class AuxLossConfig:
-    """Losses that only help training; what they add to the network is not saved.
-
-    `named_position` and `scene` need the dataset feature `positions`, `pixels` needs the feature
-    `pixels`, `chunk` needs none.
-    """
-
-    positions: str = "scene.cube_positions"
-    """Feature with x, y, z of every object, in m, of every frame."""
-    pixels: str = "scene.cube_pixels"
-    """Feature with every camera's column and row of every object, from 0 to 1 over the picture;
-    below 0 where the camera does not see it. Cameras in the dataset's order."""
-    names: tuple[str, ...] = ("red", "green", "blue")
-    """The word that names each object in an instruction, in the feature's order."""
-    position_layers: tuple[int, ...] = (2, 4)
-    """Where `named_position` reads: the language model's layers whose input it takes."""
-    chunk_layers: tuple[int, ...] = (3, 4)
-    scene_camera: str = "cam_high"
-    """The camera whose tokens `scene` reads all objects' positions from."""
-
-
-@dataclass(frozen=True)
 class StageConfig:
-    """One stretch of training. Each stage starts from the averaged weights of the one before."""
+    """One stage. It starts from the averaged weights of the stage before."""
 
     name: str
     losses: dict[str, float]
-    """Loss → weight; see `LOSSES`."""
+    """Loss → weight: `flow` and the plug-in's losses."""
     steps: int | None = None
     minutes: float | None = None
-    """Instead of `steps`: time spent in steps, on one process alone. Not exactly repeatable."""
+    """Instead of `steps`: time spent in steps. One process only; not exactly repeatable."""
     train: tuple[str, ...] = PARTS
-    """`PARTS` that learn. `bridge` is the key and value map of the prefix's last layer."""
+    """`PARTS` that learn. `bridge` is the key and value projection of the prefix's last layer."""
     batch: int = 16
-    """Pictures per step and process, each of all cameras."""
+    """Frames per step and process, each with the images of all cameras."""
     tasks_per_picture: int = 1
-    """Instructions drawn for each picture, where a dataset has several."""
+    """Instructions per frame, where a dataset has several."""
     samples_per_prefix: int = 1
-    """Pairs of noise and time for each picture and instruction; the prefix is encoded once."""
+    """Pairs of noise and time per frame and instruction; the prefix is encoded once."""
     insulate: bool = False
-    """The flow loss trains the expert and the bridge alone; other losses train the prefix."""
+    """Knowledge insulation: the flow loss trains only the expert and the bridge, auxiliary losses
+    the prefix."""
     optimizer: str = "adamw"
     """"muon" for the matrices inside the transformers, AdamW for the rest."""
     lr: float = 2.5e-5
@@ -134,7 +113,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Closed-loop evaluation, by a function that the rest of the package or the user brings."""
+    """Closed-loop evaluation by a function."""
 
     function: str = ""
     """"module:function", called with the checkpoint's folder; returns name → figure."""
@@ -150,30 +129,33 @@ class TrainConfig:
     data: DataConfig
     stages: tuple[StageConfig, ...]
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    helpers: AuxLossConfig = field(default_factory=AuxLossConfig)
+    plugin: str = ""
+    """Python file or module with auxiliary losses and a network to train from scratch; see
+    `plugins.Plugin`. A path is relative to the YAML file or to the working directory."""
+    plugin_options: dict[str, Any] = field(default_factory=dict)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     robot: str = "aloha"
     adapt_to_pi: bool = False
     delta_actions: bool = False
     freeze_vision_encoder: bool = False
-    """LeRobot's: the image tower does not learn, its projector does."""
+    """LeRobot's: the vision encoder does not learn, its projector does."""
     train_expert_only: bool = False
-    """LeRobot's: nothing of PaliGemma learns, neither tower nor language model."""
+    """LeRobot's: no part of PaliGemma learns."""
     gradient_checkpointing: bool = False
-    """LeRobot's: layers are computed again in the backward pass; less memory, more time."""
+    """LeRobot's: layers are recomputed in the backward pass; less memory, more time."""
     device: str = "auto"
     precision: str = "bfloat16"
-    """Of the matrix products (autocast); weights and optimiser are float32."""
+    """Of the matrix products (autocast); weights and optimiser state are float32."""
     save_precision: str = "bfloat16"
     accelerate: bool = False
-    """Several processes or GPUs by Hugging Face accelerate's own configuration."""
+    """Several processes or GPUs, as Hugging Face accelerate is configured."""
     seed: int = 0
     threads: int = 0
     """CPU threads; 0 leaves it to PyTorch."""
     log_steps: int = 10
     checkpoint_steps: int = 200
-    """Between two states that a killed training goes on from."""
+    """Steps between two saved states, from which a killed training resumes."""
     tensorboard: bool = False
     note: str = ""
     """For the checkpoint's settings and model card."""
@@ -201,7 +183,11 @@ class TrainConfig:
     def _check_stage(self, stage: StageConfig) -> None:
         where = f"stage {stage.name!r}"
         for loss in stage.losses:
-            _one_of(f"{where}: losses", loss, LOSSES)
+            if loss != "flow" and not self.plugin:
+                raise ConfigError(
+                    f"{where}: losses: {loss!r} is unknown; known: flow. Others come from a "
+                    "plug-in: set plugin, as in examples/small_policy/train_small.yaml"
+                )
         if not any(weight > 0 for weight in stage.losses.values()):
             raise ConfigError(f"{where}: losses needs a weight above 0")
         for part in stage.train:
@@ -227,11 +213,15 @@ class TrainConfig:
         return typing.cast("dict[str, Any]", _lists(plain))
 
 
-def read_config(path: str | Path) -> TrainConfig:
+def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
     """Read a training's YAML file.
 
+    Args:
+        path: of the file.
+        changes: `stages.0.lr=1e-4`: values, as YAML, that replace those of the file.
+
     Raises:
-        ConfigError: not there, not YAML, an unknown or missing key, a value of the wrong type.
+        ConfigError: the file is missing or not YAML; an unknown or missing key; a wrong type.
     """
     file = Path(path)
     try:
@@ -241,9 +231,34 @@ def read_config(path: str | Path) -> TrainConfig:
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
     try:
-        return parse_config(document)
+        for change in changes:
+            set_value(document, change)
+        config = parse_config(document)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    beside = file.parent / config.plugin
+    return replace(config, plugin=str(beside)) if config.plugin and beside.is_file() else config
+
+
+def set_value(document: Any, change: str) -> None:
+    """Apply `key.key=value` to a YAML document; the parser then checks key and value.
+
+    Raises:
+        ConfigError: no `=`, a value that is not YAML, or no such place.
+    """
+    path, equals, text = change.partition("=")
+    *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))
+    try:
+        value = yaml.safe_load(text)
+        for key in parents:
+            document = document.setdefault(key, {}) if isinstance(key, str) else document[key]
+        if not equals or isinstance(document, dict) == isinstance(last, int):
+            raise KeyError(last)
+        document[last] = value
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError):
+        raise ConfigError(
+            f"--set {change}: expected KEY=VALUE with the key of a value, as stages.0.lr=1e-4"
+        ) from None
 
 
 def parse_config(document: object) -> TrainConfig:
@@ -252,10 +267,23 @@ def parse_config(document: object) -> TrainConfig:
     Raises:
         ConfigError: an unknown or missing key, a value of the wrong type; with the key's path.
     """
-    return _parse_dataclass(TrainConfig, document, "")
+    if isinstance(document, Mapping) and "helpers" in document:
+        raise ConfigError(
+            "helpers is now plugin_options, of the plug-in that brings these losses: "
+            "plugin: examples/small_policy/losses.py"
+        )
+    config = parse_dataclass(TrainConfig, document, "")
+    if config.network.start == "small":
+        raise ConfigError("network.start: small is now scratch (fresh weights)")
+    return config
 
 
-def _parse_dataclass(kind: type[T], document: object, where: str) -> T:
+def parse_dataclass(kind: type[T], document: object, where: str) -> T:
+    """A dataclass from YAML's mappings and lists; `where` is the path for messages.
+
+    Raises:
+        ConfigError: see `parse_config`.
+    """
     if not isinstance(document, Mapping):
         raise ConfigError(f"{where or 'the file'} must be a mapping, not {document!r}")
     hints = typing.get_type_hints(kind)
@@ -276,13 +304,15 @@ def _parse_dataclass(kind: type[T], document: object, where: str) -> T:
 
 
 def _parse(kind: Any, value: object, where: str) -> Any:
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         return _parse(next(a for a in arguments if a is not type(None)), value, where)
     if is_dataclass(kind):
-        return _parse_dataclass(typing.cast("type[Any]", kind), value, where)
+        return parse_dataclass(typing.cast("type[Any]", kind), value, where)
     if origin is tuple:
         return _parse_tuple(arguments, value, where)
     if origin is dict:

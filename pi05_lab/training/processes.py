@@ -1,4 +1,4 @@
-"""One process, or several through Hugging Face accelerate: the same few calls for both."""
+"""Device and distributed set-up: one process, or several with Hugging Face accelerate."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pi05_lab.training.config import ConfigError, TrainConfig
 
 
 class Processes:
-    """Where this process computes, and how it meets the others.
+    """The device of this process, and its synchronisation with the others.
 
     With `accelerate: true` the device and the number of processes are accelerate's: `accelerate
     launch`'s configuration or options, or torchrun's environment.
 
     Raises:
-        ConfigError: accelerate is wanted and not installed; an unknown or missing device.
+        ConfigError: accelerate is requested and not installed; an unknown or missing device.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -36,7 +36,7 @@ class Processes:
                 "accelerate: true needs the package accelerate: pip install 'pi05_ros[train]', or "
                 "set it to false for one process"
             ) from None
-        # What a stage's losses do not reach has no gradient to wait for.
+        # A stage's losses do not reach all parameters.
         settings = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(
             cpu=config.device == "cpu", mixed_precision="no", kwargs_handlers=[settings]
@@ -46,7 +46,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -63,12 +63,12 @@ class Processes:
             self._accelerator.backward(loss)
 
     def release(self) -> None:
-        """Forget the wrapped modules: the next stage wraps again, with other parameters."""
+        """Release the wrapped modules: the next stage wraps again, with other parameters."""
         if self._accelerator is not None:
             self._accelerator.free_memory()
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for all processes."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
 
@@ -85,5 +85,5 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device: {name!r} is unknown; use auto, cuda or cpu") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: {name!r} asks for CUDA, which is not there; use auto or cpu")
+        raise ConfigError(f"device: {name!r} needs CUDA, which is not available; use auto or cpu")
     return device

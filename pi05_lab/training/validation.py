@@ -1,4 +1,4 @@
-"""Losses on held-out episodes, and whether the network listens and looks."""
+"""Losses on held-out episodes, and their dependence on instruction and images."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from dataclasses import replace
 
 import torch
 
-from pi05_lab.training.batches import Batch, Examples
-from pi05_lab.training.learner import TrainModule
-from pi05_lab.training.optimizers import AveragedWeights
+from pi05_lab.training.data import Batch, Examples
+from pi05_lab.training.losses import TrainModule
+from pi05_lab.training.optim import AveragedWeights
 from pi05_ros.policy.images import EMPTY
 
 BATCH = 32
 SAMPLED = 2
-"""Of so many batches whole chunks are sampled, which takes ten times as long as a loss."""
+"""Batches whose chunks are sampled, which takes ten times as long as a loss."""
 
 
 @contextmanager
-def averaged(learner: TrainModule, weights: AveragedWeights) -> Iterator[None]:
-    """The learner with its averaged weights for a while."""
-    own = {name: p.detach().clone() for name, p in learner.named_parameters()}
-    weights.copy_to(learner)
+def averaged(module: TrainModule, weights: AveragedWeights) -> Iterator[None]:
+    """Inside, the module has its averaged weights."""
+    own = {name: p.detach().clone() for name, p in module.named_parameters()}
+    weights.copy_to(module)
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, parameter in learner.named_parameters():
+            for name, parameter in module.named_parameters():
                 parameter.copy_(own[name])
 
 
 @torch.no_grad()
 def validate(
-    learner: TrainModule,
+    module: TrainModule,
     examples: Examples,
     losses: Mapping[str, float],
     frames: int,
     seed: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Losses on held-out frames; the same frames, noise and times every time.
+    """Losses on held-out frames; the same frames, noise and times for the same seed.
 
-    With the flow loss come three more figures: `flow_other_text` and `flow_black`, the loss with
-    another frame's instruction and with black pictures, which are higher for a network that listens
-    and looks; `action_error`, the mean distance of sampled chunks in normalised units.
+    The flow loss adds three figures: `flow_other_text` and `flow_black`, the loss with another
+    frame's instruction and with black images, which are higher if the network uses instruction and
+    images; `action_error`, the mean error of sampled chunks in normalised units.
 
     Returns:
-        Name → figure; empty where nothing is held out.
+        Name → figure; empty without held-out frames.
     """
     wanted = {name: 1.0 for name, weight in losses.items() if weight > 0}
     sums: dict[str, float] = defaultdict(float)
@@ -66,21 +66,21 @@ def validate(
     for index, (cpu_batch, other) in enumerate(pairs):
         batch = cpu_batch.to(device)
         rows = len(batch.tokens)
-        for name, value in learner(batch, wanted)[1].items():
+        for name, value in module(batch, wanted)[1].items():
             add(name, value, rows)
         if "flow" not in wanted:
             continue
         flow = {"flow": 1.0}
-        add("flow_other_text", learner(other.to(device), flow)[0], rows)
+        add("flow_other_text", module(other.to(device), flow)[0], rows)
         black = replace(batch, images=torch.full_like(batch.images, EMPTY))
-        add("flow_black", learner(black, flow)[0], rows)
+        add("flow_black", module(black, flow)[0], rows)
         if index < SAMPLED:
-            add("action_error", _action_error(learner, batch), rows)
+            add("action_error", _action_error(module, batch), rows)
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _action_error(learner: TrainModule, batch: Batch) -> torch.Tensor:
-    network = learner.network
+def _action_error(module: TrainModule, batch: Batch) -> torch.Tensor:
+    network = module.network
     sampled = network.sample_actions(
         batch.images,
         batch.image_masks,

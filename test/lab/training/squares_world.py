@@ -1,4 +1,4 @@
-"""A world small enough to learn in seconds: two coloured squares, and an arm told to reach one."""
+"""A task learnt in seconds: two coloured squares, and an arm that has to reach one."""
 
 from __future__ import annotations
 
@@ -22,18 +22,25 @@ NETWORK = {
     "patch": 8,
     "horizon": HORIZON,
 }
+PLUGIN = Path(__file__).parents[3] / "examples/small_policy/losses.py"
+OPTIONS = {
+    "names": list(COLORS),
+    "position_layers": [1],
+    "chunk_layers": [1],
+    "scene_camera": "cam",
+}
 
 
 def squares(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A picture [32, 32, 3], and x and y of the red and the blue square's corners in -1 to 1."""
-    picture = np.full((SIDE, SIDE, 3), 120, dtype=np.uint8)
+    """An image [32, 32, 3], and x and y of the red and the blue square's corners in -1 to 1."""
+    image = np.full((SIDE, SIDE, 3), 120, dtype=np.uint8)
     while True:
         corners = rng.integers(0, SIDE - 6, (2, 2))
         if np.abs(corners[0] - corners[1]).max() >= 8:
             break
     for (x, y), color in zip(corners, COLORS.values(), strict=True):
-        picture[y : y + 6, x : x + 6] = color
-    return picture, corners / (SIDE - 6) * 2 - 1
+        image[y : y + 6, x : x + 6] = color
+    return image, corners / (SIDE - 6) * 2 - 1
 
 
 def path(state: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -42,7 +49,7 @@ def path(state: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def write_dataset(root: Path, episodes: int, seed: int = 0, chunks: bool = True) -> Path:
-    """Episodes of two moments, each with both instructions, or of plain recorded motion."""
+    """Episodes of two samples, each with both instructions, or of plain recorded motion."""
     rng = np.random.default_rng(seed)
     extras = {CUBES_KEY: Extra((6,)), PIXELS_KEY: Extra((4,))}
     if chunks:
@@ -52,9 +59,9 @@ def write_dataset(root: Path, episodes: int, seed: int = 0, chunks: bool = True)
     with DatasetWriter(root, 10, features, robot_type="squares") as writer:
         for _ in range(episodes):
             for _ in range(2):
-                picture, goals = squares(rng)
+                image, goals = squares(rng)
                 state = rng.uniform(-1, 1, 2)
-                images: dict[str, Any] | None = {"cam": picture}
+                images: dict[str, Any] | None = {"cam": image}
                 for color, goal in zip(COLORS, goals, strict=True):
                     chunk = path(state, goal)
                     extra: dict[str, Any] = {
@@ -65,7 +72,7 @@ def write_dataset(root: Path, episodes: int, seed: int = 0, chunks: bool = True)
                         extra |= {CHUNK_KEY: chunk, PICTURE_KEY: [number]}
                     task = f"touch the {color} cube"
                     writer.add_frame(images, state, chunk[0], task, extra)
-                    images = None if chunks else {"cam": picture}
+                    images = None if chunks else {"cam": image}
                 number += 1
             writer.end_episode()
     return root
@@ -86,12 +93,8 @@ def make_config(output: Path, *datasets: Path, **changes: Any) -> TrainConfig:
         "precision": "float32",
         "save_precision": "float32",
         "network": NETWORK,
-        "helpers": {
-            "names": list(COLORS),
-            "position_layers": [1],
-            "chunk_layers": [1],
-            "scene_camera": "cam",
-        },
+        "plugin": str(PLUGIN),
+        "plugin_options": OPTIONS,
         "data": {"datasets": [{"root": str(d)} for d in datasets], "held_out": 0.1},
         "validation": {"every_steps": 100, "frames": 4},
         "log_steps": 1,

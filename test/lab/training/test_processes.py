@@ -13,23 +13,23 @@ import torch
 import yaml
 from squares_world import make_config, stage  # type: ignore[import-not-found]
 
+from pi05_lab.training.checkpoints import load_state
 from pi05_lab.training.config import ConfigError
-from pi05_lab.training.journal import LOG_FILE, read_log
+from pi05_lab.training.metrics import LOG_FILE, read_log
 from pi05_lab.training.processes import Processes
-from pi05_lab.training.state import load_state
-from pi05_lab.training.trainer import train
+from pi05_lab.training.train import train
 
 RUN = """
 import sys, torch
 from pathlib import Path
 from pi05_lab.training.config import read_config
-from pi05_lab.training import trainer
+from pi05_lab.training import train as trainer
 torch.set_num_threads(1)
 ends = {}
 end = trainer.Trainer._end_stage
 def noted(self, *arguments):
     end(self, *arguments)
-    ends.update({k: v.clone() for k, v in self.learner.state_dict().items()})
+    ends.update({k: v.clone() for k, v in self.module.state_dict().items()})
 trainer.Trainer._end_stage = noted
 config = read_config(sys.argv[1])
 trainer.train(config)
@@ -41,7 +41,7 @@ def test_devices_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'gpu' is unknown"):
         Processes(make_config(tmp_path, tmp_path, device="gpu"))
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="asks for CUDA, which is not there"):
+        with pytest.raises(ConfigError, match="needs CUDA, which is not available"):
             Processes(make_config(tmp_path, tmp_path, device="cuda"))
 
 
@@ -58,6 +58,7 @@ def test_one_process_needs_no_accelerate(
     assert train(make_config(tmp_path, dataset, stages=[stage(steps=1)])) is not None
 
 
+@pytest.mark.slow
 def test_two_processes_learn_one_network(tmp_path: Path, dataset: Path) -> None:
     """Equal weights on both, from different data; one log, one checkpoint."""
     stages = [
@@ -88,5 +89,5 @@ def test_two_processes_learn_one_network(tmp_path: Path, dataset: Path) -> None:
     assert steps == [1, 2, 3, 4]
     alone = make_config(tmp_path / "alone", dataset, stages=stages)
     train(alone)
-    parts = load_state(tmp_path / "alone", alone)[1]["learner"]
+    parts = load_state(tmp_path / "alone", alone)[1]["module"]
     assert any(not torch.equal(first[name], parts[name]) for name in first)

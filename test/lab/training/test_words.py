@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_policy import tokenizer as small_tokenizer
+from small_policy.words import PromptLayout
 
-from pi05_lab.training import small_tokenizer
 from pi05_lab.training.config import ConfigError
-from pi05_lab.training.words import PromptLayout
 from pi05_ros.policy.prompt import PromptTokenizer, discretize, pi05_prompt
 
 

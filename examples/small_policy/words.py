@@ -1,4 +1,4 @@
-"""Where in a prompt's tokens the state's numbers and an object's name stand."""
+"""Indices of the state's numbers and of an object's name in the tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pi05_ros.policy.prompt import PromptTokenizer, pi05_prompt
 
 
 class PromptLayout:
-    """Finds tokens for the losses that read at them."""
+    """Finds the tokens that the losses read at."""
 
     def __init__(self, tokenizer: PromptTokenizer, state_dim: int, names: Sequence[str]) -> None:
-        """Learn the layout from an example.
+        """Find the layout from an example.
 
         Raises:
             ConfigError: the tokenizer splits numbers, so that a joint has no token of its own.
@@ -45,7 +45,7 @@ class PromptLayout:
         return np.arange(self._state_dim) + (int(mask.sum()) - self._from_end)
 
     def named_object(self, ids: NDArray[np.int64]) -> tuple[int, int]:
-        """Which object a prompt names first and the index of the name's last token, or -1 and 0."""
+        """The object that a prompt names first and the index of its last token, or -1 and 0."""
         found = []
         for index, name in enumerate(self._names):
             hits = np.flatnonzero(ids[: len(ids) - len(name) + 1] == name[0])

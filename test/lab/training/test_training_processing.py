@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_policy.initial import QUERY_SCALE, answer
 from squares_world import (  # type: ignore[import-not-found]
     HORIZON,
     NETWORK,
@@ -19,14 +20,20 @@ from squares_world import (  # type: ignore[import-not-found]
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import CHUNK_KEY, Extra, Features
 from pi05_lab.data.lerobot_writer import DatasetWriter
-from pi05_lab.training.config import ConfigError
-from pi05_lab.training.initial import ASKING_SCALE, answer
-from pi05_lab.training.output import save_checkpoint
-from pi05_lab.training.preparation import compute_statistics, start
-from pi05_lab.training.state import Position
+from pi05_lab.training import processing
+from pi05_lab.training.checkpoints import Position, save_checkpoint
+from pi05_lab.training.config import ConfigError, TrainConfig
+from pi05_lab.training.plugins import load_plugin
+from pi05_lab.training.processing import DataProcessor, compute_statistics
 from pi05_ros.policy.checkpoint import CAMERAS
+from pi05_ros.policy.inference import SampleInputs
+from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.policy import Policy
 from pi05_ros.types import Observation
+
+
+def start(config: TrainConfig, datasets: list[LeRobotDataset]) -> tuple[Pi0, DataProcessor]:
+    return processing.start(config, datasets, load_plugin(config))
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +69,24 @@ def test_the_policy_sees_and_means_the_same(
     """`Policy.infer` gives the network training's inputs, and turns its output into the actions."""
     config = make_config(tmp_path, aloha, robot="aloha", **units)
     source = LeRobotDataset(aloha)
-    network, preparation = start(config, [source])
-    save_checkpoint(tmp_path / "c", network, preparation, config, Position(), {}, None)
+    network, processor = start(config, [source])
+    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {}, None)
     policy = Policy.from_pretrained(tmp_path / "c", robot="aloha", device="cpu", seed=0)
 
     sample = source.sample(5, HORIZON)
-    images, masks = preparation.images(sample)
-    _, actions, tokens = preparation.numbers(sample.state, sample.actions, sample.task)
+    images, masks = processor.images(sample)
+    _, actions, tokens = processor.numbers(sample.state, sample.actions, sample.task)
     given: dict[str, Any] = {}
 
-    def answer(images: Any, masks: Any, ids: Any, token_masks: Any, **rest: Any) -> torch.Tensor:
-        given.update(images=images, masks=masks, ids=ids, token_masks=token_masks)
+    def answer(inputs: SampleInputs, mark: Any) -> torch.Tensor:
+        ids, token_masks = inputs.tokens.ids[None], inputs.tokens.mask[None]
+        given.update(images=inputs.images, masks=torch.tensor([inputs.present]))
+        given.update(ids=ids, token_masks=token_masks)
         padded = np.zeros((1, HORIZON, 32), np.float32)
         padded[0, :, :14] = actions
         return torch.from_numpy(padded)
 
-    monkeypatch.setattr(policy.model, "sample_actions", answer)
+    monkeypatch.setattr(policy.sampler, "sample", answer)
     observation = Observation(sample.images, sample.state.astype(np.float64), sample.task, 0.0)
     chunk = policy.infer(observation)
     torch.testing.assert_close(given["images"][0], images, atol=0, rtol=0)
@@ -122,22 +131,22 @@ def test_another_robots_actions_are_served_as_they_were_trained(
                 writer.add_frame(images, state, state + 0.01, "hold still")
             writer.end_episode()
     source = LeRobotDataset(tmp_path / "data")
-    config = make_config(tmp_path, tmp_path / "data", robot=robot, helpers={}, **units)
-    network, preparation = start(config, [source])
-    save_checkpoint(tmp_path / "c", network, preparation, config, Position(), {}, None)
+    config = make_config(tmp_path, tmp_path / "data", robot=robot, **units)
+    network, processor = start(config, [source])
+    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {}, None)
     policy = Policy.from_pretrained(tmp_path / "c", robot=robot, device="cpu", seed=0)
 
     sample = source.sample(5, HORIZON)
-    _, actions, tokens = preparation.numbers(sample.state, sample.actions, sample.task)
+    _, actions, tokens = processor.numbers(sample.state, sample.actions, sample.task)
     seen: list[Any] = []
 
-    def answer(images: Any, masks: Any, ids: Any, token_masks: Any, **rest: Any) -> torch.Tensor:
-        seen.append(ids[0].tolist())
+    def answer(inputs: SampleInputs, mark: Any) -> torch.Tensor:
+        seen.append(inputs.tokens.ids.tolist())
         padded = np.zeros((1, HORIZON, 32), np.float32)
         padded[0, :, :7] = actions
         return torch.from_numpy(padded)
 
-    monkeypatch.setattr(policy.model, "sample_actions", answer)
+    monkeypatch.setattr(policy.sampler, "sample", answer)
     state = sample.state.astype(np.float64)
     chunk = policy.infer(Observation(sample.images, state, sample.task, 0.0))
     assert seen == [tokens.ids.tolist()]
@@ -147,8 +156,8 @@ def test_another_robots_actions_are_served_as_they_were_trained(
 def test_statistics_are_of_what_the_network_sees(aloha: Path, tmp_path: Path) -> None:
     """Fault: the data set's own quantiles for actions that are taken relative to the state."""
     config = make_config(tmp_path, aloha, robot="aloha", delta_actions=True)
-    _, preparation = start(config, [LeRobotDataset(aloha)])
-    action = preparation.statistics["action"]
+    _, processor = start(config, [LeRobotDataset(aloha)])
+    action = processor.statistics["action"]
     relative = np.ones(14, dtype=bool)
     relative[[6, 13]] = False
     assert np.abs((action["q01"] + action["q99"])[relative]).max() < 0.2
@@ -158,8 +167,8 @@ def test_statistics_are_of_what_the_network_sees(aloha: Path, tmp_path: Path) ->
 def test_a_floor_for_joints_that_hardly_move(tmp_path: Path, aloha: Path) -> None:
     """Fault: a joint of 1 mrad range blown up to all of [-1, 1] (openpi #814)."""
     data = {"datasets": [{"root": str(aloha)}], "minimum_half_range": 3.0}
-    _, preparation = start(make_config(tmp_path, robot="aloha", data=data), [LeRobotDataset(aloha)])
-    for feature in preparation.statistics.values():
+    _, processor = start(make_config(tmp_path, robot="aloha", data=data), [LeRobotDataset(aloha)])
+    for feature in processor.statistics.values():
         np.testing.assert_allclose(feature["q99"] - feature["q01"], 6.0, atol=1e-12)
 
 
@@ -173,7 +182,7 @@ def test_added_data_leaves_the_statistics_alone(
         counted.extend(datasets)
         return compute_statistics(datasets, *rest)
 
-    monkeypatch.setattr("pi05_lab.training.preparation.compute_statistics", note)
+    monkeypatch.setattr("pi05_lab.training.processing.compute_statistics", note)
     first, added = LeRobotDataset(aloha), LeRobotDataset(aloha)
     roots: list[dict[str, Any]] = [{"root": str(aloha)}, {"root": str(aloha), "statistics": False}]
     config = make_config(tmp_path, robot="aloha", data={"datasets": roots})
@@ -188,16 +197,16 @@ def test_going_on_from_a_checkpoint(aloha: Path, tmp_path: Path) -> None:
     """The weights and the tokenizer of the folder, with the statistics of the data."""
     config = make_config(tmp_path, aloha, robot="aloha")
     source = LeRobotDataset(aloha)
-    network, preparation = start(config, [source])
-    save_checkpoint(tmp_path / "c", network, preparation, config, Position(), {}, None)
+    network, processor = start(config, [source])
+    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {}, None)
     network_config = {"start": str(tmp_path / "c")}
     again, prepared = start(
         make_config(tmp_path, aloha, robot="aloha", network=network_config), [source]
     )
     for mine, theirs in zip(network.parameters(), again.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert prepared.tokenizer_files == preparation.tokenizer_files
-    with pytest.raises(ConfigError, match=r"network\.image is for start: small"):
+    assert prepared.tokenizer_files == processor.tokenizer_files
+    with pytest.raises(ConfigError, match=r"network\.image is for start: scratch"):
         start(make_config(tmp_path, aloha, network=network_config | {"image": 32}), [source])
 
 
@@ -205,7 +214,7 @@ def test_data_that_does_not_fit_is_named(aloha: Path, dataset: Path, tmp_path: P
     def begin(*roots: Path, **changes: Any) -> None:
         start(make_config(tmp_path, *roots, **changes), [LeRobotDataset(root) for root in roots])
 
-    with pytest.raises(ConfigError, match=r"cannot be learnt together: fps 50\.0 and 10\.0"):
+    with pytest.raises(ConfigError, match=r"cannot be trained on together: fps 50\.0 and 10\.0"):
         begin(aloha, dataset, robot="aloha")
     with pytest.raises(ConfigError, match="'aloha' has state_dim 14, the checkpoint 2"):
         begin(dataset, robot="aloha")
@@ -217,18 +226,18 @@ def test_data_that_does_not_fit_is_named(aloha: Path, dataset: Path, tmp_path: P
 
 def test_fresh_weights_know_places_and_numbers(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "d", 2)
-    network, preparation = start(make_config(tmp_path, root), [LeRobotDataset(root)])
+    network, processor = start(make_config(tmp_path, root), [LeRobotDataset(root)])
     position = network.vision.position.detach()
     distance = torch.cdist(position, position).view(4, 4, 4, 4)
     assert distance[1, 1, 1, 2] < distance[1, 1, 1, 3] and distance[1, 1, 2, 1] > 0.5
-    ids = [int(preparation.tokenizer.encode(f" {n}").ids[1]) for n in (100, 101, 140)]
+    ids = [int(processor.tokenizer.encode(f" {n}").ids[1]) for n in (100, 101, 140)]
     numbers = network.embedder.weight[ids].detach()
     assert (numbers[0] - numbers[1]).norm() < 0.3 * (numbers[0] - numbers[2]).norm()
-    layer = network.experts.vlm.stack[0]
+    layer = network.experts.vlm.layers[0]
     x = torch.randn(5, 48)
     queries, keys = layer.qkv(x)[:, :16].detach(), layer.qkv(answer(x))[:, 32:48].detach()
     slow = torch.arange(16) % 8 >= 3
-    torch.testing.assert_close(queries[:, slow], ASKING_SCALE * keys[:, slow])
+    torch.testing.assert_close(queries[:, slow], QUERY_SCALE * keys[:, slow])
     assert not queries[:, ~slow].any()
     assert not network.action_in_proj.weight[:, 2:].any()
     assert network.action_in_proj.weight[:, :2].any()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 import torch
 from squares_world import (  # type: ignore[import-not-found]
     HORIZON,
+    OPTIONS,
     make_config,
-    squares,
     stage,
     write_dataset,
 )
@@ -21,18 +20,20 @@ from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import Extra, Features
 from pi05_lab.data.lerobot_writer import DatasetWriter
 from pi05_lab.data.simulated import CUBES_KEY, PIXELS_KEY
-from pi05_lab.training.batches import Batch, Examples, describe, group_frames
 from pi05_lab.training.config import ConfigError, TrainConfig
-from pi05_lab.training.loader import Loader
-from pi05_lab.training.preparation import start
-from pi05_lab.training.words import PromptLayout
+from pi05_lab.training.data import Batch, Examples, Loader, group_frames
+from pi05_lab.training.plugins import load_plugin
+from pi05_lab.training.processing import start
 
 
 def load(config: TrainConfig) -> Examples:
     datasets = [LeRobotDataset(d.root) for d in config.data.datasets]
-    _, preparation = start(config, datasets)
-    layout = PromptLayout(preparation.tokenizer, 2, config.helpers.names)
-    return Examples(datasets, config, preparation, layout)
+    plugin = load_plugin(config)
+    assert plugin is not None
+    _, processor = start(config, datasets, plugin)
+    losses = {loss for stage in config.stages for loss in stage.losses} - {"flow"}
+    auxiliary = plugin.make_losses(config, processor, datasets, losses)
+    return Examples(datasets, config, processor, auxiliary)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,12 @@ def examples(config: TrainConfig) -> Examples:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(
-        torch.equal(torch.nan_to_num(x, 9.0), torch.nan_to_num(y, 9.0))
-        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
-    )
+    fields = zip(tensors(a), tensors(b), strict=True)
+    return all(torch.equal(x.nan_to_num(9.0), y.nan_to_num(9.0)) for x, y in fields)
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    return [value for _, value in batch.tensors()] + list(batch.targets.values())
 
 
 def test_a_seed_decides_the_batch(examples: Examples, config: TrainConfig) -> None:
@@ -66,9 +69,9 @@ def test_shapes_and_ranges(examples: Examples, config: TrainConfig) -> None:
     assert batch.noise.shape == (12, HORIZON, 32) and batch.times.shape == (12,)
     assert batch.times.min() > 0 and batch.times.max() <= 1
     assert batch.images.abs().max() <= 1
-    assert batch.positions.shape == (3, 2, 3)
+    assert batch.targets["positions"].shape == (3, 2, 3)
     # both instructions of every picture, in any order
-    assert [sorted(pair) for pair in batch.named.view(3, 2).tolist()] == [[0, 1]] * 3
+    assert [sorted(pair) for pair in batch.targets["named"].view(3, 2).tolist()] == [[0, 1]] * 3
 
 
 def test_times_are_beta_distributed(examples: Examples) -> None:
@@ -85,9 +88,9 @@ def test_rows_belong_together(examples: Examples, config: TrainConfig) -> None:
     batch = examples.batch(config.stages[0], (3,))
     for row in range(6):
         picture = (batch.images[row // 2, 0] + 1) / 2 * 255
-        channel = 0 if batch.named[row] == 0 else 2
+        channel = 0 if batch.targets["named"][row] == 0 else 2
         y, x = torch.nonzero(picture[channel] > 180)[0].tolist()
-        goal = examples.preparation.processing.action.unnormalize(batch.actions[row, -1, :2])
+        goal = examples.processor.processing.action.unnormalize(batch.actions[row, -1, :2])
         np.testing.assert_allclose(goal, np.array([x, y]) / 26 * 2 - 1, atol=1e-5)
 
 
@@ -97,7 +100,7 @@ def test_held_out_pictures_are_never_learnt(examples: Examples, config: TrainCon
     assert held and not held & learnt
     episodes = examples.datasets[0].episode_index
     assert not set(episodes[list(held)]) & set(episodes[list(learnt)])
-    assert describe(examples) == {"pictures": 36, "frames": 72, "held_out_pictures": 4}
+    assert examples.counts() == {"images": 36, "frames": 72, "held_out_images": 4}
 
 
 def test_validation_is_the_same_every_time(examples: Examples) -> None:
@@ -107,7 +110,7 @@ def test_validation_is_the_same_every_time(examples: Examples) -> None:
     (other, _) = examples.validation(3, 2, seed=0, other_text=True)
     assert torch.equal(other.images, first[0].images)
     assert torch.equal(other.actions, first[0].actions)
-    assert other.named.tolist() == first[0].named.tolist()[::-1]
+    assert other.targets["named"].tolist() == first[0].targets["named"].tolist()[::-1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -146,10 +149,10 @@ def test_weights_of_datasets_and_tasks(tmp_path: Path, dataset: Path) -> None:
     }
     examples = load(make_config(tmp_path, data=data))
     batch = examples.batch(make_config(tmp_path, other, stages=[stage(batch=20)]).stages[0], (1,))
-    assert set(batch.named.tolist()) == {1}
+    assert set(batch.targets["named"].tolist()) == {1}
     source = examples.datasets[1]
     learnt = {source.state[f].tobytes() for g in examples.train if g.dataset for f in g.frames}
-    states = examples.preparation.processing.state.unnormalize(batch.states[:, :2])
+    states = examples.processor.processing.state.unnormalize(batch.states[:, :2])
     nearest = np.abs(source.state[None] - states[:, None]).max(-1).argmin(1)
     assert {source.state[f].tobytes() for f in nearest} <= learnt
 
@@ -159,16 +162,16 @@ def test_recordings_without_labels(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "plain", 3, chunks=False)
     source = LeRobotDataset(root)
     assert group_frames(source, np.arange(4)) == [(0,), (1,), (2,), (3,)]
-    config = make_config(tmp_path, root, helpers={"positions": "none"})
+    config = make_config(tmp_path, root, plugin_options=OPTIONS | {"positions": "none"})
     examples = load(config)
     batch = examples.batch(make_config(tmp_path, root, stages=[stage()]).stages[0], (0,))
-    assert examples.objects == 0 and batch.positions.shape == (4, 0, 3)
+    assert batch.targets["positions"].shape == (4, 0, 3)
 
 
 def test_positions_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> None:
-    helpers = {"names": ["red", "green", "blue"]}
+    options = OPTIONS | {"names": ["red", "green", "blue"]}
     with pytest.raises(ConfigError, match=r"has 6 numbers, for the 3 names .* must have 9"):
-        load(make_config(tmp_path, dataset, helpers=helpers))
+        load(make_config(tmp_path, dataset, plugin_options=options))
 
 
 def test_pixels_are_where_the_padded_picture_shows_them(tmp_path: Path) -> None:
@@ -190,18 +193,18 @@ def test_pixels_are_where_the_padded_picture_shows_them(tmp_path: Path) -> None:
         tmp_path / "out", tmp_path / "data", stages=[stage(losses={"pixels": 1.0}, batch=1)]
     )
     examples = load(config)
-    assert examples.has_pixels
     batch = examples.batch(config.stages[0], (0,))
     for camera, channel in ((0, 0), (1, 2)):
         rows, columns = np.nonzero(batch.images[0, camera, channel].numpy() > 0)
         middle = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / batch.images.shape[-1]
-        np.testing.assert_allclose(batch.pixels[0, camera, camera], middle, atol=1e-3)
-        assert (batch.pixels[0, camera, 1 - camera] < 0).all()
+        np.testing.assert_allclose(batch.targets["pixels"][0, camera, camera], middle, atol=1e-3)
+        assert (batch.targets["pixels"][0, camera, 1 - camera] < 0).all()
 
 
 def test_pixels_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> None:
-    config = make_config(tmp_path, dataset, stages=[stage(losses={"pixels": 1.0})])
-    config = replace(config, helpers=replace(config.helpers, pixels=CUBES_KEY))
+    stages = [stage(losses={"pixels": 1.0})]
+    options = OPTIONS | {"pixels": CUBES_KEY}
+    config = make_config(tmp_path, dataset, stages=stages, plugin_options=options)
     with pytest.raises(ConfigError, match=r"has 6 numbers, for 1 cameras and the 2 names.*4"):
         load(config)
 
@@ -211,9 +214,4 @@ def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, dataset: Path) -> N
     examples = load(make_config(tmp_path, dataset))
     state = examples.datasets[0].state[0]
     with pytest.raises(ConfigError, match="shorten the instruction"):
-        examples.preparation.numbers(state, np.zeros((HORIZON, 2), np.float32), "x" * 100)
-
-
-def test_squares_do_not_overlap() -> None:
-    picture, _ = squares(np.random.default_rng(0))
-    assert (picture[:, :, 0] > 200).sum() == (picture[:, :, 2] > 200).sum() == 36
+        examples.processor.numbers(state, np.zeros((HORIZON, 2), np.float32), "x" * 100)

@@ -1,8 +1,8 @@
 """The small network's tokenizer: byte-fallback BPE like Gemma's, with under a thousand entries.
 
-Every merge adds one character to the beginning of a known word, so the longest known beginning is
-always one token. The prompt's numbers and the demo's words are single tokens with their space;
-other characters are tokens of their own or of their UTF-8 bytes, so no text is lost.
+Every merge appends one character to a known prefix of a word, so the longest known prefix is one
+token. The prompt's numbers and the demo's words are single tokens with their space; other
+characters are one token each or UTF-8 bytes, so no text is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
 
 def small_config() -> PolicyConfig:
     """The small network's sizes, for three 112-pixel cameras and ALOHA's 14 joints."""
-    # room for new words, in steps that suit the matrix kernels
+    # a multiple that suits the matrix kernels
     vocab = math.ceil(vocabulary_size() / 64) * 64
     return PolicyConfig(
         kind="pi05",
@@ -76,7 +76,7 @@ def vocabulary_size() -> int:
 
 def write_tokenizer(directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads."""
-    # with transformers, which brings it, only needed where a checkpoint is made
+    # imported here: only making a checkpoint needs it
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     vocabulary, merges = entries()

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from pi05_lab.training.config import ConfigError
-from pi05_lab.training.journal import LOG_FILE, MetricsLogger, keep_until, read_log
+from pi05_lab.training.metrics import LOG_FILE, MetricsLogger, keep_until, read_log
 
 
 def test_lines_are_figures(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The losses; faults: another objective than π0.5's, helpers that change the network's result."""
+"""The losses; faults: another objective than π0.5's, a capture that changes the result."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from small_policy.initial import answer
+from small_policy.losses import LOSSES, AuxLossConfig, PixelHead, SmallPolicyLosses
 from squares_world import HORIZON, make_config, stage  # type: ignore[import-not-found]
 
-from pi05_lab.training.batches import Batch
-from pi05_lab.training.config import AuxLossConfig, ConfigError, StageConfig
-from pi05_lab.training.heads import PixelHead, watch
-from pi05_lab.training.initial import answer
-from pi05_lab.training.learner import TrainModule, checkpoint_layers, choose_parameters, part_of
+from pi05_lab.training.config import ConfigError, StageConfig
+from pi05_lab.training.data import Batch
+from pi05_lab.training.losses import (
+    TrainModule,
+    capture_prefix,
+    checkpoint_layers,
+    choose_parameters,
+    part_of,
+)
 from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
 from pi05_ros.policy.model import Pi0
 
-PICTURES, TASKS, CAMERAS, LENGTH, JOINTS = 2, 2, 2, 9, 3
+IMAGES, TASKS, CAMERAS, LENGTH, JOINTS = 2, 2, 2, 9, 3
 NAMES = (3, 4)
 """Tokens that name the two objects."""
-LOSSES = {"flow", "chunk", "named_position", "scene", "pixels"}
-HELPERS = AuxLossConfig(
+OPTIONS = AuxLossConfig(
     names=("red", "blue"), position_layers=(1, 2), chunk_layers=(2,), scene_camera="b"
 )
 
@@ -56,30 +61,32 @@ def tiny_network(kind: str = "pi05") -> Pi0:
 
 def make_batch(repeats: int = 1, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    rows = PICTURES * TASKS
+    rows = IMAGES * TASKS
     lengths = torch.tensor([9, 7, 8, 8])
     noise = torch.randn(rows * repeats, HORIZON, 5, generator=generator)
     actions = torch.randn(rows, HORIZON, 5, generator=generator)
     actions[:, :, JOINTS:] = 0
     return Batch(
-        images=torch.rand(PICTURES, CAMERAS, 3, 16, 16, generator=generator) * 2 - 1,
-        image_masks=torch.ones(PICTURES, CAMERAS, dtype=torch.bool),
+        images=torch.rand(IMAGES, CAMERAS, 3, 16, 16, generator=generator) * 2 - 1,
+        image_masks=torch.ones(IMAGES, CAMERAS, dtype=torch.bool),
         tokens=torch.randint(0, 50, (rows, LENGTH + 3), generator=generator),
         token_masks=torch.arange(LENGTH + 3) < lengths[:, None],
         actions=actions,
         states=torch.randn(rows, 5, generator=generator),
         noise=noise,
         times=torch.rand(rows * repeats, generator=generator),
-        positions=torch.randn(PICTURES, 2, 3, generator=generator),
-        pixels=torch.rand(PICTURES, CAMERAS, 2, 2, generator=generator),
-        named=torch.tensor([0, 1, -1, 1]),
-        name_tokens=torch.tensor([3, 2, 0, 4]),
-        state_tokens=lengths[:, None] - 4 + torch.arange(JOINTS),
+        targets={
+            "positions": torch.randn(IMAGES, 2, 3, generator=generator),
+            "pixels": torch.rand(IMAGES, CAMERAS, 2, 2, generator=generator),
+            "named": torch.tensor([0, 1, -1, 1]),
+            "name_tokens": torch.tensor([3, 2, 0, 4]),
+            "state_tokens": lengths[:, None] - 4 + torch.arange(JOINTS),
+        },
     )
 
 
 def rows_of(batch: Batch) -> Any:
-    """The pictures once per instruction, as `Pi0.loss` wants them."""
+    """The images once per instruction, as `Pi0.loss` wants them."""
     return {
         "images": batch.images.repeat_interleave(TASKS, 0),
         "image_masks": batch.image_masks.repeat_interleave(TASKS, 0),
@@ -88,9 +95,14 @@ def rows_of(batch: Batch) -> Any:
     }
 
 
+def make_losses(network: Pi0) -> SmallPolicyLosses:
+    return SmallPolicyLosses(network.config, OPTIONS, LOSSES, name_ids=NAMES)
+
+
 @pytest.fixture
-def learner() -> Iterator[TrainModule]:
-    yield TrainModule(tiny_network(), HELPERS, LOSSES, NAMES)
+def module() -> Iterator[TrainModule]:
+    network = tiny_network()
+    yield TrainModule(network, make_losses(network))
 
 
 @pytest.mark.parametrize("kind", ["pi05", "pi0"])
@@ -104,82 +116,83 @@ def test_the_flow_loss_is_the_networks_own(kind: str, missing_camera: bool) -> N
     expected = network.loss(
         **rows_of(batch), actions=batch.actions, state=state, noise=batch.noise, time=batch.times
     )
-    total, parts = TrainModule(network, HELPERS, {"flow"})(batch, {"flow": 1.0})
+    total, parts = TrainModule(network)(batch, {"flow": 1.0})
     torch.testing.assert_close(total, expected[:, :, :JOINTS].mean(), atol=1e-6, rtol=1e-5)
     assert parts["flow"] == total
 
 
-def test_several_noises_per_prefix_are_their_mean(learner: TrainModule) -> None:
+def test_several_noises_per_prefix_are_their_mean(module: TrainModule) -> None:
     """Fault: rows of K and V that meet another row's noise."""
     several = make_batch(repeats=3)
     losses = [
-        learner(
+        module(
             replace(several, noise=several.noise[k::3], times=several.times[k::3]), {"flow": 1.0}
         )[0]
         for k in range(3)
     ]
-    total = learner(several, {"flow": 1.0})[0]
+    total = module(several, {"flow": 1.0})[0]
     torch.testing.assert_close(total, torch.stack(losses).mean())
 
 
-def test_watching_changes_nothing(learner: TrainModule) -> None:
-    """Fault: pictures that reach another instruction's row when the tower runs once for all."""
-    network, batch = learner.network, make_batch()
+def test_capturing_the_prefix_changes_nothing(module: TrainModule) -> None:
+    """Fault: images that reach another instruction's row when it runs once for all."""
+    network, batch = module.network, make_batch()
     plain = network.encode_prefix(**rows_of(batch))
-    with watch(network, len(batch.tokens), TASKS) as seen:
+    with capture_prefix(network, len(batch.tokens), TASKS) as seen:
         watched = network.encode_prefix(**rows_of(batch))
     for mine, other in zip(plain.cache, watched.cache, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
-    assert seen.features is not None and len(seen.features) == PICTURES * CAMERAS
+    assert seen.vision is not None and len(seen.vision) == IMAGES * CAMERAS
     assert len(seen.hidden) == 3
     again = network.encode_prefix(**rows_of(batch))
     torch.testing.assert_close(again.cache[2].key, plain.cache[2].key, atol=0, rtol=0)
 
 
-def test_losses_are_weighted_and_each_reported(learner: TrainModule) -> None:
+def test_losses_are_weighted_and_each_reported(module: TrainModule) -> None:
     batch = make_batch()
-    total, parts = learner(batch, {"flow": 2.0, "chunk": 0.5, "scene": 0.0, "named_position": 1.0})
+    total, parts = module(batch, {"flow": 2.0, "chunk": 0.5, "scene": 0.0, "named_position": 1.0})
     assert set(parts) == {"flow", "chunk", "named_position"}
     expected = 2 * parts["flow"] + 0.5 * parts["chunk"] + parts["named_position"]
     torch.testing.assert_close(total.detach(), expected)
 
 
-def test_helpers_read_where_they_say(learner: TrainModule) -> None:
+def test_chunk_loss_reads_the_state_tokens(module: TrainModule) -> None:
     """Fault: off by one between the prompt's tokens and the packed prefix."""
     batch = make_batch()
-    network = learner.network
-    with watch(network, len(batch.tokens), TASKS) as seen:
+    network = module.network
+    with capture_prefix(network, len(batch.tokens), TASKS) as seen:
         network.encode_prefix(**rows_of(batch))
     seen.hidden[2].retain_grad()
-    learner.helpers.chunk_loss(batch, seen).backward()
+    assert isinstance(module.auxiliary, SmallPolicyLosses)
+    module.auxiliary.chunk_loss(batch, seen).backward()
     gradient = seen.hidden[2].grad
     assert gradient is not None
     first = CAMERAS * 4
     read = [
         sorted((gradient[row].abs().sum(1) > 0).nonzero().flatten().tolist()) for row in range(4)
     ]
-    assert read == [(first + batch.state_tokens[row]).tolist() for row in range(4)]
+    assert read == [(first + batch.targets["state_tokens"][row]).tolist() for row in range(4)]
 
 
-def test_unknown_positions_teach_nothing(learner: TrainModule) -> None:
+def test_unknown_positions_give_no_gradient(module: TrainModule) -> None:
     """Fault: NaN, or a pull towards 0, from data without positions or a task without an object."""
     batch = make_batch()
-    batch.positions[1] = torch.nan
-    full = learner(batch, {"named_position": 1.0})[0]
-    batch.positions[1] = 5.0
-    batch.named[2:] = -1
-    torch.testing.assert_close(learner(batch, {"named_position": 1.0})[0], full)
-    batch.positions[:] = torch.nan
-    batch.pixels[:] = torch.nan
+    batch.targets["positions"][1] = torch.nan
+    full = module(batch, {"named_position": 1.0})[0]
+    batch.targets["positions"][1] = 5.0
+    batch.targets["named"][2:] = -1
+    torch.testing.assert_close(module(batch, {"named_position": 1.0})[0], full)
+    batch.targets["positions"][:] = torch.nan
+    batch.targets["pixels"][:] = torch.nan
     for loss in ("named_position", "scene", "pixels"):
-        total = learner(batch, {loss: 1.0})[0]
+        total = module(batch, {loss: 1.0})[0]
         assert total.item() == 0
         total.backward()
-    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in learner.parameters())
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in module.parameters())
 
 
 def test_pixels_are_columns_and_rows_of_patches() -> None:
-    """Fault: column and row exchanged, patches counted in another order than the tower's."""
+    """Fault: column and row exchanged, patches in another order than the vision encoder's."""
     head, side, width = PixelHead(12), 3, 12
     head.scale.data.fill_(5.0)
     names = torch.eye(2, width) * 3
@@ -196,43 +209,43 @@ def test_pixels_are_columns_and_rows_of_patches() -> None:
     assert torch.isfinite(head.loss(tokens, names, edge))
 
 
-def test_the_tower_runs_once_for_all_helpers(learner: TrainModule) -> None:
-    """Fault: helpers beside the flow loss that read other features than the prefix's."""
+def test_the_vision_encoder_runs_once_for_all_losses(module: TrainModule) -> None:
+    """Fault: losses beside the flow loss that read other features than the prefix's."""
     batch = make_batch()
-    alone = [learner(batch, {loss: 1.0})[0] for loss in ("pixels", "scene")]
-    together = learner(batch, {"flow": 1.0, "pixels": 1.0, "scene": 1.0})[1]
+    alone = [module(batch, {loss: 1.0})[0] for loss in ("pixels", "scene")]
+    together = module(batch, {"flow": 1.0, "pixels": 1.0, "scene": 1.0})[1]
     torch.testing.assert_close(together["pixels"], alone[0].detach())
     torch.testing.assert_close(together["scene"], alone[1].detach())
 
 
 def gradients(
-    learner: TrainModule, batch: Batch, losses: dict[str, float], insulate: bool
+    module: TrainModule, batch: Batch, losses: dict[str, float], insulate: bool
 ) -> set[str]:
     """The parts that a loss reaches."""
-    learner.zero_grad()
-    learner(batch, losses, insulate)[0].backward()
+    module.zero_grad()
+    module(batch, losses, insulate)[0].backward()
     return {
         str(part_of(name, 3))
-        for name, p in learner.named_parameters()
+        for name, p in module.named_parameters()
         if p.grad is not None and p.grad.abs().sum() > 0
     }
 
 
-def test_insulation_keeps_the_flow_loss_out_of_the_prefix(learner: TrainModule) -> None:
+def test_insulation_keeps_the_flow_loss_out_of_the_prefix(module: TrainModule) -> None:
     batch = make_batch(repeats=2)
     everything = {"vision", "projector", "embedder", "prefix", "bridge", "expert"}
-    assert gradients(learner, batch, {"flow": 1.0}, False) == everything
-    assert gradients(learner, batch, {"flow": 1.0}, True) == {"bridge", "expert"}
-    helped = gradients(learner, batch, {"flow": 1.0, "chunk": 1.0}, True)
-    assert helped == everything | {"helpers"}
+    assert gradients(module, batch, {"flow": 1.0}, False) == everything
+    assert gradients(module, batch, {"flow": 1.0}, True) == {"bridge", "expert"}
+    helped = gradients(module, batch, {"flow": 1.0, "chunk": 1.0}, True)
+    assert helped == everything | {"auxiliary"}
     torch.testing.assert_close(
-        learner(batch, {"flow": 1.0}, True)[0], learner(batch, {"flow": 1.0}, False)[0]
+        module(batch, {"flow": 1.0}, True)[0], module(batch, {"flow": 1.0}, False)[0]
     )
 
 
-def test_every_part_is_somewhere(learner: TrainModule) -> None:
+def test_every_parameter_has_a_part(module: TrainModule) -> None:
     """Fault: a parameter that belongs to no part and never learns, but the prefix's dead end."""
-    idle = {name for name, _ in learner.named_parameters() if part_of(name, 3) is None}
+    idle = {name for name, _ in module.named_parameters() if part_of(name, 3) is None}
     end = "network.experts.vlm.layers.2."
     assert idle == {
         f"{end}out.weight",
@@ -246,17 +259,17 @@ def test_every_part_is_somewhere(learner: TrainModule) -> None:
 @pytest.mark.parametrize(
     ("switches", "train", "parts"),
     [
-        ({}, ["expert", "bridge"], {"expert", "bridge", "helpers"}),
+        ({}, ["expert", "bridge"], {"expert", "bridge", "auxiliary"}),
         (
             {"freeze_vision_encoder": True},
             ["vision", "projector", "prefix", "expert"],
-            {"projector", "prefix", "expert", "helpers"},
+            {"projector", "prefix", "expert", "auxiliary"},
         ),
-        ({"train_expert_only": True}, ["vision", "prefix", "expert"], {"expert", "helpers"}),
+        ({"train_expert_only": True}, ["vision", "prefix", "expert"], {"expert", "auxiliary"}),
     ],
 )
 def test_switches_as_lerobot_means_them(
-    learner: TrainModule,
+    module: TrainModule,
     tmp_path: Path,
     switches: dict[str, bool],
     train: list[str],
@@ -264,18 +277,18 @@ def test_switches_as_lerobot_means_them(
 ) -> None:
     """LeRobot 0.6.1: freeze_vision_encoder leaves the projector, train_expert_only PaliGemma."""
     config = make_config(tmp_path, tmp_path, stages=[stage(train=train)], **switches)
-    chosen = choose_parameters(learner, config.stages[0], config)
+    chosen = choose_parameters(module, config.stages[0], config)
     assert {part_of(name, 3) for name in chosen} == parts
-    assert {n for n, p in learner.named_parameters() if p.requires_grad} == set(chosen)
+    assert {n for n, p in module.named_parameters() if p.requires_grad} == set(chosen)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory() -> None:
     batch = make_batch(repeats=2)
     results = []
     for checkpointed in (False, True):
-        learner = TrainModule(tiny_network(), HELPERS, {"flow"})
+        module = TrainModule(tiny_network())
         if checkpointed:
-            checkpoint_layers(learner.network)
+            checkpoint_layers(module.network)
         kept = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -284,10 +297,10 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory() -> No
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            total = learner(batch, {"flow": 1.0})[0]
+            total = module(batch, {"flow": 1.0})[0]
         saved = kept
         total.backward()
-        results.append((saved, {n: p.grad for n, p in learner.named_parameters()}))
+        results.append((saved, {n: p.grad for n, p in module.named_parameters()}))
     (much, plain), (little, checked) = results
     assert little < 0.6 * much
     for name, gradient in plain.items():
@@ -295,18 +308,18 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory() -> No
 
 
 @pytest.mark.parametrize(
-    ("helpers", "losses", "message"),
+    ("options", "losses", "message"),
     [
         ({"scene_camera": "front"}, {"scene"}, "scene_camera 'front'.*a, b"),
         ({"chunk_layers": (3,)}, {"chunk"}, "chunk_layers: 3 is not from 1 to 2"),
         ({"position_layers": (0,)}, {"named_position"}, "position_layers: 0"),
     ],
 )
-def test_helpers_that_do_not_fit_are_named(
-    helpers: dict[str, object], losses: set[str], message: str
+def test_options_that_do_not_fit_are_named(
+    options: dict[str, object], losses: set[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        TrainModule(tiny_network(), replace(HELPERS, **helpers), losses)  # type: ignore[arg-type]
+        SmallPolicyLosses(tiny_network().config, replace(OPTIONS, **options), losses)  # type: ignore[arg-type]
 
 
 def test_stages_have_all_parts_by_default() -> None:

@@ -1,4 +1,4 @@
-"""What a training writes down: JSON lines, TensorBoard, a live table."""
+"""Log of a training: JSON lines, TensorBoard, a live table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from pi05_lab.files import atomic_file
 from pi05_lab.training.config import ConfigError
 
 LOG_FILE = "training_log.jsonl"
@@ -22,14 +23,13 @@ class MetricsLogger:
     """The log of one training.
 
     Args:
-        directory: where training_log.jsonl and TensorBoard's files go; None writes nothing.
+        directory: of training_log.jsonl and TensorBoard's files; None writes nothing.
         console: for the table; None shows nothing.
-        tensorboard: write its events, too.
-        kept_steps: entries after so many steps are dropped, because a resumed training makes
-            them again.
+        tensorboard: also write its events.
+        kept_steps: later entries are dropped: a resumed training writes them again.
 
     Raises:
-        ConfigError: TensorBoard is wanted and not installed.
+        ConfigError: TensorBoard is requested and not installed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MetricsLogger:
             self._live.start()
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
-        """Note figures: `kind` is train, validation, evaluation or stage."""
+        """Log figures: `kind` is train, validation, evaluation or stage."""
         if self._file is not None:
             entry = {"kind": kind, "step": step, "time_s": round(time.time(), 1), **figures}
             self._file.write(json.dumps(entry) + "\n")
@@ -72,12 +72,12 @@ class MetricsLogger:
             self._console.print(f"{kind} {step}: {figures_text}", highlight=False, markup=False)
 
     def progress(self, stage: str, part: float) -> None:
-        """How far the running stage is, 0 to 1."""
+        """Show the progress of the stage, 0 to 1."""
         self._shown["stage"] = stage
         self._progress = part
 
     def clear(self) -> None:
-        """Forget the figures shown: another stage has others."""
+        """Clear the figures shown, at the start of a stage."""
         self._shown = {}
 
     def _table(self) -> Group | str:
@@ -104,7 +104,7 @@ class MetricsLogger:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop a log's entries after a step; a line that a kill cut off goes, too."""
+    """Drop a log's entries after a step, and an incomplete last line."""
     if not path.is_file():
         return
     kept = []
@@ -114,9 +114,8 @@ def keep_until(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        partial.write_text("".join(kept), encoding="utf-8")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

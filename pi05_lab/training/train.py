@@ -1,4 +1,4 @@
-"""Runs a training: its stages, states to go on from, validation, evaluation, the checkpoint."""
+"""The training loop: stages, states to resume from, validation, evaluation, the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,26 +14,21 @@ from rich.console import Console
 from torch import nn
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
-from pi05_lab.training import state
-from pi05_lab.training.batches import Examples, describe
+from pi05_lab.training import checkpoints
 from pi05_lab.training.config import ConfigError, StageConfig, TrainConfig
-from pi05_lab.training.journal import LOG_FILE, MetricsLogger
-from pi05_lab.training.learner import TrainModule, checkpoint_layers, choose_parameters
-from pi05_lab.training.loader import Loader
-from pi05_lab.training.optimizers import AveragedWeights, learning_rate, make_optimizers
-from pi05_lab.training.output import CONFIG_FILE, save_checkpoint
-from pi05_lab.training.preparation import start
+from pi05_lab.training.data import Examples, Loader
+from pi05_lab.training.losses import TrainModule, checkpoint_layers, choose_parameters
+from pi05_lab.training.metrics import LOG_FILE, MetricsLogger
+from pi05_lab.training.optim import AveragedWeights, learning_rate, make_optimizers
+from pi05_lab.training.plugins import load_plugin
 from pi05_lab.training.processes import Processes
-from pi05_lab.training.state import Position
+from pi05_lab.training.processing import start
 from pi05_lab.training.validation import averaged, validate
-from pi05_lab.training.words import PromptLayout
-from pi05_ros.policy.checkpoint import SMALL
-from pi05_ros.policy.model import Pi0
 
 CHECKPOINT = "checkpoint"
 """The folder under `output` that `Policy.from_pretrained` loads."""
 SMOOTHING = 0.97
-"""Of the losses shown."""
+"""Of the running means."""
 
 Evaluate = Callable[[Path], Mapping[str, float]]
 """A checkpoint's folder → closed-loop figures by name."""
@@ -46,29 +41,31 @@ def train(
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path | None:
-    """Train as `config` says.
+    """Run a training.
 
     Args:
-        config: see `config`.
+        config: of the training.
         evaluate: closed-loop evaluation, called with the checkpoint's folder every
             `evaluation.every_minutes` and at the end.
-        console: for the live table; None is silent.
-        resume: go on from the state in `output`.
-        stop: asked after every step; True saves the state and ends.
+        console: for the live table; None prints nothing.
+        resume: continue from the state in `output`.
+        stop: polled after every step; True saves the state and ends.
 
     Returns:
         The checkpoint's folder; None if it was stopped before the end.
 
     Raises:
-        ConfigError: a configuration that cannot be used, `output` holds another training, or the
-            loss is not finite.
+        ConfigError: an unusable configuration, `output` has another training, or the gradient
+            is not finite.
         DatasetError, CheckpointError: data or network cannot be read.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output).expanduser()
-    if not resume and state.has_state(output):
-        raise ConfigError(f"{output} holds a training: go on with --resume, or give another output")
+    if not resume and checkpoints.has_state(output):
+        raise ConfigError(
+            f"{output} has a training: continue it with --resume, or give another output"
+        )
     processes = Processes(config)
     trainer = Trainer(config, output, processes, evaluate, stop)
     if resume:
@@ -79,10 +76,10 @@ def train(
     if processes.is_main:
         output.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        (output / CONFIG_FILE).write_text(text, encoding="utf-8")
+        (output / checkpoints.CONFIG_FILE).write_text(text, encoding="utf-8")
         directory = output
-    with MetricsLogger(directory, shown, config.tensorboard, kept) as journal:
-        done = trainer.run(journal)
+    with MetricsLogger(directory, shown, config.tensorboard, kept) as logger:
+        done = trainer.run(logger)
     processes.close()
     return output / CHECKPOINT if done else None
 
@@ -100,103 +97,84 @@ class Trainer:
     ) -> None:
         self.config = config
         self.output = output
-        self.position = Position()
+        self.position = checkpoints.Position()
         self._processes = processes
         self._evaluate = evaluate
         self._stop = stop
         datasets = [LeRobotDataset(Path(d.root).expanduser()) for d in config.data.datasets]
-        network, self._preparation = start(config, datasets)
+        plugin = load_plugin(config)
+        network, self._processor = start(config, datasets, plugin)
+        torch.manual_seed(config.seed)
         losses = {name for stage in config.stages for name, w in stage.losses.items() if w > 0}
-        layout = self._layout(network, losses)
-        self.examples = Examples(datasets, config, self._preparation, layout)
-        if losses & {"scene", "named_position"} and not self.examples.objects:
-            raise ConfigError(
-                f"the losses scene and named_position need the feature "
-                f"{config.helpers.positions!r}, which no dataset has: leave them out, or record it"
-            )
-        if "pixels" in losses and not self.examples.has_pixels:
-            raise ConfigError(
-                f"the loss pixels needs the feature {config.helpers.pixels!r}, which no dataset "
-                "has: leave it out, or record it"
-            )
-        if config.network.start == SMALL:
-            _silence_padding(network)
+        auxiliary = None
+        if plugin is not None and losses - {"flow"}:
+            auxiliary = plugin.make_losses(config, self._processor, datasets, losses - {"flow"})
+        self.examples = Examples(datasets, config, self._processor, auxiliary)
         if config.gradient_checkpointing:
             checkpoint_layers(network)
-        torch.manual_seed(config.seed)
-        name_ids = layout.name_ids if layout is not None else ()
-        learner = TrainModule(network, config.helpers, losses, name_ids)
-        self.learner = learner.to(processes.device)
-        self.average = AveragedWeights(self.learner, 0.0)
+        self.module = TrainModule(network, auxiliary).to(processes.device)
+        self.average = AveragedWeights(self.module, 0.0)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._restored: dict[str, Any] = {}
 
-    def _layout(self, network: Pi0, losses: set[str]) -> PromptLayout | None:
-        if not losses & {"chunk", "named_position", "scene", "pixels"}:
-            return None
-        if network.config.kind != "pi05":
-            raise ConfigError("the losses other than flow read the prompt of π0.5 alone")
-        return PromptLayout(
-            self._preparation.tokenizer,
-            self._preparation.robot.state_dim,
-            self.config.helpers.names,
-        )
-
     def restore(self) -> None:
-        """Go on from the state in `output`.
+        """Continue from the state in `output`.
 
         Raises:
             ConfigError: there is none, or it is of another configuration.
         """
-        self.position, parts = state.load_state(self.output, self.config)
-        self.learner.load_state_dict(parts["learner"])
+        self.position, parts = checkpoints.load_state(self.output, self.config)
+        self.module.load_state_dict(parts["module"])
         for name, value in parts["average"].items():
             self.average.shadow[name].copy_(value)
         self._restored = parts
 
-    def run(self, journal: MetricsLogger) -> bool:
-        """All stages from where the training is; False if it was stopped."""
+    def run(self, logger: MetricsLogger) -> bool:
+        """Run the remaining stages; False if it was stopped."""
         while self.position.stage < len(self.config.stages):
             stage = self.config.stages[self.position.stage]
-            if not self._run_stage(stage, journal):
+            if not self._run_stage(stage, logger):
                 return False
         if self._processes.is_main:
             self._save_checkpoint()
-            self._run_evaluation(journal)
-            # once more, for the evaluation's figures in the model card
+            self._run_evaluation(logger)
+            # again, with the evaluation's figures in the model card
             self._save_checkpoint()
         self._processes.wait()
         return True
 
-    def _run_stage(self, stage: StageConfig, journal: MetricsLogger) -> bool:
+    def _run_stage(self, stage: StageConfig, logger: MetricsLogger) -> bool:
         position, processes = self.position, self._processes
-        parameters = choose_parameters(self.learner, stage, self.config)
+        parameters = choose_parameters(self.module, stage, self.config)
         if not parameters:
-            raise ConfigError(f"stage {stage.name!r}: nothing learns; see train and the switches")
+            raise ConfigError(
+                f"stage {stage.name!r}: no parameter learns: check train, freeze_vision_encoder "
+                "and train_expert_only"
+            )
         self._optimizers = make_optimizers(parameters, stage)
         for optimizer, saved in zip(
             self._optimizers, self._restored.pop("optimizers", []), strict=False
         ):
             optimizer.load_state_dict(saved)
         self.average.decay = stage.ema
-        module = processes.wrap(self.learner)
-        journal.clear()
+        wrapped = processes.wrap(self.module)
+        logger.clear()
         meter = _Meter()
-        # The same data for the same seed, stage, process and step, whenever it is asked for.
+        # batches are a function of seed, stage, process and step
         seed = (self.config.seed, position.stage, processes.rank)
         with Loader(self.examples, stage, seed, position.step, self.config.data.workers) as loader:
             while self._part(stage) < 1.0:
-                self._step(stage, module, parameters, loader, meter)
+                self._step(stage, wrapped, parameters, loader, meter)
                 stopped = self._stop()
-                self._after_step(stage, journal, meter, stopped)
+                self._after_step(stage, logger, meter, stopped)
                 if stopped:
                     return False
         processes.release()
-        self._end_stage(stage, journal, meter)
+        self._end_stage(stage, logger, meter)
         return True
 
     def _part(self, stage: StageConfig) -> float:
-        """How much of the stage is done, from 0 to 1."""
+        """Completed part of the stage, 0 to 1."""
         if stage.steps is not None:
             return self.position.step / stage.steps if stage.steps else 1.0
         assert stage.minutes is not None
@@ -205,7 +183,7 @@ class Trainer:
     def _step(
         self,
         stage: StageConfig,
-        module: nn.Module,
+        wrapped: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         loader: Loader,
         meter: _Meter,
@@ -216,20 +194,20 @@ class Trainer:
         waited = time.perf_counter() - begin
         rate = learning_rate(stage, position.step, self._part(stage))
         with self._autocast():
-            loss, losses = module(batch, stage.losses, stage.insulate)
+            loss, losses = wrapped(batch, stage.losses, stage.insulate)
         self._processes.backward(loss)
         norm = nn.utils.clip_grad_norm_(parameters.values(), stage.clip)
         if not torch.isfinite(norm):
             raise ConfigError(
                 f"stage {stage.name!r}, step {position.step}: the gradient is not finite; lower "
-                "lr, or look for wrong values in the data"
+                "lr, or check the data for wrong values"
             )
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.learner, position.step)
+        self.average.update(self.module, position.step)
         took = time.perf_counter() - begin
         position.step += 1
         position.total_steps += 1
@@ -238,45 +216,45 @@ class Trainer:
         meter.add(losses, rate, float(norm), took, waited, len(batch.tokens))
 
     def _after_step(
-        self, stage: StageConfig, journal: MetricsLogger, meter: _Meter, stopped: bool
+        self, stage: StageConfig, logger: MetricsLogger, meter: _Meter, stopped: bool
     ) -> None:
         config, position = self.config, self.position
         if not self._processes.is_main:
             return
-        journal.progress(stage.name, self._part(stage))
+        logger.progress(stage.name, self._part(stage))
         if position.total_steps % config.log_steps == 0:
             figures = {"stage": stage.name, "minutes": round(position.total_s / 60, 3)}
-            journal.write("train", position.total_steps, figures | meter.figures())
+            logger.write("train", position.total_steps, figures | meter.figures())
         if position.total_steps % config.validation.every_steps == 0:
-            self._validate(stage, journal)
+            self._validate(stage, logger)
         every_s = 60 * config.evaluation.every_minutes
         if every_s and position.total_s - position.evaluated_s >= every_s:
-            # An evaluation that fails costs no training.
+            # saved first: the evaluation may fail
             self._save_state([optimizer.state_dict() for optimizer in self._optimizers])
             self._save_checkpoint()
-            self._run_evaluation(journal)
+            self._run_evaluation(logger)
         if stopped or position.total_steps % config.checkpoint_steps == 0:
             self._save_state([optimizer.state_dict() for optimizer in self._optimizers])
 
-    def _end_stage(self, stage: StageConfig, journal: MetricsLogger, meter: _Meter) -> None:
+    def _end_stage(self, stage: StageConfig, logger: MetricsLogger, meter: _Meter) -> None:
         position = self.position
-        self.average.copy_to(self.learner)
+        self.average.copy_to(self.module)
         figures: dict[str, float] = {"steps": position.step, "minutes": position.stage_s / 60}
         figures |= {name: meter.losses[name] for name in sorted(meter.losses)}
         if self._processes.is_main:
-            checked = self._validate(stage, journal)
+            checked = self._validate(stage, logger)
             figures |= {f"held-out {name}": value for name, value in checked.items()}
-            journal.write("stage", position.total_steps, {"stage": stage.name, **figures})
+            logger.write("stage", position.total_steps, {"stage": stage.name, **figures})
         position.summary[stage.name] = figures
         position.stage, position.step, position.stage_s = position.stage + 1, 0, 0.0
         if self._processes.is_main:
             self._save_state([])
 
-    def _validate(self, stage: StageConfig, journal: MetricsLogger) -> dict[str, float]:
+    def _validate(self, stage: StageConfig, logger: MetricsLogger) -> dict[str, float]:
         settings = self.config.validation
-        with averaged(self.learner, self.average), self._autocast():
+        with averaged(self.module, self.average), self._autocast():
             figures = validate(
-                self.learner,
+                self.module,
                 self.examples,
                 stage.losses,
                 settings.frames,
@@ -284,20 +262,20 @@ class Trainer:
                 self._processes.device,
             )
         if figures:
-            journal.write("validation", self.position.total_steps, figures)
+            logger.write("validation", self.position.total_steps, figures)
         return figures
 
-    def _run_evaluation(self, journal: MetricsLogger) -> None:
+    def _run_evaluation(self, logger: MetricsLogger) -> None:
         self.position.evaluated_s = self.position.total_s
         if self._evaluate is None:
             return
-        # a policy may be loaded with threads of its own, which are the whole process's
+        # loading a policy may set the number of threads of the whole process
         threads = torch.get_num_threads()
         try:
             figures = dict(self._evaluate(self.output / CHECKPOINT))
         finally:
             torch.set_num_threads(threads)
-        journal.write("evaluation", self.position.total_steps, figures)
+        logger.write("evaluation", self.position.total_steps, figures)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.config.precision == "bfloat16"
@@ -305,27 +283,27 @@ class Trainer:
 
     def _save_state(self, optimizers: list[dict[str, Any]]) -> None:
         parts = {
-            "learner": self.learner.state_dict(),
+            "module": self.module.state_dict(),
             "average": self.average.shadow,
             "optimizers": optimizers,
         }
-        state.save_state(self.output, self.config, self.position, parts)
+        checkpoints.save_state(self.output, self.config, self.position, parts)
 
     def _save_checkpoint(self) -> None:
-        with averaged(self.learner, self.average):
-            save_checkpoint(
+        with averaged(self.module, self.average):
+            checkpoints.save_checkpoint(
                 self.output / CHECKPOINT,
-                self.learner.network,
-                self._preparation,
+                self.module.network,
+                self._processor,
                 self.config,
                 self.position,
-                describe(self.examples),
+                self.examples.counts(),
                 self.output / LOG_FILE,
             )
 
 
 class _Meter:
-    """Running means for the display."""
+    """Running means of losses and times."""
 
     def __init__(self) -> None:
         self.losses: dict[str, float] = {}
@@ -351,15 +329,3 @@ class _Meter:
 
     def figures(self) -> dict[str, float]:
         return {name: float(f"{v:.5g}") for name, v in (self.losses | self._last).items()}
-
-
-def _silence_padding(network: Pi0) -> None:
-    """Keep the padded action dimensions out of a fresh network.
-
-    Nothing trains their velocity, so that in inference they hold other values than in training; a
-    network that starts from nothing can do without looking at them.
-    """
-    real = network.config.action_dim
-    mask = torch.ones_like(network.action_in_proj.weight)
-    mask[:, real:] = 0.0
-    network.action_in_proj.weight.register_hook(lambda gradient: gradient * mask.to(gradient))

@@ -1,8 +1,4 @@
-"""Recorded frames → what the network takes, by the same processing as in inference.
-
-`Policy.infer` turns an observation into pictures, tokens and back into actions with `images`,
-`prompt`, `normalize` and `robots`; this uses the same functions, and the inverse ones for actions.
-"""
+"""Recorded frames become network inputs, by the functions of inference and their inverses."""
 
 from __future__ import annotations
 
@@ -18,18 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset, Sample
-from pi05_lab.training import small_tokenizer
 from pi05_lab.training.config import ConfigError, TrainConfig
-from pi05_lab.training.initial import prepare_fresh
-from pi05_lab.training.small_tokenizer import small_config
+from pi05_lab.training.plugins import Plugin
 from pi05_ros.policy import processing as processors
-from pi05_ros.policy.checkpoint import SMALL, load_model
-from pi05_ros.policy.config import GemmaSize, PolicyConfig, VisionSize, read_config
+from pi05_ros.policy.bundle import Settings, make_robot, match_cameras
+from pi05_ros.policy.checkpoint import load_model
+from pi05_ros.policy.config import PolicyConfig, read_config
 from pi05_ros.policy.images import EMPTY, prepare_image
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.processing import Processing
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
-from pi05_ros.policy.robots import Robot, Settings, make_robot, match_cameras
+from pi05_ros.policy.robots import Robot
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,7 +38,7 @@ STATISTICS_FRAMES = 20_000
 
 @dataclass(frozen=True)
 class DataProcessor:
-    """A network's robot, statistics and tokenizer: all that turns a frame into its inputs."""
+    """Turns frames into a network's inputs: robot, statistics and tokenizer."""
 
     config: PolicyConfig
     robot: Robot
@@ -55,13 +50,13 @@ class DataProcessor:
     tokenizer_files: dict[str, bytes]
 
     def images(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """[n_cameras, 3, side, side] in the network's order, and [n_cameras] which are there."""
+        """[n_cameras, 3, side, side] in the network's order, and [n_cameras] present."""
         side = self.config.image_size
         images = torch.full((len(self.config.cameras), 3, side, side), EMPTY)
         masks = torch.zeros(len(self.config.cameras), dtype=torch.bool)
-        for camera, picture in sample.images.items():
+        for camera, image in sample.images.items():
             index = self.config.cameras.index(self.cameras[camera])
-            images[index] = prepare_image(picture, side, self.processing.convention)
+            images[index] = prepare_image(image, side, self.processing.convention)
             masks[index] = True
         return images, masks
 
@@ -88,56 +83,36 @@ class DataProcessor:
         return normalized_state.astype(np.float32), normalized.astype(np.float32), tokens
 
 
-def start(config: TrainConfig, datasets: Sequence[LeRobotDataset]) -> tuple[Pi0, DataProcessor]:
+SCRATCH = "scratch"
+
+
+def start(
+    config: TrainConfig, datasets: Sequence[LeRobotDataset], plugin: Plugin | None = None
+) -> tuple[Pi0, DataProcessor]:
     """The network that training begins with, and its processing.
 
     Raises:
-        ConfigError: data and network do not fit each other.
+        ConfigError: data and network do not fit, or no plug-in brings a network from scratch.
         CheckpointError: `network.start` is no usable checkpoint.
     """
-    if config.network.start == SMALL:
-        return _start_fresh(config, datasets)
-    return _start_from(Path(config.network.start).expanduser(), config, datasets)
-
-
-def _start_fresh(
-    config: TrainConfig, datasets: Sequence[LeRobotDataset]
-) -> tuple[Pi0, DataProcessor]:
-    policy_config = _fresh_config(config, datasets[0])
-    with tempfile.TemporaryDirectory() as folder:
-        small_tokenizer.write_tokenizer(Path(folder))
-        preparation = _prepare(policy_config, Path(folder), config, datasets)
-    torch.manual_seed(config.seed)
-    network = Pi0(policy_config)
-    assert policy_config.action_dim is not None
-    prepare_fresh(network, preparation.tokenizer, policy_config.action_dim)
-    return network, preparation
-
-
-def _fresh_config(config: TrainConfig, dataset: LeRobotDataset) -> PolicyConfig:
-    wanted = config.network
-    plain = small_config()
-    sizes = plain.sizes
-    try:
-        sizes = replace(
-            sizes,
-            vlm=GemmaSize(*wanted.vlm) if wanted.vlm else sizes.vlm,
-            exp=GemmaSize(*wanted.exp) if wanted.exp else sizes.exp,
-            vis=VisionSize(*wanted.vis) if wanted.vis else sizes.vis,
-            image=wanted.image or sizes.image,
-            patch=wanted.patch or sizes.patch,
+    if config.network.start != SCRATCH:
+        return _start_from(Path(config.network.start).expanduser(), config, datasets)
+    if plugin is None:
+        raise ConfigError(
+            f"network.start: {SCRATCH} needs a plug-in that makes the network; set plugin, as in "
+            "examples/small_policy/train_small.yaml, or start from a checkpoint"
         )
+    try:
+        policy_config = plugin.scratch_config(config, datasets[0])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"network: {error}") from None
-    cameras = plain.cameras if config.robot == "aloha" else dataset.cameras
-    return replace(
-        plain,
-        sizes=sizes,
-        horizon=wanted.horizon or plain.horizon,
-        cameras=tuple(cameras),
-        state_dim=dataset.state_dim,
-        action_dim=dataset.action_dim,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        plugin.write_tokenizer(Path(folder))
+        processor = _make_processor(policy_config, Path(folder), config, datasets)
+    torch.manual_seed(config.seed)
+    network = Pi0(policy_config)
+    plugin.initialize(network, processor.tokenizer)
+    return network, processor
 
 
 def _start_from(
@@ -147,19 +122,19 @@ def _start_from(
     for key in ("vlm", "exp", "vis", "image", "patch", "horizon"):
         if getattr(wanted, key):
             raise ConfigError(
-                f"network.{key} is for start: {SMALL}; the checkpoint {path} has its own sizes"
+                f"network.{key} is for start: {SCRATCH}; the checkpoint {path} has its own sizes"
             )
     policy_config = replace(
         read_config(path), state_dim=datasets[0].state_dim, action_dim=datasets[0].action_dim
     )
-    preparation = _prepare(policy_config, path, config, datasets)
+    processor = _make_processor(policy_config, path, config, datasets)
     network = load_model(path, "cpu", torch.float32).train()
-    # The folder may not say the robot's dimensions, as a base checkpoint's does not.
+    # A base checkpoint's folder does not have the robot's dimensions.
     network.config = policy_config
-    return network, preparation
+    return network, processor
 
 
-def _prepare(
+def _make_processor(
     policy_config: PolicyConfig,
     tokenizer_folder: Path,
     config: TrainConfig,
@@ -194,7 +169,7 @@ def _prepare(
         if entry.statistics
     ]
     if not counted:
-        raise ConfigError("data.datasets: one at least must have statistics: true")
+        raise ConfigError("data.datasets: at least one must have statistics: true")
     statistics = compute_statistics(counted, robot, policy_config.horizon, config)
     with tempfile.TemporaryDirectory() as folder:
         processors.write_processing(Path(folder), policy_config, statistics, tokenizer=".")
@@ -211,7 +186,7 @@ def _check_alike(datasets: Sequence[LeRobotDataset], config: PolicyConfig) -> No
             mine, theirs = getattr(first, what), getattr(other, what)
             if mine != theirs:
                 raise ConfigError(
-                    f"{first.root} and {other.root} cannot be learnt together: {what} "
+                    f"{first.root} and {other.root} cannot be trained on together: {what} "
                     f"{mine} and {theirs}"
                 )
     for what, limit in (("state_dim", config.max_state_dim), ("action_dim", config.max_action_dim)):
@@ -224,10 +199,10 @@ def _check_alike(datasets: Sequence[LeRobotDataset], config: PolicyConfig) -> No
 def compute_statistics(
     datasets: Sequence[LeRobotDataset], robot: Robot, horizon: int, config: TrainConfig
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """mean, std, min, max, q01 and q99 of states and actions as the network is given them.
+    """mean, std, min, max, q01 and q99 of states and actions in the network's units.
 
-    Not the data set's own: those are of the recorded numbers, before signs and grippers are turned
-    and before actions are taken relative to the state. Actions are those of whole chunks.
+    The dataset's own statistics are of the recorded units and of absolute actions. Actions are
+    those of whole chunks.
     """
     states, actions = [], []
     total = sum(len(dataset) for dataset in datasets)
@@ -256,12 +231,3 @@ def _statistics(values: NDArray[np.float64], floor: float) -> dict[str, NDArray[
         "q01": center - half,
         "q99": center + half,
     }
-
-
-def copy_tokenizer(preparation: DataProcessor, directory: Path) -> None:
-    """Write the tokenizer's files into a checkpoint's folder."""
-    for name, content in preparation.tokenizer_files.items():
-        (directory / name).write_bytes(content)
-
-
-__all__ = ["DataProcessor", "compute_statistics", "copy_tokenizer", "start"]

@@ -12,66 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pi05_lab.training.config import StageConfig
-from pi05_lab.training.optimizers import (
+from pi05_lab.training.optim import (
     AveragedWeights,
-    Muon,
     learning_rate,
     make_optimizers,
-    orthogonalize,
 )
 
 
 def stage(**values: Any) -> StageConfig:
     defaults: dict[str, Any] = {"name": "a", "losses": {"flow": 1.0}, "steps": 10}
     return StageConfig(**(defaults | values))
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    rows=st.integers(1, 24),
-    columns=st.integers(1, 24),
-    scale=st.sampled_from([1e-6, 1.0, 1e4]),
-    seed=st.integers(0, 1000),
-)
-def test_every_direction_gets_about_the_same_speed(
-    rows: int, columns: int, scale: float, seed: int
-) -> None:
-    """Fault: wide matrices, or those with tiny gradients, that learn at another speed."""
-    generator = torch.Generator().manual_seed(seed)
-    size = max(rows, columns)
-    left = torch.linalg.qr(torch.randn(size, size, generator=generator))[0][:rows]
-    right = torch.linalg.qr(torch.randn(size, size, generator=generator))[0][:columns]
-    count = min(rows, columns)
-    values = torch.linspace(1.0, 0.2, size)
-    matrix = scale * (left * values) @ right.T
-    wanted = torch.linalg.svdvals(matrix)
-    result = torch.linalg.svdvals(orthogonalize(matrix[None])[0])
-    assert result.max() < 1.3
-    # directions that the gradient hardly has are not blown up in five rounds
-    strong = int((wanted > 0.1 * wanted.max()).sum())
-    assert 0 < strong <= count
-    assert result[:strong].min() > 0.5
-
-
-def test_muon_takes_matrices_of_one_shape_together_like_each_alone() -> None:
-    """Fault: parameters of a stack that get each other's update."""
-    torch.manual_seed(0)
-    weights = [torch.randn(4, 6) for _ in range(3)]
-    gradients = [torch.randn(4, 6) for _ in range(3)]
-
-    def updated(indices: list[int]) -> list[torch.Tensor]:
-        parameters = [nn.Parameter(weights[i].clone()) for i in indices]
-        optimizer = Muon(parameters, lr=0.1, weight_decay=0.1)
-        for _ in range(2):
-            for parameter, i in zip(parameters, indices, strict=True):
-                parameter.grad = gradients[i].clone()
-            optimizer.step()
-        return [parameter.detach() for parameter in parameters]
-
-    together = updated([0, 1, 2])
-    for i in range(3):
-        torch.testing.assert_close(together[i], updated([i])[0], atol=1e-3, rtol=1e-2)
-    assert (together[0] - weights[0]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -83,13 +33,18 @@ def test_every_parameter_has_one_optimiser(optimizer: str) -> None:
         "network.embedder.weight": (9, 4),
         "network.experts.action.modulation.weight": (12, 4),
         "network.action_in_proj.weight": (4, 4),
-        "helpers.chunk.0.weight": (2, 4, 3),
+        "auxiliary.chunk.0.weight": (2, 4, 3),
     }
     parameters = {name: nn.Parameter(torch.ones(shape)) for name, shape in names.items()}
     optimizers = make_optimizers(parameters, stage(optimizer=optimizer))
     found = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in parameters.values())
-    muons = [p for o in optimizers if isinstance(o, Muon) for p in o.param_groups[0]["params"]]
+    muons = [
+        p
+        for o in optimizers
+        if isinstance(o, torch.optim.Muon)
+        for p in o.param_groups[0]["params"]
+    ]
     matrix = parameters["network.experts.vlm.layers.0.qkv.weight"]
     assert [id(p) for p in muons] == ([id(matrix)] if optimizer == "muon" else [])
     undecayed = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 from pathlib import Path
@@ -11,14 +10,12 @@ import pytest
 import yaml
 from squares_world import make_config, stage  # type: ignore[import-not-found]
 
-from pi05_lab.training import command
-from pi05_lab.training.state import has_state
+from pi05_lab.training.checkpoints import has_state
+from pi05_ros.cli import main
 
 
 def call(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(list(arguments)))
+    return main(["train", *arguments])
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def test_it_trains(
     file: Path, tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = str(tmp_path / "elsewhere")
-    assert call(str(file), "--output", other, "--data", str(dataset)) == 0
+    assert call(str(file), "--output", other, "--data", str(dataset), "--set", "seed=2") == 0
     assert (tmp_path / "elsewhere" / "checkpoint" / "model.safetensors").is_file()
     shown = capsys.readouterr().err
     assert "train 2:" in shown and "done" in shown
@@ -45,7 +42,7 @@ def test_it_trains(
         ({"colour": 1}, "unknown key colour"),
         ({"evaluation": {"function": "pi05_ros.nothing:f"}}, "evaluation.function"),
         ({"evaluation": {"function": "pi05_ros.types"}}, "module:function"),
-        ({"data": {"datasets": [{"root": "/nowhere"}]}}, "/nowhere is no LeRobot dataset"),
+        ({"data": {"datasets": [{"root": "/nowhere"}]}}, "/nowhere is not a LeRobot data set"),
         ({"network": {"start": "/nowhere"}}, "/nowhere"),
         ({"device": "tpu9"}, "device: 'tpu9' is unknown"),
         ({"robot": "aloha"}, "state_dim 14"),
@@ -64,7 +61,7 @@ def test_a_signal_stops_and_says_how_to_go_on(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: Ctrl-C loses the time since the last state."""
-    from pi05_lab.training.trainer import Trainer
+    from pi05_lab.training.train import Trainer
 
     step = Trainer._step
 
