@@ -1,10 +1,10 @@
-"""Control, cameras and inference in one process: who waits for whom, and how long.
+"""Waiting times of control, cameras and inference in one process.
 
     python benchmarks/beside_ros.py [--seconds 30] [--param executor_nice:=0 ...]
 
-The simulator (three cameras at 30 Hz, 640×480) and the policy node run as processes, the shipped
-policy infers as often as it can. The figures are the node's own, by time.monotonic; they are taken
-from `~/status` and `/diagnostics` at the end.
+The simulator (three cameras at 30 Hz, 640×480) and the policy node run as processes; the shipped
+policy infers continuously. The node measures the figures by time.monotonic and publishes them on
+`~/status` and `/diagnostics`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from pi05_lab.demo.client import DemoClient
+from pi05_lab.demo.client import connect
 from pi05_lab.demo.processes import DemoProcesses
 from pi05_lab.demo.report import DemoRecord
+from pi05_lab.demo.ros_domain import use_own_domain
 from pi05_ros.nodes.main import prepare
-from pi05_ros.nodes.ros_domain import use_own_domain
 
 STARTUP_S = 90.0
 INSTRUCTIONS = ("touch the red cube with the left arm", "touch the blue cube with the right arm")
 FIGURES = {
     "tick": "control tick, |interval - 20 ms|",
-    "start": "last picture's arrival → inference begins",
-    "publish": "actions there → trajectory published",
+    "start": "last image's arrival → inference begins",
+    "publish": "actions available → trajectory published",
 }
 LIMITS_MS = {"tick": 2.0, "start": 5.0, "publish": 2.0}
 
@@ -37,7 +37,7 @@ def cpu_s(pid: int) -> float:
 
 
 def main() -> int:
-    """Exit code 1 if a figure is beyond its limit."""
+    """Exit code 1 if a figure exceeds its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--param", action="append", default=[], help="name:=value of the policy")
@@ -46,10 +46,7 @@ def main() -> int:
     prepare()
     with tempfile.TemporaryDirectory() as folder:
         processes = DemoProcesses(Path(folder), "small", overrides=options.param)
-        client = None
-        try:
-            processes.start()
-            client = DemoClient(DemoRecord(joint_names=[]), processes)
+        with connect(processes, DemoRecord(joint_names=[])) as client:
             client.wait_for_robot(STARTUP_S)
             client.change_state("configure", STARTUP_S)
             client.change_state("activate", 10.0)
@@ -68,12 +65,8 @@ def main() -> int:
             }
             status = client.fresh_status()
             executor = client.policy_part("executor")
-        finally:
-            if client is not None:
-                client.close()
-            processes.stop()
     print(
-        f"{elapsed_s:.0f} s, {status.inferences} chunks, {status.tick_rate_hz:.1f} Hz, picture to "
+        f"{elapsed_s:.0f} s, {status.inferences} chunks, {status.tick_rate_hz:.1f} Hz, image to "
         f"usable chunk p50 {1e3 * status.latency_p50_s:.0f} ms, p95 "
         f"{1e3 * status.latency_p95_s:.0f} ms, network p50 {1e3 * status.network_p50_s:.0f} ms"
     )

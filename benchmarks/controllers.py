@@ -2,10 +2,10 @@
 
     python benchmarks/controllers.py [--streams 2000] [--seed 0] [--jobs 2] [--only TEXT]
 
-Every stream is one run of 2.2 s: ticks at 50 Hz with jitter, others between them, targets that
-jump, vanish and turn NaN, a stop, and a start at the measured positions. The controller is
-`pi05_lab.sim.controller`; what it commands is measured at its own rate. A cell counts the streams
-beyond the velocity and beyond the acceleration limits, and gives the largest shares of these.
+Every stream is one run of 2.2 s: ticks at 50 Hz with jitter, additional ticks, targets that jump,
+vanish and become NaN, a stop, and a start at the measured positions. The controller is
+`pi05_lab.sim.controller`; its commands are measured at its own rate. A cell counts the streams
+beyond the velocity and beyond the acceleration limits, and gives the largest shares of the limits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REST_S = 0.15
 """From rest to the next start."""
 BEGIN_S = 0.05
 TOLERANCE = 1e-4
-"""Share of a limit that rounding may add; stamps have whole nanoseconds."""
+"""Share of a limit that rounding may add: stamps are whole nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,23 @@ class Setup:
     """The joints' first-order lag behind their command; 0: one cycle."""
     velocity_interface: bool = True
     offset: float = 0.0
-    """What the measured positions differ from the command at rest, in steps at max_velocity."""
+    """Measured positions minus command at rest, in steps at max_velocity."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What happens between the sender and the controller."""
+    """Delay, order and loss of messages between sender and controller."""
 
     delay_s: tuple[float, float] = (0.0002, 0.003)
     ordered: bool = True
     loss: float = 0.0
     """Share of the messages that are lost."""
     losses_in_a_row: int = 100
-    """More are not lost together."""
+    """Largest number of consecutive losses."""
     overload: float = 0.0
-    """Share of the messages that the sender itself delays by up to 80 ms, and retracts in time."""
+    """Share of the messages that the sender delays by up to 80 ms; it retracts late ones."""
     lead_s: float = 0.03
-    """The stream's, for this network."""
+    """Of the stream."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Result:
 
 
 class _Targets:
-    """Pieces of random length: ramps that begin anywhere, none at all, NaN for one joint."""
+    """Segments of random length: ramps with random starts, none, or NaN for one joint."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         count = 40
@@ -100,7 +100,7 @@ class _Targets:
         near = rng.random((count, 1)) < 0.5
         self._from[:] = np.where(near, self._from[:1] + 0.05 * self._from, self._from)
 
-    def piece(self, now_s: float, times_s: FloatArray) -> FloatArray | None:
+    def segment(self, now_s: float, times_s: FloatArray) -> FloatArray | None:
         k = int(np.searchsorted(self._ends_s, now_s))
         if self._kind[k] == 1:
             return None
@@ -133,12 +133,12 @@ class _Hardware:
 def run(setup: Setup, network: Network, seed: int, known: bool = False) -> Result:
     """One stream through one controller.
 
-    With `known`, the measurement begins after the first start, whose measured positions may differ
-    from what the controller holds.
+    With `known`, the measurement begins after the first start, where the measured positions may
+    differ from the controller's.
     """
     rng = np.random.default_rng(seed)
     home = rng.uniform(JOINTS.lower, JOINTS.upper)
-    stream = CommandStream(JOINTS, MotionLimiter(JOINTS, DT_S, 0.02), DT_S, 10, network.lead_s)
+    stream = CommandStream(MotionLimiter(JOINTS, DT_S, 0.02), 10, network.lead_s)
     controller = JointTrajectoryController(
         JOINTS.names,
         update_rate_hz=setup.rate_hz,
@@ -160,7 +160,7 @@ def run(setup: Setup, network: Network, seed: int, known: bool = False) -> Resul
     tick = 0
     for cycle in range(int(DURATION_S / period_s)):
         cycle_s = phase_s + cycle * period_s
-        # A message is taken by the cycle that runs, whose clock was read a little earlier.
+        # A message is read by the running cycle, whose clock was read a little earlier.
         taken_s = cycle_s + rng.uniform(0.0, 0.5) * period_s
         while tick < len(ticks_s) and ticks_s[tick] <= taken_s:
             sender.tick(float(ticks_s[tick]), targets, hardware.positions)
@@ -191,7 +191,7 @@ def run(setup: Setup, network: Network, seed: int, known: bool = False) -> Resul
 
 
 class _Sender:
-    """What the node does with a stream, and the network behind it."""
+    """The node's use of a stream, and the network."""
 
     def __init__(self, stream: CommandStream, network: Network, rng: np.random.Generator) -> None:
         self.retracted = 0
@@ -203,17 +203,17 @@ class _Sender:
     def tick(self, now_s: float, targets: _Targets, measured: FloatArray) -> None:
         stream = self._stream
         if now_s < self._free_s:
-            return  # the sender is still busy with the message before
+            return  # still busy with the previous message
         if STOP_S[0] <= now_s < STOP_S[1]:
             if stream.active or now_s < stream.rest_time_s:
-                self._publish(now_s, lambda t_s: stream.hold(t_s))
+                self._publish(now_s, lambda t_s: stream.brake(t_s))
             return
         if not stream.active:
             if now_s < stream.rest_time_s + REST_S:
                 return
             stream.start(measured, now_s)
         self._publish(
-            now_s, lambda t_s: stream.tick(t_s, lambda times_s: targets.piece(t_s, times_s))
+            now_s, lambda t_s: stream.tick(t_s, lambda times_s: targets.segment(t_s, times_s))
         )
 
     def _publish(self, now_s: float, make: Callable[[float], TrajectoryPoints]) -> None:

@@ -101,13 +101,14 @@ def measure(directory: Path) -> dict[str, float | int | bool]:
     side = config.image_size
     images = torch.rand((1, 3, 3, side, side), generator=generator) * 2 - 1
     tokens = torch.randint(3, 256_000, (1, TOKENS), generator=generator)
+    noise = torch.randn((1, config.horizon, config.max_action_dim), generator=generator)
     start = time.perf_counter()
     chunk = model.sample_actions(
         images,
         torch.ones((1, 3), dtype=torch.bool),
         tokens,
         torch.ones((1, TOKENS), dtype=torch.bool),
-        generator=generator,
+        noise=noise,
     )
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,4 +1,4 @@
-"""Frames lost between two processes: the shipped FastDDS profile against FastDDS's default.
+"""Lost frames between two processes: the shipped FastDDS profile and FastDDS's default.
 
     python benchmarks/image_transport.py [--seconds 10] [--rate 30]
 
@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pi05_lab.demo.ros_domain import use_own_domain
 from pi05_ros.nodes.main import prepare, share_directory
-from pi05_ros.nodes.ros_domain import use_own_domain
 
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 WIDTH, HEIGHT = 640, 480
@@ -29,7 +29,7 @@ GRACE_S = 1.0
 
 
 def publish(rate_hz: float, seconds: float) -> None:
-    """Child process: publish and print how many."""
+    """Child process: publish images and print their number."""
     import rclpy
     from sensor_msgs.msg import Image
 
@@ -38,7 +38,7 @@ def publish(rate_hz: float, seconds: float) -> None:
     rclpy.init()
     node = rclpy.create_node("publisher")
     publishers = [node.create_publisher(Image, name, IMAGE_QOS) for name in CAMERAS]
-    picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     while any(publisher.get_subscription_count() == 0 for publisher in publishers):
         time.sleep(0.05)
     time.sleep(GRACE_S)
@@ -47,14 +47,14 @@ def publish(rate_hz: float, seconds: float) -> None:
     while (next_s := start_s + sent / rate_hz) < start_s + seconds:
         time.sleep(max(0.0, next_s - time.monotonic()))
         for name, publisher in zip(CAMERAS, publishers, strict=True):
-            publisher.publish(image_message(picture, time.time(), name))
+            publisher.publish(image_message(image, time.time(), name))
         sent += 1
     time.sleep(GRACE_S)
     print(json.dumps({"sent": sent * len(CAMERAS)}))
 
 
 def subscribe(seconds: float) -> None:
-    """Child process: keep serialized messages as the policy node does; print how many, how late."""
+    """Child process: store serialized messages as the policy node does; print number and delay."""
     import rclpy
     from sensor_msgs.msg import Image
 

@@ -1,12 +1,12 @@
-"""Random targets, sound and absurd, through the motion limits; counts what breaks them.
+"""Random and extreme targets through the motion limits; counts violations.
 
     python benchmarks/limits.py [--ticks 1000000] [--seed 0] [--stream]
 
 Joints and margin are config/aloha.yaml's, 14 joints at 50 Hz. Without `--stream` each tick is one
 step of `MotionLimiter`. With it each tick is a message of `CommandStream`, as the node publishes
-it: every point of every message is checked, ticks come up to 30 ms late, and each message must go
-on as the one before it at its first point and up to its t_k (a chunk boundary) and begin before its
-publication. Position is checked at both ends of every step and where it turns within the step.
+it: every point of every message is checked, ticks are up to 30 ms late, and each message must equal
+its predecessor from its first point to its t_k (a chunk boundary) and begin before its publication.
+Position is checked at both ends of every step and at its turning point within the step.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pi05_ros.control import CommandStream, TrajectoryPoints
 from pi05_ros.control.limits import MotionLimiter, MotionState
+from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
 from pi05_ros.robot_config import RobotConfig, read_robot_config
 from pi05_ros.types import FloatArray
 
 PARAMS_FILE = Path(__file__).parents[1] / "config" / "aloha.yaml"
 BLOCK_TICKS = 2000
-"""Ticks of one kind of targets, from a state at rest anywhere inside the limits."""
+"""Ticks of one kind of targets, from a random state at rest."""
 TOLERANCE = 1e-9
 LEAD_S = 0.02
 PAST_S = 0.02
-"""How far before its publication a message begins."""
+"""Time by which a message begins before its publication."""
 MAX_DELAY_S = 0.03
 """Of a tick, as on a machine without real-time priority."""
 ROUNDING_S = 1e-5
@@ -37,43 +37,43 @@ ROUNDING_S = 1e-5
 
 
 def walk(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
-    """A course that stays near the limits' range."""
+    """A random walk near the limits' range."""
     steps = rng.normal(0.0, 0.02, (n, len(low))) * (high - low)
     return rng.uniform(low, high) + np.cumsum(steps, axis=0)
 
 
-def seams(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
-    """Straight pieces that begin anywhere, as chunks that disagree do."""
+def boundaries(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    """Straight segments with random starts, as from chunks that disagree."""
     starts = rng.uniform(low, high, (n // 25 + 1, len(low)))
     slopes = rng.normal(0.0, 0.05, starts.shape) * (high - low)
-    piece, step = np.divmod(np.arange(n), 25)
-    return np.asarray(starts[piece] + slopes[piece] * step[:, None])
+    segment, step = np.divmod(np.arange(n), 25)
+    return np.asarray(starts[segment] + slopes[segment] * step[:, None])
 
 
 def jumps(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
     return rng.uniform(low, high, (n, len(low)))
 
 
-def absurd(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
-    """Of any size that a float has."""
+def extreme(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
+    """Of any magnitude of a float."""
     return np.asarray(rng.choice([-1.0, 1.0], (n, len(low))) * 10 ** rng.uniform(-3, 300, (n, 1)))
 
 
 def bounds(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
-    """Pushed against one end and then the other."""
+    """Beyond one end and then the other."""
     ends = np.repeat(rng.random((n // 50 + 1, len(low))) < 0.5, 50, axis=0)[:n]
     return np.where(ends, low - 1.0, high + 1.0)
 
 
 def not_finite(rng: np.random.Generator, low: FloatArray, high: FloatArray, n: int) -> FloatArray:
-    course = walk(rng, low, high, n)
-    course[rng.random(course.shape) < 0.3] = np.nan
-    course[rng.random(course.shape) < 0.1] = np.inf
-    course[rng.random(course.shape) < 0.1] = -np.inf
-    return course
+    trajectory = walk(rng, low, high, n)
+    trajectory[rng.random(trajectory.shape) < 0.3] = np.nan
+    trajectory[rng.random(trajectory.shape) < 0.1] = np.inf
+    trajectory[rng.random(trajectory.shape) < 0.1] = -np.inf
+    return trajectory
 
 
-KINDS = (walk, seams, jumps, absurd, bounds, not_finite)
+KINDS = (walk, boundaries, jumps, extreme, bounds, not_finite)
 
 
 def violations(
@@ -96,15 +96,15 @@ def violations(
 def through_limiter(
     limiter: MotionLimiter, targets: FloatArray, rng: np.random.Generator
 ) -> tuple[list[int], float]:
-    """Violations of position, velocity and acceleration, and the seconds that the ticks took."""
+    """Violations of position, velocity and acceleration, and the seconds of all ticks."""
     speeds = np.gradient(targets, limiter.dt_s, axis=0)
     state = limiter.at_rest(rng.uniform(limiter.lower, limiter.upper))
     states: list[MotionState] = [state]
-    began_s = time.perf_counter()
+    started_s = time.perf_counter()
     for target, speed in zip(targets, speeds, strict=True):
         state, _ = limiter.step(state, target, speed)
         states.append(state)
-    spent_s = time.perf_counter() - began_s
+    spent_s = time.perf_counter() - started_s
     positions = np.array([s.position for s in states])
     velocities = np.array([s.velocity for s in states])
     return [*violations(limiter, positions, velocities)], spent_s
@@ -127,7 +127,7 @@ def through_stream(
     robot: RobotConfig, limiter: MotionLimiter, targets: FloatArray, rng: np.random.Generator
 ) -> tuple[list[int], float]:
     """As `through_limiter` for every message's points, and chunk boundaries and late messages."""
-    stream = CommandStream(robot.joints, limiter, limiter.dt_s, lead_s=LEAD_S)
+    stream = CommandStream(limiter, lead_s=LEAD_S)
     began_s, spent_s = 1.8e9, 0.0
     now_s = began_s
     stream.start(rng.uniform(limiter.lower, limiter.upper), began_s)
@@ -148,7 +148,7 @@ def through_stream(
         counts[:3] += violations(limiter, points.positions, points.velocities)
         if before is not None:
             counts[3] += breaks_boundary(before, points, now_s + LEAD_S, limiter.dt_s)
-            # a motion that starts is at rest until its first t_k
+            # A new motion is at rest until its first t_k.
             moves = points.velocities[0].any()
             counts[4] += moves and points.stamp_s > now_s - PAST_S + ROUNDING_S
         before = points

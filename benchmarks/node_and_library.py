@@ -3,8 +3,8 @@
     python benchmarks/node_and_library.py [--per-task 10] [--tasks touch pick ...] [--checkpoint …]
 
 Each episode starts from the same state of the simulated robot, with the same instruction. In the
-graph, `aloha_sim_node` and `policy_node` run as processes in real time; the library then plays it
-in simulated time with the delay that was measured in the graph. The policy's noise differs.
+graph, `aloha_sim_node` and `policy_node` run as processes in real time; the library then runs the
+episode in simulated time with the delay measured in the graph. The policy's noise differs.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pi05_lab.demo.client import DemoClient
+from pi05_lab.demo.client import DemoClient, connect
 from pi05_lab.demo.processes import DemoProcesses
 from pi05_lab.demo.report import DemoRecord
+from pi05_lab.demo.ros_domain import use_own_domain
 from pi05_lab.evaluation.closed_loop.agents import make_agent
-from pi05_lab.evaluation.closed_loop.episode import ClosedLoop, Settings, reset_to_start
+from pi05_lab.evaluation.closed_loop.episode import ClosedLoop, Settings, Trial, reset_to_start
 from pi05_lab.evaluation.closed_loop.summary import Rate
-from pi05_lab.evaluation.closed_loop.trials import Trial, chosen_tasks, plan_trials, spread
+from pi05_lab.evaluation.closed_loop.trials import chosen_tasks, plan_trials, spread
 from pi05_lab.sim.arms import SimulatedAloha
 from pi05_lab.sim.judge import Judge
 from pi05_lab.sim.tasks import VERBS
 from pi05_ros.nodes.main import prepare
-from pi05_ros.nodes.ros_domain import use_own_domain
 from pi05_ros.robot_config import read_robot_config
 
 STARTUP_S = 90.0
@@ -77,10 +77,7 @@ def main() -> None:
     sim = SimulatedAloha()
     with tempfile.TemporaryDirectory() as folder:
         processes = DemoProcesses(Path(folder), options.checkpoint)
-        client = None
-        try:
-            processes.start()
-            client = DemoClient(DemoRecord(joint_names=[]), processes)
+        with connect(processes, DemoRecord(joint_names=[])) as client:
             client.wait_for_robot(STARTUP_S)
             client.change_state("configure", STARTUP_S)
             in_graph = [
@@ -88,10 +85,6 @@ def main() -> None:
                 for trial in track(trials, "through the graph", console=console)
             ]
             latency_s = client.fresh_status().latency_p50_s
-        finally:
-            if client is not None:
-                client.close()
-            processes.stop()
     agent = make_agent(options.checkpoint)
     robot = read_robot_config()
     loop = ClosedLoop(agent, robot, Settings(delay_s=latency_s, limit_s=options.limit_s))

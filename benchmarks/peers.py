@@ -45,15 +45,14 @@ def ours(
     directory: Path, device: torch.device, dtype: torch.dtype, given: dict[str, torch.Tensor]
 ) -> Callable[[], torch.Tensor]:
     from pi05_ros.policy.checkpoint import load_model
-    from pi05_ros.policy.inference import SampleInputs, make_sampler
-    from pi05_ros.policy.model import unmarked
+    from pi05_ros.policy.inference import SampleInputs, make_sampler, no_mark
     from pi05_ros.policy.prompt import Tokens
 
     sampler = make_sampler(load_model(directory, device, dtype), 10, "auto", cameras=3)
     ids, mask = given["tokens"][0].cpu().numpy(), given["mask"][0].cpu().numpy()
     tokens, noise = Tokens(ids, mask), given["noise"].cpu()
     asked = SampleInputs(given["images"], (True,) * 3, tokens, noise)
-    return lambda: sampler.sample(asked, unmarked).cpu()
+    return lambda: sampler.sample(asked, no_mark).cpu()
 
 
 def lerobot(

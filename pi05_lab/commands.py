@@ -13,7 +13,7 @@ COMMANDS = (
     Command("train", "Train or fine-tune on LeRobot data sets", "Learn",
             "pi05_lab.training.command:train", "train"),
     Command("evaluate", "Evaluate a policy on bags or data sets, open loop", "Evaluate",
-            "pi05_lab.evaluation.open_loop.command:evaluate", "eval"),
+            "pi05_lab.evaluation.open_loop.command:evaluate", "eval,train"),
     Command("sim-eval", "Evaluate a policy in the simulator, closed loop", "Evaluate",
             "pi05_lab.evaluation.closed_loop.command:sim_eval", "sim,eval"),
     Command("bench scheduler", "Chunk schedulers by delay: success, jerk, stalls", "Evaluate",

@@ -48,9 +48,14 @@ def progress_bar(
         yield advance
 
 
-def make_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def make_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str | None = None,
+    caption: str | None = None,
+) -> Table:
     """A table with its first column to the left and numbers to the right."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(title=title, caption=caption, title_justify="left", box=None, pad_edge=False)
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:

@@ -1,4 +1,4 @@
-"""π0.5 with noise that depends on nothing but the observation's time, or the episode."""
+"""π0.5 with noise that depends only on the observation's stamp, or on the episode's seed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pi05_ros.types import ActionChunk, ActionPrefix, Observation
 class SeededPolicy(Policy):
     """π0.5 or π0 whose noise follows from `noise_seed` and the observation's stamp.
 
-    The same observation gives the same chunk, whatever was inferred before: runs repeat, and an
-    observation with another instruction or a black picture is compared at equal noise.
+    The same observation gives the same chunk in every order: runs repeat, and ablations of an
+    observation are compared at equal noise.
     """
 
     noise_seed = 0
@@ -23,10 +23,10 @@ class SeededPolicy(Policy):
 
 
 class EpisodePolicy(Policy):
-    """π0.5 or π0 whose noise follows from the seed that an episode begins with."""
+    """π0.5 or π0 whose noise follows from the episode's seed."""
 
     def restart(self, seed: int) -> None:
-        """Begin an episode; as good as loading the checkpoint with this seed."""
+        """Begin an episode; equal to loading the checkpoint with this seed."""
         self._generator.manual_seed(seed)
 
 

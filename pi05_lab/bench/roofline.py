@@ -1,4 +1,4 @@
-"""What a chunk costs at least: each stage's arithmetic and memory traffic, a device's peaks."""
+"""The least time of a chunk: each stage's arithmetic and memory traffic, and a device's peaks."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a device can do, dense."""
+    """A device's dense peak rates."""
 
     name: str
     flop_per_s: float
     bytes_per_s: float
     source: str
 
+    def __str__(self) -> str:
+        rates = f"{self.flop_per_s * 1e-12:.3g} TFLOP/s, {self.bytes_per_s * 1e-9:.4g} GB/s"
+        return f"{self.name}: {rates} ({self.source})"
+
     def floor_s(self, cost: Cost) -> float:
-        """No program takes less: arithmetic or traffic, whichever is longer."""
+        """The least time: arithmetic or traffic, whichever is longer."""
         return max(cost.flop / self.flop_per_s, cost.bytes / self.bytes_per_s)
 
 
@@ -51,33 +55,29 @@ def stage_costs(
     """vision, prefix and denoise of one chunk, without padding."""
     sizes = config.sizes
     vis, vlm, exp = sizes.vis, sizes.vlm, sizes.exp
-    per_picture = sizes.image_tokens
+    per_image = sizes.image_tokens
     layer = 4 * vis.width**2 + 2 * vis.width * vis.mlp_dim
-    ends = 3 * sizes.patch**2 * vis.width + vis.width * vlm.width
-    attention = 4 * per_picture**2 * vis.width
-    vision = Cost(
-        cameras * (2 * per_picture * (vis.depth * layer + ends) + vis.depth * attention),
-        (vis.depth * layer + ends) * bytes_per_value,
-    )
-    length = cameras * per_picture + tokens
-    # the last layer's keys and values alone
-    whole, last = vlm.depth - 1, 2 * vlm.kv_heads * vlm.head_dim * vlm.width
-    weights = whole * _layer_weights(vlm) + last
-    attended = 4 * length**2 * vlm.heads * vlm.head_dim * whole
-    prefix = Cost(2 * length * weights + attended, weights * bytes_per_value)
+    weights = vis.depth * layer + 3 * sizes.patch**2 * vis.width + vis.width * vlm.width
+    attention = 4 * per_image**2 * vis.width * vis.depth
+    vision = Cost(cameras * (2 * per_image * weights + attention), weights * bytes_per_value)
+    length = cameras * per_image + tokens
+    # of the last layer, only keys and values
+    layers, last = vlm.depth - 1, 2 * vlm.kv_heads * vlm.head_dim * vlm.width
+    weights = layers * _layer_weights(vlm) + last
+    attention = 4 * length**2 * vlm.heads * vlm.head_dim * layers
+    prefix = Cost(2 * length * weights + attention, weights * bytes_per_value)
     rows = config.horizon + (config.kind == "pi0")
     weights = exp.depth * _layer_weights(exp)
-    attended = 4 * rows * (length + rows) * exp.heads * exp.head_dim * exp.depth
+    attention = 4 * rows * (length + rows) * exp.heads * exp.head_dim * exp.depth
     cache = 2 * length * exp.kv_heads * exp.head_dim * exp.depth
-    denoise = Cost(
-        num_steps * (2 * rows * weights + attended), num_steps * (weights + cache) * bytes_per_value
-    )
+    step = Cost(2 * rows * weights + attention, (weights + cache) * bytes_per_value)
+    denoise = Cost(num_steps * step.flop, num_steps * step.bytes)
     return {"vision": vision, "prefix": prefix, "denoise": denoise}
 
 
 def _layer_weights(size: GemmaSize) -> int:
-    query, both = size.heads * size.head_dim, 2 * size.kv_heads * size.head_dim
-    return size.width * (2 * query + both + 3 * size.mlp_dim)
+    query, key_value = size.heads * size.head_dim, 2 * size.kv_heads * size.head_dim
+    return size.width * (2 * query + key_value + 3 * size.mlp_dim)
 
 
 def peaks_of(device: torch.device, dtype: torch.dtype) -> Peaks:
@@ -90,14 +90,13 @@ def peaks_of(device: torch.device, dtype: torch.dtype) -> Peaks:
 
 
 def _measured(name: str, device: torch.device, dtype: torch.dtype) -> Peaks:
-    """A large matrix product, and a copy that no cache holds."""
+    """From a large matrix product, and a copy larger than any cache."""
     side = 8192 if device.type == "cuda" else 1024
     a = torch.randn((side, side), device=device).to(dtype)
     flop_per_s = 2 * side**3 / _fastest_s(lambda: a @ a, device)
     source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
-    traffic = 2 * source.numel() * source.element_size()
-    bytes_per_s = traffic / _fastest_s(lambda: target.copy_(source), device)
+    bytes_per_s = 2 * source.nbytes / _fastest_s(lambda: target.copy_(source), device)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return Peaks(name, flop_per_s, bytes_per_s, f"measured{threads}")
 

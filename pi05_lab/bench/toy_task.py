@@ -1,12 +1,11 @@
-"""Schedulers against delays on the two-mode obstacle task: one episode, and many on all cores."""
+"""The obstacle task of the scheduler benchmark: a point robot with a two-mode policy."""
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,19 +18,22 @@ from pi05_lab.bench.two_mode_policy import (
     OBSTACLE,
     OBSTACLE_RADIUS_M,
     TwoModePolicy,
-)
+)  # fmt: skip
 from pi05_lab.evaluation import statistics as measures
+from pi05_lab.evaluation.simulated_executor import SimulatedExecutor
+from pi05_lab.parallel import run_tasks
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.scheduler import ChunkScheduler, Guard, make_scheduler
+from pi05_ros.control.scheduler import Guard, make_scheduler
+from pi05_ros.executor import ExecutorState
 from pi05_ros.policy.guidance import Guidance
-from pi05_ros.types import ActionChunk, FloatArray, JointGroup, JointSpec
+from pi05_ros.types import ActionChunk, FloatArray, JointGroup, JointSpec, Observation
 
 OBSERVATION_NOISE_M = 0.002
 REACHED_M = 0.03
 LIMIT_S = 6.0
 STALL_M_S = 0.02
-"""Slower than this, away from the goal and after the start, the robot stalls."""
+"""A robot in motion that is slower stalls."""
 INSTRUCTION_CHANGE_S = 0.6
 REPLAN_INTERVAL_S = 0.1
 JOINTS = JointGroup([JointSpec(axis, -3.0, 3.0, 2.0, 20.0) for axis in "xy"])
@@ -39,7 +41,7 @@ JOINTS = JointGroup([JointSpec(axis, -3.0, 3.0, 2.0, 20.0) for axis in "xy"])
 
 @dataclass(frozen=True)
 class Delay:
-    """From an observation to its usable chunk."""
+    """Time from an observation to its usable chunk."""
 
     name: str
     low_s: float
@@ -57,20 +59,12 @@ DELAYS = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A method as it is compared."""
+    """A scheduler with its settings."""
 
     name: str
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     guidance: Guidance = field(default_factory=Guidance)
-
-    def make(self) -> ChunkScheduler:
-        return make_scheduler(
-            self.method,
-            gripper=[False, False],
-            replan_interval_s=REPLAN_INTERVAL_S,
-            **self.settings,
-        )
 
 
 VARIANTS = (
@@ -85,27 +79,30 @@ VARIANTS = (
     Variant("rtc, vjp", "rtc", {}, Guidance("vjp")),
     Variant("rtc, 10 steps", "rtc", {}, Guidance(execution_horizon=10)),
 )
-"""The methods with the node's defaults under their own names (the guard in this task's metres)."""
+"""A name that is a method's alone has the node's defaults, with the guard in metres."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What one run gave; times in s, lengths in the task's unit: m, or rad of all arm joints."""
+    """Measures of one episode; times in s, lengths in the task's unit: m, or rad of all arm joints.
+
+    Field names are keys of the metrics file.
+    """
 
     variant: str
     delay: str
     seed: int
     success: bool
     time_s: float
-    """To the goal; the limit where it was not reached."""
+    """To the goal; the limit if it was not reached."""
     stall_s: float
     largest_step: float
-    """Of the targets per control tick, in front of the limits, as the three below."""
+    """Of the targets per control tick, before the limits, as the next two."""
     largest_acceleration: float
     seam_jump: float
-    """The largest change of a target by a chunk's arrival."""
+    """Largest change of a target at a chunk boundary."""
     rms_jerk: float
-    """Of the executed motion, as the two below."""
+    """Of the executed motion, as the next two."""
     ldlj: float
     sparc: float
     action_age_s: float
@@ -114,24 +111,46 @@ class Episode:
     """
 
 
+def motion_measures(
+    executed: FloatArray, targets: FloatArray, dt_s: float, stall_speed: float
+) -> dict[str, float]:
+    """Measures of `Episode` for an executed motion [n, dims] and its targets [m, dims]."""
+    speeds = np.linalg.norm(np.diff(executed, axis=0), axis=1) / dt_s
+    return {
+        "stall_s": float((speeds[2:] < stall_speed).sum() * dt_s),
+        "largest_step": measures.largest_step(targets),
+        "largest_acceleration": measures.largest_acceleration(targets, dt_s),
+        "rms_jerk": measures.rms_jerk(executed, dt_s),
+        "ldlj": measures.log_dimensionless_jerk(executed, dt_s),
+        "sparc": measures.spectral_arc_length(executed, dt_s),
+    }
+
+
+def first_motion(executed: FloatArray, distance: float) -> int:
+    """Index of the first sample [n, dims] farther than `distance` from the start."""
+    return int(np.argmax(np.linalg.norm(executed - executed[0], axis=1) > distance))
+
+
 class World:
     """A point robot behind a scheduler and the motion limits, on a simulated clock."""
 
     def __init__(self, variant: Variant, delay: Delay, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.scheduler = variant.make()
+        self.scheduler = make_scheduler(
+            variant.method, gripper=[False, False], replan_interval_s=REPLAN_INTERVAL_S,
+            **variant.settings,
+        )  # fmt: skip
         self.now_s = 0.0
         self.instruction = "goal"
         self.positions: list[FloatArray] = []
         self.targets: list[FloatArray] = []
-        self.seam_jumps_m: list[float] = [0.0]
+        self.jumps_m: list[float] = [0.0]
         self.ages_s: list[float] = []
-        self._delay = delay
-        self._policy = TwoModePolicy(variant.guidance, self.rng)
+        policy = TwoModePolicy(variant.guidance, self.rng)
+        self._executor = SimulatedExecutor(policy.infer, lambda: delay.draw(self.rng))
         self._limiter = MotionLimiter(JOINTS, DT_S)
         self._state = self._limiter.at_rest(np.array([0.0, self.rng.normal() * 0.005]))
         self._latency = LatencyTracker()
-        self._in_flight: tuple[float, ActionChunk] | None = None
         self._executed = ""
         self._moved = False
 
@@ -140,34 +159,35 @@ class World:
         return self._state.position
 
     def tick(self) -> None:
-        """One control tick: request, collect, command."""
-        self._request()
-        self._collect()
+        """One control tick: take a chunk or request one, then command."""
+        self._executor.now_s = self.now_s
+        results = self._executor.results()
+        if not results and self._executor.state is ExecutorState.READY:
+            self._request()
+            results = self._executor.results()
+        for result in results:
+            assert result.chunk is not None, result.error
+            if result.chunk.instruction == self.instruction:
+                self._use(result.chunk)
         self._command()
         self.now_s += DT_S
 
     def _request(self) -> None:
         latency_s = self._latency.estimate_s or 0.0
-        if self._in_flight or not self.scheduler.wants_inference(self.now_s, latency_s):
+        if not self.scheduler.wants_inference(self.now_s, latency_s):
             return
         prefix = None
         if self.scheduler.guided:
             prefix = self.scheduler.prefix(self.now_s, self.now_s + latency_s + DT_S)
             if prefix is not None and self.instruction != self._executed:
-                prefix = type(prefix)(
-                    prefix.actions[: prefix.committed_steps], prefix.committed_steps
-                )
-        seen = self.position + self.rng.normal(size=2) * OBSERVATION_NOISE_M
-        chunk = self._policy.infer(seen, self.now_s, self.instruction, prefix)
-        self._in_flight = (self.now_s + self._delay.draw(self.rng), chunk)
+                prefix = replace(prefix, actions=prefix.actions[: prefix.committed_steps])
+        self._executor.submit(self._observe, prefix)
 
-    def _collect(self) -> None:
-        if self._in_flight is None or self.now_s < self._in_flight[0] - 1e-9:
-            return
-        chunk = self._in_flight[1]
-        self._in_flight = None
-        if chunk.instruction != self.instruction:
-            return
+    def _observe(self) -> Observation:
+        position = self.position + self.rng.normal(size=2) * OBSERVATION_NOISE_M
+        return Observation({}, position, self.instruction, self.now_s)
+
+    def _use(self, chunk: ActionChunk) -> None:
         due_s = np.array([self.now_s + DT_S])
         before = self.scheduler.targets(due_s)
         if chunk.instruction != self._executed:
@@ -177,7 +197,7 @@ class World:
         self.scheduler.add(chunk, self.now_s, standing=not self._moved)
         after = self.scheduler.targets(due_s)
         if before is not None and after is not None:
-            self.seam_jumps_m.append(float(np.linalg.norm(after - before)))
+            self.jumps_m.append(float(np.linalg.norm(after - before)))
 
     def _command(self) -> None:
         wanted = self.scheduler.targets(self.now_s + DT_S * np.arange(3, dtype=np.float64))
@@ -193,7 +213,7 @@ class World:
 
 
 def run_episode(variant: Variant, delay: Delay, seed: int) -> Episode:
-    """To the goal around the obstacle, and once more with the instruction changed on the way."""
+    """To the goal around the obstacle; the reaction is from a second run with a new instruction."""
     world = World(variant, delay, seed)
     hit = reached = False
     while not reached and world.now_s < LIMIT_S:
@@ -201,56 +221,41 @@ def run_episode(variant: Variant, delay: Delay, seed: int) -> Episode:
         hit = hit or bool(np.linalg.norm(world.position - OBSTACLE) < OBSTACLE_RADIUS_M)
         reached = bool(np.linalg.norm(world.position - GOAL) < REACHED_M)
     executed, targets = np.stack(world.positions), np.stack(world.targets)
-    started = int(np.argmax(np.linalg.norm(executed - executed[0], axis=1) > 1e-6))
-    speeds = np.linalg.norm(np.diff(executed[started:], axis=0), axis=1) / DT_S
+    start = first_motion(executed, 1e-6)
     return Episode(
-        variant.name,
-        delay.name,
-        seed,
-        reached and not hit,
-        world.now_s,
-        float((speeds[2:] < STALL_M_S).sum() * DT_S),
-        measures.largest_step(targets[started:]),
-        measures.largest_acceleration(targets[started:], DT_S),
-        max(world.seam_jumps_m),
-        measures.rms_jerk(executed[started:], DT_S),
-        measures.log_dimensionless_jerk(executed[started:], DT_S),
-        measures.spectral_arc_length(executed[started:], DT_S),
-        float(np.mean(world.ages_s)),
-        _reaction_s(variant, delay, seed),
+        variant=variant.name,
+        delay=delay.name,
+        seed=seed,
+        success=reached and not hit,
+        time_s=world.now_s,
+        seam_jump=max(world.jumps_m),
+        action_age_s=float(np.mean(world.ages_s)),
+        reaction_s=_reaction_s(variant, delay, seed),
+        **motion_measures(executed[start:], targets[start:], DT_S, STALL_M_S),
     )
 
 
 def _reaction_s(variant: Variant, delay: Delay, seed: int) -> float:
-    """Until the robot is 2 cm away from a twin with the same seed that was not told."""
-    told, untold = (World(variant, delay, seed) for _ in range(2))
+    """Until the robot is 2 cm from a run with the same seed and the old instruction."""
+    changed, unchanged = (World(variant, delay, seed) for _ in range(2))
     change_s = INSTRUCTION_CHANGE_S + delay.high_s
-    while told.now_s < change_s - 1e-9:
-        told.tick()
-        untold.tick()
-    told.instruction = "other"
-    while told.now_s < change_s + 3.0:
-        told.tick()
-        untold.tick()
-        if np.linalg.norm(told.position - untold.position) > 0.02:
+    while changed.now_s < change_s + 3.0:
+        if changed.now_s >= change_s - 1e-9:
+            changed.instruction = "other"
+        changed.tick()
+        unchanged.tick()
+        if np.linalg.norm(changed.position - unchanged.position) > 0.02:
             break
-    return told.now_s - change_s
-
-
-def _episodes(job: tuple[Variant, Delay, range]) -> list[Episode]:
-    variant, delay, seeds = job
-    return [run_episode(variant, delay, seed) for seed in seeds]
+    return changed.now_s - change_s
 
 
 def run_all(seeds: range, workers: int) -> Iterator[list[Episode]]:
-    """All variants × delays × seeds; one list for each pair, as they are done."""
-    jobs = [(variant, delay, seeds) for variant, delay in product(VARIANTS, DELAYS)]
-    if workers == 1:
-        yield from map(_episodes, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_episodes, jobs)
+    """The episodes of each variant and delay."""
+    return run_tasks(partial(_make_run, seeds), list(product(VARIANTS, DELAYS)), workers)
+
+
+def _make_run(seeds: range) -> Callable[[tuple[Variant, Delay]], list[Episode]]:
+    return lambda task: [run_episode(*task, seed) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -261,30 +266,29 @@ class Cost:
     p99_us: float
 
 
-def measure_cost(ticks: int = 3000, joints: int = 14, live: int = 10) -> dict[str, Cost]:
-    """Adding a chunk of 50 steps and sampling a tick's 12 times, with `live` chunks alive.
+def measure_cost(ticks: int = 3000) -> dict[str, Cost]:
+    """Cost by variant of adding a chunk of 50 steps × 14 joints, with 10 live, and 12 targets.
 
-    Time of this thread's processor, so that other programs on the machine do not count.
+    CPU time of this thread, so that other programs on the machine do not count.
     """
     rng = np.random.default_rng(0)
-    gripper = [index % 7 == 6 for index in range(joints)]
-    guard = Guard(1e9, 0.2)  # compares, and never finds two plans
+    gripper = [index % 7 == 6 for index in range(14)]
     costs = {}
     for variant in VARIANTS:
         settings = dict(variant.settings)
         if "guard" in settings:
-            settings["guard"] = guard
-        scheduler = make_scheduler(variant.method, gripper=gripper, max_chunks=live, **settings)
-        plan = rng.normal(size=(HORIZON, joints))
+            settings["guard"] = Guard(1e9, 0.2)  # compares, and finds no disagreement
+        scheduler = make_scheduler(variant.method, gripper=gripper, max_chunks=10, **settings)
+        plan = rng.normal(size=(HORIZON, 14))
         spent_us = []
         for index in range(ticks):
             now_s = index * DT_S
             chunk = ActionChunk(plan, now_s - 0.05, DT_S)
             times_s = now_s + DT_S * np.arange(12, dtype=np.float64)
-            began = time.thread_time_ns()
+            started_ns = time.thread_time_ns()
             scheduler.add(chunk, now_s)
             scheduler.targets(times_s)
-            spent_us.append((time.thread_time_ns() - began) / 1000)
-        p50, p99 = np.percentile(spent_us[live * 5 :], (50, 99))
+            spent_us.append((time.thread_time_ns() - started_ns) / 1000)
+        p50, p99 = np.percentile(spent_us[50:], (50, 99))
         costs[variant.name] = Cost(float(p50), float(p99))
     return costs

@@ -1,8 +1,8 @@
-"""A flow policy in closed form: two ways around an obstacle, no network.
+"""A flow policy in closed form, without a network: two modes around an obstacle.
 
 The chunk is a mixture of two Gaussians, so the velocity field that flow matching would learn is
-known exactly, and so is its Jacobian. What a scheduler is tested with is then a policy without
-any fault of learning: all roughness is the scheduler's, the delay's or the modes'.
+known exactly, and so is its Jacobian. The policy has no learning error: all roughness of the motion
+is due to the scheduler, the delay or the modes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pi05_ros.policy.guidance import Guidance, guidance_gain
-from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray
+from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
 
 DT_S = 0.02
 HORIZON = 50
@@ -23,7 +23,7 @@ OTHER_GOAL = np.array([0.4, 0.7])
 OBSTACLE = np.array([0.7, 0.0])
 OBSTACLE_RADIUS_M = 0.12
 DETOUR_M = 0.25
-"""How far beside the obstacle's centre both modes pass."""
+"""Distance of both modes from the obstacle's centre."""
 SPREAD_M = 0.01
 """Standard deviation within a mode, late in the chunk; smooth over `CORRELATION_S`."""
 DETOUR_WIDTH_M = 0.25
@@ -36,7 +36,7 @@ def _basis() -> tuple[FloatArray, FloatArray]:
     """Eigenvectors [H, H] and standard deviations [H] of a chunk's variation, normalised."""
     times_s = DT_S * np.arange(HORIZON)
     kernel = np.exp(-0.5 * ((times_s[:, None] - times_s) / CORRELATION_S) ** 2)
-    # a plan begins where the robot is
+    # A plan begins at the robot's position.
     growth = SPREAD_M / SCALE_M * (1.0 - np.exp(-times_s / 0.2))
     covariance = growth[:, None] * kernel * growth + 1e-6 * np.eye(HORIZON)
     variances, vectors = np.linalg.eigh(covariance)
@@ -48,21 +48,21 @@ VECTORS, DEVIATIONS = _basis()
 
 def _line(start: FloatArray, goal: FloatArray) -> FloatArray:
     """Straight to the goal, slower at the end: positions [H, 2]."""
-    way = goal - start
-    left_m = float(np.linalg.norm(way))
+    offset = goal - start
+    left_m = float(np.linalg.norm(offset))
     slow_m = min(0.1, left_m)
     times_s = DT_S * np.arange(HORIZON)
     cruise_s = (left_m - slow_m) / SPEED_M_S
     slowing = slow_m * np.exp(-SPEED_M_S / 0.1 * np.maximum(times_s - cruise_s, 0.0))
     rest_m = np.where(times_s < cruise_s, left_m - SPEED_M_S * times_s, slowing)
-    return np.asarray(goal - way * (rest_m / max(left_m, 1e-9))[:, None])
+    return np.asarray(goal - offset * (rest_m / max(left_m, 1e-9))[:, None])
 
 
 def plans(position: FloatArray, instruction: str) -> tuple[FloatArray, FloatArray]:
-    """Mean courses [modes, H, 2] in m, and the modes' shares [modes].
+    """Mean trajectories [modes, H, 2] in m, and the modes' shares [modes].
 
-    Around the obstacle each mode is a bump over x; the side that the robot is on already is the
-    likelier one. The other instruction has one mode.
+    Around the obstacle each mode is a bump over x; the robot's side is the likelier one. The
+    instruction "other" has one mode.
     """
     if instruction == "other":
         return _line(position, OTHER_GOAL)[None], np.ones(1)
@@ -70,12 +70,14 @@ def plans(position: FloatArray, instruction: str) -> tuple[FloatArray, FloatArra
     bump = np.exp(-0.5 * ((x - OBSTACLE[0]) / DETOUR_WIDTH_M) ** 2)
     here = np.exp(-0.5 * ((position[0] - OBSTACLE[0]) / DETOUR_WIDTH_M) ** 2)
     fade = np.exp(-np.arange(HORIZON) * DT_S / 0.3)
-    courses = []
+    trajectories = []
     for side in (1.0, -1.0):
         y = side * DETOUR_M * bump
-        courses.append(np.stack((x, y + (position[1] - side * DETOUR_M * here) * fade), axis=1))
+        trajectories.append(
+            np.stack((x, y + (position[1] - side * DETOUR_M * here) * fade), axis=1)
+        )
     left = 1.0 / (1.0 + np.exp(-np.clip(position[1] / 0.015, -30, 30)))
-    return np.stack(courses), np.array([left, 1.0 - left])
+    return np.stack(trajectories), np.array([left, 1.0 - left])
 
 
 @dataclass
@@ -86,11 +88,9 @@ class TwoModePolicy:
     rng: np.random.Generator
     num_steps: int = 10
 
-    def infer(
-        self, position: FloatArray, stamp_s: float, instruction: str, prefix: ActionPrefix | None
-    ) -> ActionChunk:
+    def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
         """A chunk [H, 2] in m from an observed position [2], continuing `prefix` if given."""
-        means, shares = plans(position, instruction)
+        means, shares = plans(observation.state, observation.instruction)
         flow = _Flow((VECTORS.T @ means) / SCALE_M, np.log(np.maximum(shares, 1e-300)))
         x = self.rng.normal(size=(HORIZON, 2))
         dt = -1.0 / self.num_steps
@@ -104,7 +104,8 @@ class TwoModePolicy:
                     correction = pull_back(correction)
                 velocity = velocity - guidance_gain(time, self.guidance.max_weight) * correction
             x = x + dt * velocity
-        return ActionChunk(VECTORS @ x * SCALE_M, stamp_s, DT_S, instruction)
+        actions = VECTORS @ x * SCALE_M
+        return ActionChunk(actions, observation.stamp_s, DT_S, observation.instruction)
 
     def _correction(self, prefix: ActionPrefix, estimate: FloatArray) -> FloatArray:
         given = min(len(prefix.actions), HORIZON)
@@ -118,7 +119,7 @@ Product = Callable[[FloatArray], FloatArray]
 
 
 class _Flow:
-    """The mixture's posterior mean at every time; all in the eigenbasis of its covariance."""
+    """Posterior mean of the mixture at every flow time, in the eigenbasis of its covariance."""
 
     def __init__(self, means: FloatArray, log_shares: FloatArray) -> None:
         self._means = means

@@ -8,26 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from builtin_interfaces.msg import Time
 from rclpy.node import Node
-from rclpy.serialization import serialize_message
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from pi05_lab.data.bags import SerializedBagWriter
+from pi05_lab.data.bags import BagWriter
 from pi05_ros.nodes.messages import (
     IMAGE_QOS,
     INSTRUCTION_QOS,
     TRAJECTORY_QOS,
-    deserialized_picture,
+    deserialize_image,
     serialized_stamp_s,
 )
 
-PICTURE_PERIOD_S = 0.1
-"""Pictures are kept at 10 Hz, as JPEG: at the full rate, raw, a minute would be 5 GB."""
+IMAGE_PERIOD_S = 0.1
+"""Images are recorded at 10 Hz, as JPEG: at the full rate, raw, a minute would take 5 GB."""
 JPEG_QUALITY = 92
 
 
@@ -37,67 +34,62 @@ class DemoBag:
     def __init__(
         self, node: Node, path: Path, cameras: Sequence[str], controllers: Sequence[str]
     ) -> None:
-        self._writer: SerializedBagWriter | None = SerializedBagWriter(path)
+        self._writer: BagWriter | None = BagWriter(path)
         self._cameras = len(cameras)
-        self._round: dict[str, bytes] = {}
-        self._round_s = self._written_s = -1.0
+        self._set: dict[str, bytes] = {}
+        self._set_s = self._written_s = -1.0
         for camera in cameras:
-            node.create_subscription(
-                Image,
-                f"{camera}/image_raw",
-                functools.partial(self._on_image, camera),
-                IMAGE_QOS,
-                raw=True,
-            )
-        plain: list[tuple[str, Any, Any]] = [
+            on_image = functools.partial(self._on_image, camera)
+            node.create_subscription(Image, f"{camera}/image_raw", on_image, IMAGE_QOS, raw=True)
+        others: list[tuple[str, Any, Any]] = [
             ("joint_states", JointState, 50),
             ("instruction", String, INSTRUCTION_QOS),
-            *(
-                (f"{name}/joint_trajectory", JointTrajectory, TRAJECTORY_QOS)
-                for name in controllers
-            ),
         ]
-        for topic, kind, qos in plain:
-            name = f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"
-            keep = functools.partial(self._write, f"/{topic}", name)
-            node.create_subscription(kind, topic, keep, qos, raw=True)
+        for name in controllers:
+            others.append((f"{name}/joint_trajectory", JointTrajectory, TRAJECTORY_QOS))
+        for topic, message, qos in others:
+            kind = f"{message.__module__.partition('.')[0]}/msg/{message.__name__}"
+            on_message = functools.partial(self._on_message, f"/{topic}", kind)
+            node.create_subscription(message, topic, on_message, qos, raw=True)
 
     def close(self) -> None:
-        """Finish the bag; what arrives later is not recorded."""
+        """Finish the bag; later messages are not recorded."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
 
     def _on_image(self, camera: str, data: bytes, info: Mapping[str, int]) -> None:
-        # a round's pictures share a stamp; kept together, no reader meets two rounds at once
+        # The images of one control step share a stamp; written together, sets do not interleave.
         stamp_s = serialized_stamp_s(data)
-        if stamp_s != self._round_s:
-            if int(stamp_s / PICTURE_PERIOD_S) == int(self._written_s / PICTURE_PERIOD_S):
+        if stamp_s != self._set_s:
+            if int(stamp_s / IMAGE_PERIOD_S) == int(self._written_s / IMAGE_PERIOD_S):
                 return
-            self._round_s, self._round = stamp_s, {}
-        self._round[camera] = data
-        if len(self._round) == self._cameras:
+            self._set_s, self._set = stamp_s, {}
+        self._set[camera] = data
+        if len(self._set) == self._cameras:
             self._written_s = stamp_s
-            for name, picture in self._round.items():
-                self._write_picture(name, picture, info)
+            for name, image in self._set.items():
+                self._write_image(name, image, info)
 
-    def _write_picture(self, camera: str, data: bytes, info: Mapping[str, int]) -> None:
-        image = deserialized_picture(data, Image)
-        pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
-        picture = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        message = CompressedImage(format="jpeg", data=coded.tobytes())
+    def _write_image(self, camera: str, data: bytes, info: Mapping[str, int]) -> None:
+        if self._writer is None:
+            return
+        image = deserialize_image(data, Image)
         stamp = image.header.stamp
-        message.header.stamp = Time(sec=stamp.sec, nanosec=stamp.nanosec)
-        message.header.frame_id = image.header.frame_id
-        self._write(
+        self._writer.write_jpeg(
             f"/{camera}/image_raw/compressed",
-            "sensor_msgs/msg/CompressedImage",
-            serialize_message(message),
-            info,
+            stamp.sec * 1_000_000_000 + stamp.nanosec,
+            image.header.frame_id,
+            np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3),
+            JPEG_QUALITY,
+            _received_ns(info),
         )
 
-    def _write(self, topic: str, kind: str, data: bytes, info: Mapping[str, int]) -> None:
-        """Under the time at which the middleware got it: this thread may be far behind."""
+    def _on_message(self, topic: str, kind: str, data: bytes, info: Mapping[str, int]) -> None:
         if self._writer is not None:
-            self._writer.write(topic, kind, info["received_timestamp"] or time.time_ns(), data)
+            self._writer.write(topic, kind, _received_ns(info), data)
+
+
+def _received_ns(info: Mapping[str, int]) -> int:
+    """When the middleware received a message; the thread that spins may be far behind."""
+    return info["received_timestamp"] or time.time_ns()

@@ -1,4 +1,4 @@
-"""The demo's own node: asks, listens and keeps what it hears."""
+"""The demo's node: calls services, publishes instructions, and records topics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -37,11 +39,11 @@ TRANSITIONS = {
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on; the message says why."""
+    """The demo failed; the message says why."""
 
 
 class DemoClient:
-    """Spins a node in a thread of its own; every method is called from the main thread."""
+    """Spins a node in its own thread; every method is called from the main thread."""
 
     def __init__(
         self, record: DemoRecord, processes: DemoProcesses, bag: Path | None = None
@@ -88,49 +90,43 @@ class DemoClient:
         rclpy.try_shutdown()
 
     def check(self) -> None:
-        """Raise DemoError when one of the processes has ended."""
+        """Raise DemoError if one of the processes has ended."""
         problem = self._processes.problem()
         if problem:
             raise DemoError(problem)
 
     def wait_for_robot(self, timeout_s: float) -> None:
-        """Until joint states arrive."""
+        """Wait until joint states arrive."""
         self._wait(lambda: bool(self.record.measured), timeout_s, "no joint state arrived")
 
     def change_state(self, transition: str, timeout_s: float) -> None:
-        """Ask the policy node for a lifecycle transition and wait until it has happened."""
+        """Request a lifecycle transition of the policy node and wait for it."""
         request = ChangeState.Request(transition=Transition(id=TRANSITIONS[transition]))
         response = self._call(self._change_state, request, timeout_s, transition)
         if not response.success:
-            time.sleep(0.2)  # the log's last line is on its way
-            reason = self._processes.last_words("policy_node")
+            time.sleep(0.2)  # until the log has its last line
+            reason = self._processes.last_log_line("policy_node")
             raise DemoError(f"the policy node refused to {transition}: {reason}")
 
     def fresh_status(self) -> PolicyStatus:
-        """A status that was published after this call."""
+        """Wait for a status that is published after this call."""
         seen = self._statuses
         self._wait(lambda: self._statuses > seen + 1, 5.0, "the policy node publishes no status")
         return self.status
 
     def policy_part(self, name: str) -> dict[str, str]:
-        """What the policy node said last of one of its parts on /diagnostics."""
+        """Latest values of one of the policy node's parts on /diagnostics."""
         return self._diagnostics[f"policy: {name}"]
 
     def send_instruction(self, text: str) -> None:
-        """Publish it as `ros2 topic pub --once` would: wait for the subscriber, then once."""
-        self._wait(
-            lambda: self._instruction.get_subscription_count() > 0,
-            5.0,
-            "nobody subscribes to the instruction topic",
-        )
+        """Wait for a subscriber, then publish once."""
+        self._wait_for_subscriber(self._instruction, "the instruction topic has no subscriber")
         self.record.instructions.append((self._now_s(), text))
         self._instruction.publish(String(data=text))
 
     def place(self, qpos: Sequence[float]) -> None:
-        """Put the simulator into a state and wait until it is there."""
-        self._wait(
-            lambda: self._set_qpos.get_subscription_count() > 0, 5.0, "no simulator to place"
-        )
+        """Set the simulator's state [nq] and wait until it is there."""
+        self._wait_for_subscriber(self._set_qpos, "aloha_sim/set_qpos has no subscriber")
         seen = len(self.record.qpos)
         self._set_qpos.publish(Float64MultiArray(data=qpos))
         self._wait(
@@ -139,17 +135,17 @@ class DemoClient:
                 for mine in self.record.qpos[max(seen, len(self.record.qpos) - 3) :]
             ),
             5.0,
-            "the simulator did not take the state",
+            "the simulator did not reach the state",
         )
 
     def set_cameras(self, names: Sequence[str] | None) -> None:
-        """Let these cameras of the simulator publish; None: all of them."""
+        """Set the simulator's publishing cameras; None: all of them."""
         chosen = list(ALL_CAMERAS if names is None else names)
         value = Parameter("active_cameras", Parameter.Type.STRING_ARRAY, chosen)
         request = SetParameters.Request(parameters=[value.to_parameter_msg()])
         response = self._call(self._set_parameters, request, 5.0, "set active_cameras")
         if not response.results[0].successful:
-            raise DemoError(f"the simulator refused: {response.results[0].reason}")
+            raise DemoError(f"the simulator refused active_cameras: {response.results[0].reason}")
 
     def frame_counts(self) -> tuple[dict[str, int], dict[str, int]]:
         """Frames published by the simulator and received by the policy node so far, by camera."""
@@ -163,12 +159,12 @@ class DemoClient:
         return published, dict(zip(status.cameras, status.frames_received, strict=True))
 
     def keep_last_trajectories(self) -> None:
-        """Put the rest of the last trajectories into the record: nothing replaces it any more."""
+        """Record the remaining points of the last trajectories, which nothing replaces."""
         for controller, message in self._last_trajectory.items():
             self._keep_points(controller, message, message.points[1:])
 
     def keep_simulator_figures(self) -> None:
-        """Put what the simulator said of itself into the record."""
+        """Record the simulator's speed and rejections, from its diagnostics."""
         record = self.record
         record.real_time_factor = float(self._diagnostics["aloha_sim: physics"]["real time factor"])
         for name in CONTROLLERS:
@@ -177,6 +173,9 @@ class DemoClient:
             record.trajectories_rejected += rejected
             if rejected:
                 record.rejection = self._messages[key]
+
+    def _wait_for_subscriber(self, publisher: Publisher, otherwise: str) -> None:
+        self._wait(lambda: publisher.get_subscription_count() > 0, 5.0, otherwise)
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
@@ -235,3 +234,19 @@ class DemoClient:
             due_s = to_seconds(message.header.stamp) + to_seconds(point.time_from_start)
             self.record.commanded_s[controller].append(due_s)
             self.record.commanded[controller].append(list(point.positions))
+
+
+@contextmanager
+def connect(
+    processes: DemoProcesses, record: DemoRecord, bag: Path | None = None
+) -> Iterator[DemoClient]:
+    """Start the processes and a client; stop both at the end, and record what went wrong."""
+    client = None
+    try:
+        processes.start()
+        client = DemoClient(record, processes, bag)
+        yield client
+    finally:
+        if client is not None:
+            client.close()
+        record.problems += processes.stop()

@@ -1,109 +1,98 @@
-"""The node's runner for evaluations: the same factory, parameters and limits, a simulated clock.
-
-Runs a policy on a simulated clock: what it takes in real time does not matter.
-"""
+"""The node's runner on a simulated clock: same parameters and limits, simulated inference time."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Collection
-from functools import partial
 from typing import Any, cast
 
 from pi05_ros.config import SchedulerParameters
 from pi05_ros.control.trajectory import TrajectoryPoints
-from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult, check_chunk
+from pi05_ros.executor import (
+    ExecutorState,
+    InferenceExecutor,
+    InferenceResult,
+    check_chunk,
+    one_line,
+)
 from pi05_ros.robot_config import RobotConfig
 from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.runner_factory import make_runner
-from pi05_ros.types import ActionPrefix, ImageArray, Observation, Policy
+from pi05_ros.types import ActionChunk, ActionPrefix, ImageArray, Observation, Policy
+
+Infer = Callable[[Observation, ActionPrefix | None], ActionChunk]
+ROUNDING_S = 1e-9
 
 
 class SimulatedExecutor:
-    """What executors on a simulated clock have in common with `InferenceExecutor`.
+    """Replaces `InferenceExecutor` in a `PolicyRunner`: each inference takes a simulated time.
 
-    `busy_since_s` is by time.monotonic, which the watchdog compares it with; it is given for a
-    request that has taken longer than `hang_timeout_s` by the simulated clock, and None before.
+    A request runs at once, in the caller's thread. Its result is available when the clock reaches
+    the observation's stamp plus the delay; until then the executor is busy. Results have wall-clock
+    times of 0.
+
+    Args:
+        infer: the policy.
+        delay_s: from an observation's stamp to its usable chunk, or a function that draws it for
+            each inference. The runner takes results at the beginning of a tick, so a chunk is used
+            one tick after its request at the earliest.
+
+    Raises:
+        ValueError: the delay is negative or not finite.
     """
 
     failure: str | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, infer: Infer, delay_s: float | Callable[[], float]) -> None:
+        if not callable(delay_s) and not (math.isfinite(delay_s) and delay_s >= 0):
+            raise ValueError(f"the delay must be finite and at least 0 s, got {delay_s}")
         self.now_s = 0.0
         """Simulated time; the owner of the clock sets it before each tick."""
+        self.accepts_requests = True
+        """If False, the executor counts as busy."""
         self.hang_timeout_s = math.inf
-        self._begun_s = self._busy_until_s = -math.inf
+        self.completed = 0
+        self.failed = 0
+        self._infer = infer
+        self._delay_s = delay_s
+        self._result: InferenceResult | None = None
+        self._started_s = self._due_s = -math.inf
         self._hung_since_s: float | None = None
 
     @property
     def state(self) -> ExecutorState:
-        return ExecutorState.READY if self._is_due() else ExecutorState.BUSY
+        ready = self.accepts_requests and self._is_due()
+        return ExecutorState.READY if ready else ExecutorState.BUSY
 
     @property
     def busy_since_s(self) -> float | None:
-        busy_s = self.now_s - self._begun_s
+        """Start of a request that takes longer than `hang_timeout_s` of simulated time, else None.
+
+        By time.monotonic, with which the watchdog compares it.
+        """
+        busy_s = self.now_s - self._started_s
         if self._is_due() or busy_s <= self.hang_timeout_s:
             return None
         if self._hung_since_s is None:
             self._hung_since_s = time.monotonic() - busy_s
         return self._hung_since_s
 
-    def _begin(self, until_s: float) -> None:
-        self._begun_s, self._busy_until_s, self._hung_since_s = self.now_s, until_s, None
-
-    def _is_due(self) -> bool:
-        return self.now_s >= self._busy_until_s - 1e-9
-
-
-class TimedExecutor(SimulatedExecutor):
-    """Stands in for `InferenceExecutor` in a `PolicyRunner`; the same life on another clock.
-
-    A request is served at once, and its result is handed out when the clock has reached the
-    observation's stamp plus the delay. Until then the executor is busy.
-
-    Args:
-        policy: infers in the caller's thread.
-        delay_s: simulated time from an observation's stamp to its usable chunk, or what draws it
-            for each one. A tick takes what is there when it begins, so even 0 means the tick after.
-    """
-
-    def __init__(self, policy: Policy, delay_s: float | Callable[[], float]) -> None:
-        super().__init__()
-        if not callable(delay_s):
-            if not (math.isfinite(delay_s) and delay_s >= 0):
-                raise ValueError(f"the delay must be a finite time from 0 s on, got {delay_s}")
-            delay_s = partial(float, delay_s)
-        self.completed = 0
-        self.failed = 0
-        self._policy = policy
-        self._draw_delay_s = delay_s
-        self._result: InferenceResult | None = None
-
     def submit(self, source: Callable[[], Observation], prefix: ActionPrefix | None = None) -> None:
         """Infer on what `source` returns; replaces a result that was not collected."""
-        started_s = time.monotonic()
-        observation = source()
-        decoded_s = time.monotonic()
-        chunk, error = None, None
+        chunk = error = stamp_s = None
         try:
-            chunk = self._policy.infer(observation, prefix)
-            check_chunk(chunk, self._policy, observation)
+            observation = source()
+            stamp_s = observation.stamp_s
+            chunk = self._infer(observation, prefix)
             self.completed += 1
-        except Exception as exception:
-            chunk, error = None, " ".join(f"{type(exception).__name__}: {exception}".split())
+        except Exception as exception:  # as `InferenceExecutor` does
+            error = one_line(exception)
             self.failed += 1
-        finished_s = time.monotonic()
-        self._begin(observation.stamp_s + self._draw_delay_s())
-        self._result = InferenceResult(
-            chunk,
-            error,
-            observation.stamp_s,
-            started_s,
-            finished_s,
-            decoded_s - started_s,
-            finished_s - decoded_s,
-        )
+        delay_s = self._delay_s() if callable(self._delay_s) else self._delay_s
+        self._due_s = (self.now_s if stamp_s is None else stamp_s) + delay_s
+        self._started_s, self._hung_since_s = self.now_s, None
+        self._result = InferenceResult(chunk, error, stamp_s, 0.0, 0.0, 0.0, 0.0)
 
     def results(self) -> list[InferenceResult]:
         """The result, once, when it is due."""
@@ -113,8 +102,22 @@ class TimedExecutor(SimulatedExecutor):
         return [result]
 
     def discard(self) -> None:
-        """Throw the result away; the executor stays busy for as long as it would have been."""
+        """Drop the result; the executor stays busy until it would have been due."""
         self._result = None
+
+    def _is_due(self) -> bool:
+        return self.now_s >= self._due_s - ROUNDING_S
+
+
+def checked_infer(policy: Policy) -> Infer:
+    """The policy's `infer` with the executor's check of every chunk."""
+
+    def infer(observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+        chunk = policy.infer(observation, prefix)
+        check_chunk(chunk, policy, observation)
+        return chunk
+
+    return infer
 
 
 def evaluation_runner(
@@ -125,14 +128,14 @@ def evaluation_runner(
     decode_image: Callable[[Any], ImageArray],
     prove_starts: bool = True,
 ) -> PolicyRunner:
-    """The runner that the node would make of a params file.
+    """The runner that the node makes from a params file, with another executor.
 
     Args:
         robot: the params file.
-        scheduling: its scheduler parameters, or a variant of them.
-        cameras: names of those that the policy has; the file's others are left out.
-        executor: stands in for the node's.
-        decode_image: a stored picture → RGB [height, width, 3].
+        scheduling: the file's, or a variant of them.
+        cameras: the policy's; others of the file are left out.
+        executor: replaces the node's.
+        decode_image: a stored image → RGB [height, width, 3].
         prove_starts: see `make_runner`.
 
     Raises:
@@ -154,8 +157,6 @@ def evaluation_runner(
 
 
 def sent_trajectory(runner: PolicyRunner, tick: Tick, now_s: float) -> TrajectoryPoints | None:
-    """What the node sends to the controllers after a tick; a fault deactivates and brakes."""
-    braking = tick.braking
-    if tick.fault is not None:
-        braking = runner.deactivate(now_s)
+    """What the node publishes after a tick; a fault deactivates and brakes."""
+    braking = tick.braking if tick.fault is None else runner.deactivate(now_s)
     return tick.trajectory if braking is None else braking.trajectory

@@ -1,7 +1,4 @@
-"""How smooth a motion is.
-
-Confidence intervals of repeated trials.
-"""
+"""Confidence intervals of repeated trials, and measures of how smooth a motion is."""
 
 from __future__ import annotations
 
@@ -15,48 +12,35 @@ from pi05_ros.types import FloatArray
 
 MIN_EPISODES = 5
 """With fewer, the bootstrap's interval is much too narrow."""
+_Z_95 = NormalDist().inv_cdf(0.975)
 
 
-def wilson_interval(
-    successes: int, trials: int, confidence: float = 0.95
-) -> tuple[float, float] | None:
-    """The score interval of a proportion (Wilson, JASA 22, 1927, p. 209), without correction.
-
-    Args:
-        successes: 0 … trials.
-        trials: 0 gives None, nothing is known.
-        confidence: two-sided, between 0 and 1.
+def wilson_interval(successes: int, trials: int) -> tuple[float, float] | None:
+    """The 95 % score interval of a proportion (Wilson, JASA 22, 1927), without correction.
 
     Returns:
-        Low and high end, 0 … 1.
+        Low and high end, 0 … 1; None without trials.
 
     Raises:
-        ValueError: a count or the confidence is out of range.
+        ValueError: more successes than trials, or less than none.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes of {trials} trials cannot be")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if trials == 0:
         return None
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / trials
-    weight = 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / weight
-    half = z / weight * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    weight = 1 + _Z_95 * _Z_95 / trials
+    centre = (share + _Z_95 * _Z_95 / (2 * trials)) / weight
+    half = _Z_95 / weight * math.sqrt(share * (1 - share) / trials + (_Z_95 / (2 * trials)) ** 2)
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
 
 
-def t_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """Student's t of a two-sided interval.
+def t_quantile(freedom: int) -> float:
+    """Student's t of a two-sided 95 % interval for `freedom` + 1 values.
 
     Abramowitz and Stegun 26.7.5, within 0.003 from three degrees of freedom on; exact below.
-
-    Args:
-        freedom: degrees of freedom, values − 1.
-        confidence: two-sided, between 0 and 1.
 
     Raises:
         ValueError: no degree of freedom.
@@ -64,10 +48,10 @@ def t_quantile(freedom: int, confidence: float = 0.95) -> float:
     if freedom < 1:
         raise ValueError(f"an interval needs at least 2 values, got {freedom + 1}")
     if freedom == 1:
-        return math.tan(math.pi * confidence / 2)
+        return math.tan(math.pi * 0.95 / 2)
     if freedom == 2:
-        return confidence * math.sqrt(2 / (1 - confidence**2))
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+        return 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    z = _Z_95
     terms = (
         z,
         (z**3 + z) / 4,
@@ -87,13 +71,13 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """The percentile bootstrap interval (Efron 1979) of a ratio of sums over episodes.
 
-    Whole episodes are drawn, because what is measured within one belongs together.
+    Whole episodes are drawn with replacement, because values within one are not independent.
 
     Args:
         numerators: one per episode.
         denominators: one per episode, the weight of a mean or the other side of a comparison.
         confidence: two-sided, between 0 and 1.
-        resamples: draws of as many episodes, with replacement.
+        resamples: number of draws of as many episodes.
         seed: of the draws.
 
     Returns:

@@ -83,8 +83,7 @@ def serialized() -> Target:
     from sensor_msgs.msg import CompressedImage, Image, JointState
     from std_msgs.msg import String
 
-    from pi05_ros.nodes.assembly import decode_stored_image
-    from pi05_ros.nodes.messages import deserialized, serialized_stamp_s
+    from pi05_ros.nodes.messages import decode_stored_image, deserialize, serialized_stamp_s
 
     def run(data: bytes) -> None:
         if not data:
@@ -93,7 +92,7 @@ def serialized() -> Target:
         message_type = (Image, CompressedImage, JointState, String)[data[0] % 4]
         try:
             if message_type in (JointState, String):
-                assert isinstance(deserialized(raw, message_type), message_type)
+                assert isinstance(deserialize(raw, message_type), message_type)
                 return
             assert math.isfinite(serialized_stamp_s(raw))
             picture = decode_stored_image((message_type, raw))
@@ -135,7 +134,8 @@ def joints() -> Target:
 
 def instruction() -> Target:
     """std_msgs/String: one byte is the limit, the rest the text; then the prompt made of it."""
-    from pi05_lab.training.small_tokenizer import vocabulary_size, write_tokenizer
+    from small_policy.tokenizer import vocabulary_size, write_tokenizer
+
     from pi05_ros.observation.instruction import InstructionError, checked_instruction
     from pi05_ros.policy.prompt import PromptTokenizer, pi05_prompt
 

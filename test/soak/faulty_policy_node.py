@@ -12,7 +12,8 @@ is an order to the policy, not to the robot:
     fault fast      the waists at up to 1.6 rad/s
 
 The parameter `checkpoint` names the policy behind: `wave` sweeps both waists as a function of
-time, `load hang` never loads, everything else is loaded as the node does.
+time, `load hang` never loads, `load until FILE` fails once the file exists, everything else is
+loaded as the node does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,10 @@ def main() -> int:
     def load_faulty(parameters: Any, guidance: Any) -> Any:
         if parameters.checkpoint == "load hang":
             time.sleep(3600.0)
+        if parameters.checkpoint.startswith("load until "):
+            while not Path(parameters.checkpoint.removeprefix("load until ")).exists():
+                time.sleep(0.05)
+            raise ValueError("the policy was told not to load")
         if parameters.checkpoint == "wave":
             return FaultyPolicy(WavePolicy())
         return FaultyPolicy(load(parameters, guidance))

@@ -3,20 +3,20 @@
     python test/soak/soak.py [--minutes 30] [--seed 0] [--checkpoint small] [--output soak_out]
 
 Three cameras at 30 Hz. Every few seconds a fault fires: a camera stops; joints arrive permuted,
-with a name twice or with wrong readings; the policy raises, gives NaN, sleeps or hangs;
-instructions come by the hundred; `~/stop` is called; `scheduler.*` changes in motion; a controller
-is away for some ms or for 1 s; a second publisher appears or is killed; the drives are off, as at
-an emergency stop; the simulator is killed and started again; the policy node gets no time to run,
-is killed or ended by SIGTERM.
+with a duplicate name or with wrong readings; the policy raises, returns NaN, sleeps or hangs;
+hundreds of instructions arrive; `~/stop` is called; `scheduler.*` changes in motion; a controller
+unsubscribes for some ms or for 1 s; a second publisher appears or is killed; the drives are off, as
+at an emergency stop; the simulator is killed and restarted; the policy node is stalled, killed or
+ended by SIGTERM.
 
 First each fault fires once, then at random. Faults that restart the policy node fire in the first
-round and again after the last memory sample: growth is read from one process.
+round and again after the last memory sample: growth is measured in one process.
 
-Every trajectory is checked: limits, the motion at chunk boundaries, a first point that is not later
+Every trajectory is checked: limits, the motion at chunk boundaries, a first point no later
 than its arrival. Prints a Markdown report. The exit code is 1 if a process ended or raised, SIGTERM
 gave another exit code than 0, a check failed, a fault was not recovered from or not in the status,
 or if after the first round memory grew by 2 % or more, or threads or files by more than one. A run
-of less than 2.5 minutes after the first round is too short for the memory and no pass.
+of less than 2.5 minutes after the first round is too short to measure memory and fails.
 
 The policy node is `faulty_policy_node.py`. Joint states and trajectories go through this process
 (`soak_watcher.py`); the simulator's topics are remapped to `sim/`.
@@ -40,11 +40,11 @@ from soak_processes import Processes
 from soak_report import Outcome, report
 from soak_watcher import Watcher
 
+from pi05_lab.demo.ros_domain import use_own_domain
 from pi05_ros.nodes.main import prepare
-from pi05_ros.nodes.ros_domain import use_own_domain
 
 WARM_UP_SHARE = 0.1
-"""Of the time, before memory is looked at, if the first round of faults is over by then."""
+"""Share of the run before memory is measured, if the first round of faults is over by then."""
 SAMPLE_S = 1.0
 LAST_RESTARTS = 3
 """Rounds of the faults that restart the policy node, after the last memory sample."""
@@ -58,13 +58,13 @@ def sampled(processes: Processes, samples: list[Sample], done: threading.Event) 
 
 
 def any_of(names: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Any, without end."""
+    """Random names, endlessly."""
     while True:
         yield rng.choice(names)
 
 
 def soak(processes: Processes, minutes: float, seed: int) -> Outcome | None:
-    """Run for so long; None if nothing moves from the start."""
+    """Run with faults; None if the arms do not move at the start."""
     rng = random.Random(seed)
     began_s = time.monotonic()
     for name in ("sim", "node"):
@@ -88,7 +88,7 @@ def soak(processes: Processes, minutes: float, seed: int) -> Outcome | None:
             yield
             time.sleep(rng.uniform(1.0, 3.0))
 
-    # the restarts first: the first round of the others is the warm-up of the process that stays
+    # Restarts first: the first round of the others is the warm-up of the remaining process.
     for _ in fire([*restarts, *rng.sample(others, len(others))]):
         pass
     round_s = time.monotonic()
@@ -106,7 +106,7 @@ def soak(processes: Processes, minutes: float, seed: int) -> Outcome | None:
         watcher.violations,
         ended=sorted(ended),
         lost=faults.lost,
-        untold=faults.untold,
+        unreported=faults.unreported,
         exit_codes=faults.exit_codes,
         recovery_s=faults.recovery_s,
         resumed=faults.resumed,
@@ -141,7 +141,7 @@ def main(args: Sequence[str] | None = None) -> int:
     finally:
         processes.stop()
     if outcome is None:
-        print(f"nothing moves, see {options.output}")
+        print(f"the arms do not move, see {options.output}")
         return 1
     outcome.tracebacks = processes.tracebacks()
     write_samples(options.output / "memory.csv", outcome)

@@ -12,8 +12,8 @@ from pi05_ros.types import FloatArray, JointGroup
 TOLERANCE = 1e-6
 GRID_TOLERANCE = 1e-3
 COMMITTED_STEPS = 2
-"""Two messages that begin no farther apart agree at the later one's first point, even if those
-between them were lost: a message leaves unchanged what was commanded for the next 40 ms."""
+"""A message keeps the commands of the next 40 ms. Two messages whose starts are no farther apart
+agree at the later one's first point, even if messages between them were lost."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class TrajectoryCheck:
         """Violations by kind; a message may have several."""
 
     def reset(self) -> None:
-        """The next message follows on none: some were lost, or another process sends."""
+        """Compare the next message with none: some were lost, or another process publishes."""
         self._before = None
 
     def check(self, points: Points, arrival_s: float) -> list[str]:
-        """What is wrong with the message that arrived at `arrival_s`, by kind."""
+        """Violations of a message that arrived at `arrival_s`, by kind."""
         wrong = []
         if not self._within_limits(points):
             wrong.append("limits")
@@ -77,7 +77,7 @@ class TrajectoryCheck:
         steps = (after.stamp_s - before.stamp_s) / self._dt_s
         last = len(before.positions) - 1
         if steps > last:
-            # the motion before has ended: the next one starts at rest
+            # The previous motion has ended: the next one starts at rest.
             return starts
         row = round(steps)
         if abs(steps - row) > GRID_TOLERANCE or row < 0:

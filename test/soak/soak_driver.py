@@ -1,4 +1,4 @@
-"""A second driver for the soak: it has a publisher on `joint_states` until it is killed."""
+"""A second driver for the soak: a publisher on `joint_states` until it is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak's faults: how each begins, how long it lasts, how it ends and when it is over."""
+"""The soak's faults: beginning, duration, end and recovery of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from soak_watcher import INSTRUCTION, Watcher
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 RECOVERY_LIMIT_S = 30.0
 AUTOSTART_S = 15.0
-"""A new process configures and activates itself; help before that would come in between."""
+"""A new process configures and activates itself; the soak does not interfere before."""
 POLICY_FAULTS = ("nan 2", "nan", "raise", "shape", "sleep 0.5", "hang 4", "oom", "wild")
 SCHEDULING: dict[str, tuple[object, ...]] = {
     "method": ("temporal_ensemble", "latest", "blend"),
@@ -34,15 +34,15 @@ NO_RESUME = "stopped: ~/resume"
 
 @dataclass(frozen=True)
 class Fault:
-    """How a fault begins and ends."""
+    """Beginning and end of a fault."""
 
     begin: Callable[[], None]
     end: Callable[[], None]
     lasts_s: float
     restarts: bool = False
-    """The policy node is another process afterwards."""
+    """The policy node is a new process afterwards."""
     problem: str = ""
-    """The beginning of a line that the status must have had meanwhile."""
+    """The beginning of a line that the status must contain meanwhile."""
 
 
 def permuted(message: Any) -> Any:
@@ -51,7 +51,7 @@ def permuted(message: Any) -> Any:
     return message
 
 
-def doubled(message: Any) -> Any:
+def duplicated(message: Any) -> Any:
     message.name = [*message.name[:-1], message.name[0]]
     return message
 
@@ -61,7 +61,7 @@ def nothing() -> None:
 
 
 class Faults:
-    """Fires faults and measures how long each takes to be over."""
+    """Fires faults and measures the recovery time of each."""
 
     def __init__(self, processes: Processes, watcher: Watcher, rng: random.Random) -> None:
         self._processes, self._watcher, self._rng = processes, watcher, rng
@@ -69,7 +69,7 @@ class Faults:
         self.resumed: Counter[str] = Counter()
         """Fault → how often `~/resume` was needed after it."""
         self.lost: list[str] = []
-        self.untold: list[str] = []
+        self.unreported: list[str] = []
         """Faults whose problem the status did not name, and refused parameters."""
         self.exit_codes: list[int] = []
         """Other than 0, after SIGTERM."""
@@ -78,9 +78,9 @@ class Faults:
         second = "publishers: 2 on"
         self.faults = {
             "a camera stops": Fault(self._stop_camera, self._all_cameras, 2.0),
-            "joints permuted": Fault(lambda: self._spoil(permuted), self._pass_on, 2.0),
-            "a joint twice": Fault(lambda: self._spoil(doubled), self._pass_on, 2.0),
-            "encoder glitches": Fault(lambda: self._spoil(self._glitch), self._pass_on, 2.0),
+            "joints permuted": Fault(lambda: self._alter(permuted), self._pass_on, 2.0),
+            "a duplicate joint": Fault(lambda: self._alter(duplicated), self._pass_on, 2.0),
+            "encoder glitches": Fault(lambda: self._alter(self._glitch), self._pass_on, 2.0),
             "~/stop": Fault(
                 lambda: watcher.trigger("policy/stop"),
                 lambda: watcher.trigger("policy/resume"),
@@ -89,9 +89,10 @@ class Faults:
             ),
             "200 instructions": Fault(self._flood, self._instruct, 0.5),
             "scheduler.* changes": Fault(self._reschedule, self._restore_scheduler, 0.0),
-            "a controller away for 30-60 ms": Fault(self._flap, nothing, 0.0),
-            "a controller away for 1 s": Fault(
-                self._leave, self._listen, 1.0, problem="controllers: no controller subscribes"
+            "a controller absent for 30-60 ms": Fault(self._flap, nothing, 0.0),
+            "a controller absent for 1 s": Fault(
+                self._unsubscribe, self._subscribe, 1.0,
+                problem="controllers: no controller subscribes",
             ),
             "second publisher on a controller": Fault(
                 lambda: watcher.add_publisher(f"{self._pick()}/joint_trajectory"),
@@ -101,7 +102,7 @@ class Faults:
                 lambda: watcher.add_publisher("joint_states"),
                 watcher.remove_publisher, 1.0, problem=second,
             ),
-            # the middleware shows a killed process until its lease ends
+            # The middleware reports a killed process until its lease ends.
             "second driver, then killed": Fault(
                 self._start_driver, lambda: processes.kill("driver"), 1.0, problem=second
             ),
@@ -131,7 +132,7 @@ class Faults:
         fault.begin()
         time.sleep(fault.lasts_s)
         if fault.problem and not any(seen.startswith(fault.problem) for seen in set(watcher.seen)):
-            self.untold.append(f"{name}: the status does not say {fault.problem!r}")
+            self.unreported.append(f"{name}: the status does not contain {fault.problem!r}")
         fault.end()
         ended_s = time.monotonic()
         if self.wait_for_motion(ended_s, AUTOSTART_S if fault.restarts else 0.0):
@@ -139,8 +140,8 @@ class Faults:
         else:
             self.lost.append(f"{name} ({'; '.join(watcher.problems) or 'no problem named'})")
 
-    def wait_for_motion(self, since_s: float, help_after_s: float = AUTOSTART_S) -> bool:
-        """Help as an operator does: configure, activate and resume what has given up."""
+    def wait_for_motion(self, since_s: float, assist_after_s: float = AUTOSTART_S) -> bool:
+        """Wait for commands; configure, activate and resume as an operator does."""
         from pi05_ros.msg import PolicyStatus
 
         watcher = self._watcher
@@ -148,7 +149,7 @@ class Faults:
         while time.monotonic() - since_s < RECOVERY_LIMIT_S:
             if watcher.recovered(since_s):
                 return True
-            if time.monotonic() - since_s < help_after_s:
+            if time.monotonic() - since_s < assist_after_s:
                 time.sleep(0.1)
                 continue
             if watcher.state in (PolicyStatus.ERROR, PolicyStatus.UNCONFIGURED):
@@ -170,17 +171,17 @@ class Faults:
         return self._controller
 
     def _stop_camera(self) -> None:
-        gone = self._rng.choice(CAMERAS)
-        self._watcher.set_cameras([name for name in CAMERAS if name != gone])
+        stopped = self._rng.choice(CAMERAS)
+        self._watcher.set_cameras([name for name in CAMERAS if name != stopped])
 
     def _all_cameras(self) -> None:
         self._watcher.set_cameras(CAMERAS)
 
-    def _spoil(self, how: Callable[[Any], Any]) -> None:
-        self._watcher.spoil = how
+    def _alter(self, how: Callable[[Any], Any]) -> None:
+        self._watcher.alter = how
 
     def _pass_on(self) -> None:
-        self._watcher.spoil = lambda message: message
+        self._watcher.alter = lambda message: message
 
     def _glitch(self, message: Any) -> Any:
         """One joint's reading wrong, in one of twenty joint states."""
@@ -212,24 +213,24 @@ class Faults:
     def _set(self, name: str, value: object) -> None:
         refused = self._watcher.set_parameter("policy", f"scheduler.{name}", value)
         if refused:
-            self.untold.append(f"scheduler.{name} {value!r} refused: {refused}")
+            self.unreported.append(f"scheduler.{name} {value!r} refused: {refused}")
 
     def _flap(self) -> None:
         for _ in range(3):
             name = self._pick()
-            self._watcher.leave(name)
+            self._watcher.unsubscribe(name)
             time.sleep(self._rng.uniform(0.03, 0.06))
-            self._watcher.listen(name)
+            self._watcher.subscribe(name)
             time.sleep(self._rng.uniform(0.0, 0.5))
 
-    def _leave(self) -> None:
-        self._watcher.leave(self._pick())
+    def _unsubscribe(self) -> None:
+        self._watcher.unsubscribe(self._pick())
 
-    def _listen(self) -> None:
-        self._watcher.listen(self._controller)
+    def _subscribe(self) -> None:
+        self._watcher.subscribe(self._controller)
 
     def _drives_off(self) -> None:
-        """The arms stop following while the policy wants them elsewhere."""
+        """The arms stop following while the policy commands motion."""
         self._watcher.follows = False
         self._watcher.instruct("fault far")
 

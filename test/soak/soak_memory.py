@@ -1,10 +1,10 @@
-"""A process's memory over time, and whether it grows.
+"""Memory of a process over time, and its growth.
 
-The policy node's resident size has levels. A reader's buffer keeps the memory of the most pictures
-that it ever held, 15 of each camera or 41 MB, until the next configure; a stall fills it at once.
-That is bounded, and medians say by chance which level a stretch of time had. Growth is therefore
-read from the 95th percentiles of the first and last quarter, and the slope is Theil and Sen's, the
-median over all pairs, of the 95th percentiles of twelve stretches.
+The policy node's resident size has levels: a reader's buffer keeps the memory of the largest number
+of images that it held, up to 15 per camera or 41 MB, until the next configure, and a stall fills it
+at once. The levels are bounded, but a median depends on how long each one lasted. Growth is
+therefore measured between the 95th percentiles of the first and the last quarter. The slope is
+Theil and Sen's, the median over all pairs, of the 95th percentiles of twelve intervals.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from pathlib import Path
 import numpy as np
 
 PEAK_PERCENT = 95
-STRETCHES = 12
-SMALLEST_SERIES = 4 * STRETCHES
+INTERVALS = 12
+SMALLEST_SERIES = 4 * INTERVALS
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process holds at one moment."""
+    """Memory, threads and files of a process at one time."""
 
     at_s: float
     """By time.monotonic."""
     rss_mb: float
     pss_mb: float
-    """As RSS, with what other processes map too in shares."""
+    """As RSS, with shared pages divided among their processes."""
     anonymous_mb: float
-    """Of it the heap, stacks and tensors: neither files nor shared memory."""
+    """Heap, stacks and tensors: neither files nor shared memory."""
     threads: int
     files: int
 
     @classmethod
     def of(cls, pid: int) -> Sample:
-        """Read /proc; raises OSError when the process is gone."""
+        """Read /proc; raises OSError if the process has ended."""
         process = Path("/proc") / str(pid)
         kilobytes = {
             key.rstrip(":"): int(value)
@@ -52,7 +52,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Growth:
-    """How one figure went over the settled time."""
+    """Change of one figure over the measured time."""
 
     first: float
     """Of the first quarter."""
@@ -66,18 +66,18 @@ class Growth:
 
 
 def growth(times_s: Sequence[float], values: Sequence[float]) -> Growth:
-    """Of a series in time order.
+    """Growth of a series in time order.
 
     Raises:
-        ValueError: fewer than 48 values, which say nothing.
+        ValueError: fewer than 48 values.
     """
     if len(values) < SMALLEST_SERIES:
         raise ValueError(f"growth needs {SMALLEST_SERIES} values, not {len(values)}")
     quarters = np.array_split(np.asarray(values, dtype=np.float64), 4)
-    stretches = np.array_split(np.asarray(values, dtype=np.float64), STRETCHES)
-    peaks = np.array([np.percentile(stretch, PEAK_PERCENT) for stretch in stretches])
-    minutes = np.array([part.mean() / 60.0 for part in np.array_split(times_s, STRETCHES)])
-    i, j = np.triu_indices(STRETCHES, 1)
+    intervals = np.array_split(np.asarray(values, dtype=np.float64), INTERVALS)
+    peaks = np.array([np.percentile(interval, PEAK_PERCENT) for interval in intervals])
+    minutes = np.array([part.mean() / 60.0 for part in np.array_split(times_s, INTERVALS)])
+    i, j = np.triu_indices(INTERVALS, 1)
     slope = float(np.median((peaks[j] - peaks[i]) / (minutes[j] - minutes[i])))
     first, last = (float(np.percentile(quarters[k], PEAK_PERCENT)) for k in (0, -1))
     return Growth(first, last, slope)

@@ -20,7 +20,7 @@ class Processes:
 
     def __init__(self, output: Path, checkpoint: str) -> None:
         params = ["--params-file", str(share_directory() / "config" / "aloha.yaml")]
-        sim = [sys.executable, "-m", "pi05_ros.nodes.main", "aloha_sim_node", "--ros-args"]
+        sim = [sys.executable, "-m", "pi05_lab.sim.main", "--ros-args"]
         node = [sys.executable, str(HERE / "faulty_policy_node.py"), "--ros-args"]
         self._commands = {
             "sim": [*sim, *params, "-r", "joint_states:=sim/joint_states",
@@ -65,7 +65,7 @@ class Processes:
         return [name for name, process in self._running.items() if process.poll() is not None]
 
     def sample(self, name: str) -> Sample:
-        """Raises OSError when it is gone."""
+        """Raises OSError if the process has ended."""
         process = self._running.get(name)
         if process is None:
             raise ProcessLookupError(f"{name} is not running")

@@ -1,4 +1,4 @@
-"""The soak's figures as Markdown, and whether all is well."""
+"""The soak's figures as Markdown, and its verdict."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from soak_faults import RECOVERY_LIMIT_S
 from soak_memory import SMALLEST_SERIES, Sample, growth
 
 GROWTH_LIMIT = 0.02
-"""Of RSS and anonymous memory; PSS depends on which other process shares the libraries just now."""
+"""Of RSS and anonymous memory; PSS depends on the other processes that share the libraries."""
 NAMED = 10
-"""Findings of one row that are printed in full."""
+"""Findings of one row that are printed."""
 COUNT_LIMIT = 1
-"""Threads and files more; one leaked at each configure would be a dozen."""
+"""Of additional threads and files; a leak per configure would be a dozen."""
 
 
 @dataclass
 class Outcome:
-    """What happened."""
+    """Counts and findings of a run."""
 
     minutes: float
     trajectories: int = 0
@@ -32,7 +32,7 @@ class Outcome:
     """Processes that ended by themselves."""
     lost: Sequence[str] = ()
     """Faults that were not recovered from."""
-    untold: Sequence[str] = ()
+    unreported: Sequence[str] = ()
     """Faults that the status did not name, and parameters that were refused."""
     exit_codes: Sequence[int] = ()
     """Other than 0, after SIGTERM."""
@@ -42,7 +42,7 @@ class Outcome:
     samples: Sequence[Sample] = ()
     """Of the policy node, in time order."""
     settled_s: float = 0.0
-    """When memory counts from, by time.monotonic."""
+    """Start of the memory measurement, by time.monotonic."""
 
 
 def settled(outcome: Outcome) -> list[Sample]:
@@ -50,7 +50,7 @@ def settled(outcome: Outcome) -> list[Sample]:
 
 
 def report(outcome: Outcome) -> tuple[str, bool]:
-    """Markdown, and whether all is well: a run too short to judge the memory is not."""
+    """Markdown, and whether the run passed; a run too short to measure memory fails."""
     faults = sum(map(len, outcome.recovery_s.values())) + len(outcome.lost)
     lines = [
         f"{outcome.minutes:g} minutes, {faults} faults, {outcome.trajectories} trajectories, "
@@ -62,7 +62,7 @@ def report(outcome: Outcome) -> tuple[str, bool]:
         f"| processes that ended by themselves | {_counted(outcome.ended)} |",
         f"| exit codes other than 0 after SIGTERM | {_counted(outcome.exit_codes)} |",
         f"| trajectories that fail a check | {_counted(outcome.violations)} |",
-        f"| faults that the status does not name | {_counted(outcome.untold)} |",
+        f"| faults that the status does not name | {_counted(outcome.unreported)} |",
         f"| faults without recovery in {RECOVERY_LIMIT_S:g} s | {_counted(outcome.lost)} |",
         "",
     ]
@@ -78,15 +78,15 @@ def report(outcome: Outcome) -> tuple[str, bool]:
         f"| {outcome.resumed.get(name, 0)} |"
         for name, times_s in sorted(outcome.recovery_s.items())
     ]
-    spoiled = (
+    failed = (
         outcome.tracebacks
         or outcome.ended
         or outcome.exit_codes
         or outcome.violations
-        or outcome.untold
+        or outcome.unreported
         or outcome.lost
     )
-    return "\n".join(lines), steady and not spoiled
+    return "\n".join(lines), steady and not failed
 
 
 def _counted(names: Sequence[object]) -> str:
@@ -98,13 +98,13 @@ def _counted(names: Sequence[object]) -> str:
 def _memory(outcome: Outcome) -> tuple[list[str], bool]:
     samples = settled(outcome)
     if len(samples) < SMALLEST_SERIES:
-        return ["Too short to say anything of the node's memory."], False
+        return ["Too short to measure the node's memory."], False
     times_s = [sample.at_s for sample in samples]
     over_s = times_s[-1] - times_s[0]
     lines = [
         f"The policy node from the end of the first round of faults on, {over_s / 60:.1f} minutes, "
         f"{len(samples)} samples: 95th percentile of the first and of the last quarter, Theil–Sen "
-        "slope of twelve stretches' 95th percentiles.",
+        "slope of twelve intervals' 95th percentiles.",
         "",
         "| | first quarter | last quarter | growth | per minute |",
         "|---|---|---|---|---|",

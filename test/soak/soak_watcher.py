@@ -1,7 +1,7 @@
-"""The soak's place between the nodes: driver and controllers to the policy node.
+"""The soak's relay between simulator and policy node: it replaces driver and controllers.
 
-Joint states of the simulator pass through here to the policy node, which are spoilt at times, and
-trajectories from the policy node to the simulator, which are checked.
+It relays joint states of the simulator to the policy node, altered during faults, and trajectories
+of the policy node to the simulator, which it checks.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from soak_checks import Points, TrajectoryCheck
 from pi05_ros.nodes.main import share_directory
 
 INSTRUCTION = "wave with the left arm"
-"""The robot's own; any other is a fault."""
+"""The robot's; any other is a fault."""
 QUEUE = 100
 SECOND_PUBLISHER_OFFSET_RAD = 0.3
 
 
 class Watcher:
-    """Passes joint states and trajectories on, checks trajectories, calls services."""
+    """Relays joint states and trajectories, checks trajectories, calls services."""
 
     def __init__(self) -> None:
         import rclpy
@@ -43,9 +43,9 @@ class Watcher:
 
         robot = read_robot_config(share_directory() / "config" / "aloha.yaml")
         self.scheduling = robot.scheduler
-        self.spoil: Callable[[Any], Any] = lambda message: message
+        self.alter: Callable[[Any], Any] = lambda message: message
         self.follows = True
-        """Whether trajectories are passed on; False as with drives that are off."""
+        """Whether trajectories are relayed; False as with drives that are off."""
         self.trajectories = 0
         self.violations: list[str] = []
         """Controller, stamp and kind of each."""
@@ -63,16 +63,16 @@ class Watcher:
         node.create_subscription(ActionChunk, "policy/action_chunk", self._on_chunk, 10)
         self._checks: dict[str, TrajectoryCheck] = {}
         self._to_sim: dict[str, Any] = {}
-        self._listeners: dict[str, Any] = {}
+        self._subscriptions: dict[str, Any] = {}
         self._second: tuple[str, Any] | None = None
-        self._listener_qos = QoSProfile(depth=QUEUE)
+        self._qos = QoSProfile(depth=QUEUE)
         self._message_type = JointTrajectory
         for name, columns in robot.columns.items():
             self._checks[name] = TrajectoryCheck(robot.joints, list(columns), robot.dt_s)
             self._to_sim[name] = node.create_publisher(
                 JointTrajectory, f"sim/{name}/joint_trajectory", TRAJECTORY_QOS
             )
-            self.listen(name)
+            self.subscribe(name)
         self._services = {
             "policy/change_state": node.create_client(ChangeState, "policy/change_state"),
             "policy/stop": node.create_client(Trigger, "policy/stop"),
@@ -95,22 +95,22 @@ class Watcher:
         """Chunk boundaries in motion that were compared."""
         return sum(check.compared for check in self._checks.values())
 
-    def listen(self, controller: str) -> None:
+    def subscribe(self, controller: str) -> None:
         """Subscribe as the controller does."""
         self._checks[controller].reset()
-        self._listeners[controller] = self.node.create_subscription(
+        self._subscriptions[controller] = self.node.create_subscription(
             self._message_type,
             f"{controller}/joint_trajectory",
             functools.partial(self._on_trajectory, controller),
-            self._listener_qos,
+            self._qos,
         )
 
-    def leave(self, controller: str) -> None:
+    def unsubscribe(self, controller: str) -> None:
         """End the controller's subscription."""
-        self.node.destroy_subscription(self._listeners.pop(controller))
+        self.node.destroy_subscription(self._subscriptions.pop(controller))
 
     def add_publisher(self, topic: str) -> None:
-        """A second publisher; on joint_states it sends wrong positions."""
+        """A second publisher; on joint_states it publishes wrong positions."""
         from sensor_msgs.msg import JointState
 
         kind = JointState if topic == "joint_states" else self._message_type
@@ -122,12 +122,12 @@ class Watcher:
         self.node.destroy_publisher(publisher)
 
     def reset(self) -> None:
-        """Another process sends the trajectories from here on."""
+        """The next trajectories come from another process."""
         for check in self._checks.values():
             check.reset()
 
     def call(self, service: str, request: Any, timeout_s: float = 10.0) -> Any:
-        """The service's response; None without one in time."""
+        """The service's response; None after a timeout."""
         client = self._services[service]
         deadline_s = time.monotonic() + timeout_s
         if not client.wait_for_service(timeout_s):
@@ -150,7 +150,7 @@ class Watcher:
         self.call("policy/change_state", ChangeState.Request(transition=Transition(id=number)))
 
     def set_parameter(self, node: str, name: str, value: object) -> str:
-        """Why the node refused; empty if it did not."""
+        """Reason of a refusal; empty if the node accepted."""
         from rcl_interfaces.srv import SetParameters
         from rclpy.parameter import Parameter
 
@@ -170,7 +170,7 @@ class Watcher:
         self._instructions.publish(String(data=text))
 
     def recovered(self, since_s: float) -> bool:
-        """Whether a chunk for the robot's own instruction came, and then a command."""
+        """Whether a chunk for the robot's instruction arrived, and then a command."""
         return since_s < self.chunk_s <= self.trajectory_s
 
     def _on_joints(self, message: Any) -> None:
@@ -179,7 +179,7 @@ class Watcher:
             wrong = type(message)(header=message.header, name=message.name)
             wrong.position = np.asarray(message.position) + SECOND_PUBLISHER_OFFSET_RAD
             second[1].publish(wrong)
-        self._states.publish(self.spoil(message))
+        self._states.publish(self.alter(message))
 
     def _on_status(self, message: Any) -> None:
         self.state, self.problems = message.state, list(message.problems)

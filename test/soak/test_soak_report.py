@@ -1,4 +1,4 @@
-"""The soak's verdict; faults: a leak that passes, a level that counts as one, a jump unseen."""
+"""The soak's verdict. Faults pinned: a missed leak, a level reported as a leak, a missed jump."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from soak_checks import Points, TrajectoryCheck
 from soak_memory import Sample, growth
 from soak_report import Outcome, report
 
-from pi05_ros.control import CommandStream, MotionLimiter
+from pi05_ros.control.limits import MotionLimiter
+from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.robot_config import read_robot_config
 
 TIMES_S = np.arange(0.0, 1600.0)
 RNG = np.random.default_rng(0)
 LEVELS_MB = 560.0 + 38.0 * (np.sin(TIMES_S / 37.0) > 0.3) + RNG.normal(0.0, 2.0, TIMES_S.size)
-"""Up by a stall's pictures, down by a configure, and what is under way."""
+"""Up by a stall's images, down by a configure, and noise."""
 
 
 def outcome(memory_mb: np.ndarray, **changes: object) -> Outcome:
@@ -29,7 +30,7 @@ def outcome(memory_mb: np.ndarray, **changes: object) -> Outcome:
     return Outcome(minutes=30.0, trajectories=9000, **values)
 
 
-def test_levels_are_no_growth_and_a_leak_is() -> None:
+def test_a_leak_is_growth_and_a_level_is_not() -> None:
     grown = growth(TIMES_S, LEVELS_MB)
     assert abs(grown.share) < 0.005 and abs(grown.per_minute) < 0.1
     leak = growth(TIMES_S, LEVELS_MB + 0.75 * TIMES_S / 60.0)
@@ -39,7 +40,7 @@ def test_levels_are_no_growth_and_a_leak_is() -> None:
         growth(TIMES_S[:47], LEVELS_MB[:47])
 
 
-def test_the_report_says_what_was_wrong() -> None:
+def test_the_report_names_each_failure() -> None:
     text, well = report(outcome(LEVELS_MB))
     assert well
     assert "30 minutes, 3 faults, 9000 trajectories" in text
@@ -52,7 +53,7 @@ def test_the_report_says_what_was_wrong() -> None:
             "| trajectories that fail a check | 1: at 1 s: limits |",
         ),
         ({"exit_codes": [-15]}, "| exit codes other than 0 after SIGTERM | 1: -15 |"),
-        ({"untold": ["~/stop"]}, "| faults that the status does not name | 1: ~/stop |"),
+        ({"unreported": ["~/stop"]}, "| faults that the status does not name | 1: ~/stop |"),
         ({"lost": ["policy: oom"]}, "| 1: policy: oom |"),
         ({"settled_s": 1590.0}, "Too short"),
     ):
@@ -69,7 +70,7 @@ DT_S = ROBOT.dt_s
 def motion(ticks: int, offset_rad: float = 0.3) -> list[tuple[float, Points]]:
     """Publication time and message of each tick; every message moves."""
     limiter = MotionLimiter(JOINTS, DT_S, ROBOT.parameters.position_margin)
-    stream = CommandStream(JOINTS, limiter, DT_S)
+    stream = CommandStream(limiter)
     middle = (JOINTS.lower + JOINTS.upper) / 2
     stream.start(middle, 100.0)
     target = middle + offset_rad * (JOINTS.upper - JOINTS.lower)
@@ -91,7 +92,7 @@ def test_the_streams_messages_pass_the_checks() -> None:
     for now_s, points in messages:
         assert check.check(points, now_s) == []
     assert check.compared == 6  # three of nine boundaries are at rest
-    # a message that is lost is no jump
+    # A lost message is not a jump.
     check.reset()
     for now_s, points in (messages[3], messages[5], messages[6]):
         assert check.check(points, now_s) == []

@@ -1,9 +1,8 @@
-"""Agents of episodes: a policy plus the renderer of its cameras."""
+"""Agents of closed-loop episodes: a policy plus the renderer of its cameras."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -21,66 +20,54 @@ EXPERT = "expert"
 DEFAULT_SIZE_PX = 112
 
 
+class SetupError(ValueError):
+    """Checkpoint, policy, robot and simulator do not fit together."""
+
+
 class Agent(Protocol):
-    """A policy with its eyes. Belongs to the thread that made it."""
+    """A policy and its images of the simulator. Belongs to the thread that made it."""
 
     @property
     def policy(self) -> types.Policy: ...
 
     def begin(self, seed: int) -> None:
-        """Before each episode: what is random in it follows from `seed`."""
+        """Prepare for an episode; `seed` determines the policy's noise."""
 
     def draw(self, camera: str, qpos: FloatArray) -> ImageArray:
-        """A camera's picture of the simulator's state [nq]; called for what an inference uses."""
+        """Image of a camera in the simulator's state [nq], for an observation."""
 
-    def close(self) -> None:
-        """Give back what it holds."""
+    def close(self) -> None: ...
 
 
 class PolicyAgent:
-    """A policy that looks through rendered cameras.
+    """A policy that observes rendered images.
 
     Args:
-        load: the policy; called once. If it has `restart(seed)`, every episode begins with it.
-        size_px: width and height of the pictures; None takes 4:3, as the simulated robot publishes,
-            as wide as `policy.model.config.image_size`, which π0.5 has, else 112.
-
-    Raises:
-        RenderingUnavailable: no OpenGL on this machine (when it first draws).
+        policy: if it has `restart(seed)`, every episode begins with it.
+        size_px: width and height of the images; None: as wide as `policy.model.config.image_size`
+            (π0.5), else 112 pixels, and 4:3 as the simulated robot publishes.
     """
 
-    def __init__(
-        self, load: Callable[[], types.Policy], size_px: tuple[int, int] | None = None
-    ) -> None:
-        self._load = load
+    def __init__(self, policy: types.Policy, size_px: tuple[int, int] | None = None) -> None:
+        self.policy = policy
+        if size_px is None:
+            config = getattr(getattr(policy, "model", None), "config", None)
+            side = int(getattr(config, "image_size", DEFAULT_SIZE_PX))
+            size_px = (side, side * 3 // 4)
         self._size_px = size_px
-        self._policy: types.Policy | None = None
         self._renderer: CameraRenderer | None = None
 
-    @property
-    def policy(self) -> types.Policy:
-        if self._policy is None:
-            self._policy = self._load()
-        return self._policy
-
     def begin(self, seed: int) -> None:
-        restart = getattr(self.policy, "restart", None)
-        if restart is not None:
-            restart(seed)
+        """Prepare for an episode; RenderingUnavailable if the machine has no OpenGL."""
+        getattr(self.policy, "restart", lambda _: None)(seed)
+        if self._renderer is None:
+            # Mesa's threads would compete with the policy and other workers for cores.
+            os.environ.setdefault("LP_NUM_THREADS", "1")
+            self._renderer = CameraRenderer(SimulatedAloha().model, *self._size_px)
 
     def draw(self, camera: str, qpos: FloatArray) -> ImageArray:
-        if self._renderer is None:
-            # Mesa's threads would fight for the cores that the policy and other workers use
-            os.environ.setdefault("LP_NUM_THREADS", "1")
-            self._renderer = CameraRenderer(SimulatedAloha().model, *self._picture_size())
+        assert self._renderer is not None
         return self._renderer.render(qpos, camera)
-
-    def _picture_size(self) -> tuple[int, int]:
-        if self._size_px is not None:
-            return self._size_px
-        config = getattr(getattr(self.policy, "model", None), "config", None)
-        side = int(getattr(config, "image_size", DEFAULT_SIZE_PX))
-        return side, side * 3 // 4
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -89,10 +76,10 @@ class PolicyAgent:
 
 
 class ExpertAgent:
-    """The scripted expert as a policy: understands the instruction, sees the simulator's state.
+    """The scripted expert as a policy: the upper bound of what tasks, limits and scheduler allow.
 
-    The ceiling of what the tasks, the limits and the scheduler allow. Its eye notes the state that
-    a picture would show, so that it plans from the observation's moment like any other policy.
+    It parses the instruction and sees the simulator's state: `draw` stores that state instead of
+    rendering it, so planning starts at the observation's stamp.
     """
 
     horizon, dt_s = HORIZON, DT_S
@@ -109,18 +96,14 @@ class ExpertAgent:
         return self
 
     def begin(self, seed: int) -> None:
-        """Nothing of it is random."""
+        pass
 
     def draw(self, camera: str, qpos: FloatArray) -> ImageArray:
         self._sim.set_qpos(qpos)
         return np.zeros((1, 1, 3), dtype=np.uint8)
 
     def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
-        """Plan from the state that was drawn last.
-
-        Raises:
-            ValueError: the instruction is none of the tasks' wordings.
-        """
+        """Plan from the state of the last `draw`; ValueError if no task has this wording."""
         task = parse(observation.instruction)
         if task is None:
             raise ValueError(f"no task has the wording {observation.instruction!r}")
@@ -128,7 +111,7 @@ class ExpertAgent:
         return ActionChunk(actions, observation.stamp_s, DT_S, observation.instruction)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        pass
 
 
 def make_agent(
@@ -138,24 +121,28 @@ def make_agent(
     device: str = "cpu",
     threads: int | None = 1,
 ) -> Agent:
-    """An agent by the name of its checkpoint.
+    """The agent of a checkpoint.
 
     Args:
         checkpoint: folder, "small", or "expert".
-        size_px: width and height of the pictures; None is the policy's own.
-        num_steps: Euler steps of the flow; None is the checkpoint's number.
+        size_px: width and height of the images; None: the policy's own.
+        num_steps: Euler steps of the flow; None: the checkpoint's number.
         device: of the network.
-        threads: CPU threads of torch, for the whole process; another number may round differently.
-            None leaves them as they are.
+        threads: CPU threads of torch, for the whole process; results may differ in rounding with
+            the number. None keeps the process's number.
 
     Raises:
-        CheckpointError: not a usable checkpoint.
+        SetupError: not a usable checkpoint.
     """
     if checkpoint == EXPERT:
         return ExpertAgent()
     from pi05_lab.seeded_policy import EpisodePolicy
+    from pi05_ros.policy.weights import CheckpointError
 
-    policy = EpisodePolicy.from_pretrained(
-        checkpoint, device=device, num_steps=num_steps, seed=0, threads=threads
-    )
-    return PolicyAgent(lambda: policy, size_px)
+    try:
+        policy = EpisodePolicy.from_pretrained(
+            checkpoint, device=device, num_steps=num_steps, seed=0, threads=threads
+        )
+    except CheckpointError as error:
+        raise SetupError(str(error)) from error
+    return PolicyAgent(policy, size_px)

@@ -1,270 +1,134 @@
-"""`pi05 sim-eval`: a policy does tasks in the simulator, and the figures are counted."""
+"""`pi05 sim-eval`: run a policy on tasks in the simulator and report success rates."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
+from pi05_lab.console import make_console, progress_bar, say
+from pi05_lab.evaluation.closed_loop.agents import SetupError, make_agent
+from pi05_lab.evaluation.closed_loop.episode import Settings
+from pi05_lab.evaluation.closed_loop.report import tables, write_contact_sheet, write_metrics
+from pi05_lab.evaluation.closed_loop.summary import Summary
+from pi05_lab.evaluation.closed_loop.trials import (
+    CONDITIONS,
+    CUBES,
+    chosen_tasks,
+    plan_trials,
+    play_trials,
+    spread,
+)  # fmt: skip
+from pi05_lab.parallel import WorkerDied
+from pi05_lab.sim.rendering import RenderingUnavailable
+from pi05_lab.sim.scene import SIDES
+from pi05_lab.sim.tasks import VERBS
+from pi05_ros.cli import CommandError, one_of
 from pi05_ros.control.scheduler import SCHEDULERS
+from pi05_ros.robot_config import RobotConfigError, read_robot_config
 
-if TYPE_CHECKING:
-    from pi05_lab.evaluation.closed_loop.episode import Settings
-    from pi05_lab.evaluation.closed_loop.summary import Summary
-    from pi05_ros.robot_config import RobotConfig
-
-# as in sim, which is not imported for the help alone
-VERBS = ("touch", "pick", "place", "wave", "home")
-COLORS = ("red", "green", "blue")
-SIDES = ("left", "right")
+Option = typer.Option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument(
-        "--checkpoint",
-        default="small",
-        help="folder, 'small' (the embedded policy) or 'expert' (the scripted one; default: small)",
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", choices=VERBS, default=VERBS, help="default: all of them"
-    )
-    parser.add_argument("--colors", nargs="+", choices=COLORS, default=COLORS, help="default: all")
-    parser.add_argument("--arms", nargs="+", choices=SIDES, default=SIDES, help="default: both")
-    count = parser.add_mutually_exclusive_group()
-    count.add_argument(
-        "--episodes",
-        type=_at_least(1),
-        default=5,
-        help="for each task, color and arm (default: 5)",
-    )
-    count.add_argument(
-        "--per-task",
-        type=_at_least(1),
-        help="for each task, spread over colors and arms, instead",
-    )
-    parser.add_argument(
-        "--wordings",
-        choices=("held-out", "training"),
-        default="held-out",
-        help="instructions that no training sees, or those that it does (default: held-out)",
-    )
-    parser.add_argument(
-        "--delay-ms",
-        type=_at_least(0),
-        default=160,
-        help="simulated time from a picture to its usable chunk (default: 160)",
-    )
-    parser.add_argument(
-        "--replan",
-        type=_at_least(0),
-        default=0,
-        metavar="TICKS",
-        help="control ticks between inferences; 0: as the params say, when free (default: 0)",
-    )
-    parser.add_argument(
-        "--scheduler",
-        choices=SCHEDULERS,
-        help="how chunks become one motion (default: the params')",
-    )
-    parser.add_argument(
-        "--controls", action="store_true", help="once more with other instructions, black pictures"
-    )
-    parser.add_argument(
-        "--limit-s", type=_seconds, default=10.0, help="of simulated time per task (default: 10)"
-    )
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="of places and noise")
-    parser.add_argument("--workers", type=_at_least(1), default=1, help="processes (default: 1)")
-    parser.add_argument("--device", default="cpu", help="of the network (default: cpu)")
-    parser.add_argument("--num-steps", type=_at_least(1), help="Euler steps of the flow")
-    parser.add_argument(
-        "--size",
-        nargs=2,
-        type=_at_least(16),
-        metavar=("WIDTH", "HEIGHT"),
-        help="of the pictures, pixels (default: 4:3, as wide as the policy's)",
-    )
-    parser.add_argument("--params-file", help="the robot's params file (default: aloha.yaml)")
-    parser.add_argument("--urdf", help="the robot's URDF, where limits.source is urdf")
-    parser.add_argument(
-        "--output", type=Path, default=Path("sim_eval_out"), help="folder of the results"
-    )
-    parser.add_argument("--no-pictures", action="store_true", help="leave the contact sheet out")
-
-
-def run(options: argparse.Namespace) -> int:
+def sim_eval(
+    checkpoint: Annotated[str, Option(
+        help="Folder, 'small' (the shipped policy) or 'expert' (the scripted one).")] = "small",
+    tasks: Annotated[list[str] | None, Option(**one_of(VERBS), show_default="all")] = None,
+    colors: Annotated[list[str] | None, Option(**one_of(CUBES), show_default="all")] = None,
+    arms: Annotated[list[str] | None, Option(**one_of(SIDES), show_default="both")] = None,
+    episodes: Annotated[int | None, Option(
+        min=1, help="For each task, color and arm.", show_default="5")] = None,
+    per_task: Annotated[int | None, Option(
+        min=1, help="For each task, spread over colors and arms, instead.")] = None,
+    wordings: Annotated[str, Option(
+        **one_of(("held-out", "training")),
+        help="Instructions that no training uses, or those of trainings.")] = "held-out",
+    delay_ms: Annotated[int, Option(
+        min=0, help="Simulated time from an image to its usable chunk.")] = 160,
+    replan: Annotated[int, Option(
+        min=0, metavar="TICKS",
+        help="Control ticks between inferences; 0: as the params file says.")] = 0,
+    scheduler: Annotated[str | None, Option(
+        **one_of(SCHEDULERS), help="Chunk scheduler.", show_default="the params file's")] = None,
+    controls: Annotated[bool, Option(
+        "--controls", help="Also run ablations: wrong instruction, black images.")] = False,
+    limit_s: Annotated[float, Option(
+        min=0.5, max=600.0, help="Simulated time per episode.")] = 10.0,
+    seed: Annotated[int, Option(min=0, help="Of places and noise.")] = 0,
+    workers: Annotated[int, Option(min=1, help="Processes.")] = 1,
+    device: Annotated[str, Option(help="Of the network.")] = "cpu",
+    num_steps: Annotated[int | None, Option(min=1, help="Euler steps of the flow.")] = None,
+    size: Annotated[tuple[int, int] | None, Option(
+        metavar="WIDTH HEIGHT", help="Of the images, pixels.",
+        show_default="4:3, as wide as the policy's")] = None,
+    params_file: Annotated[str | None, Option(
+        help="The robot's params file.", show_default="aloha.yaml")] = None,
+    urdf: Annotated[str | None, Option(
+        help="The robot's URDF, if limits.source is urdf.")] = None,
+    output: Annotated[Path, Option(help="Folder of the results.")] = Path("sim_eval_out"),
+    no_pictures: Annotated[bool, Option(
+        "--no-pictures", help="Omit the contact sheet.")] = False,
+) -> int:  # fmt: skip
     """Evaluate and report; the exit code."""
-    console = Console()
+    if episodes is not None and per_task is not None:
+        raise typer.BadParameter("--per-task: not allowed with --episodes")
+    if size is not None and min(size) < 16:
+        raise typer.BadParameter(f"--size: {min(size)} is not a whole number from 16 on")
+    if not limit_s >= 0.5:
+        raise typer.BadParameter(f"--limit-s: {limit_s} is not a time from 0.5 to 600 seconds")
+    console = make_console()
     try:
-        from pi05_lab.evaluation.closed_loop.agents import EXPERT
-        from pi05_lab.evaluation.closed_loop.episode import Settings, SetupError
-        from pi05_lab.evaluation.closed_loop.report import (
-            tables,
-            write_contact_sheet,
-            write_metrics,
+        robot = read_robot_config(params_file, urdf)
+        if scheduler:
+            robot = replace(robot, scheduler=replace(robot.scheduler, method=scheduler))
+        output.mkdir(parents=True, exist_ok=True)
+        make = partial(make_agent, checkpoint, size, num_steps, device)
+        agent = make()
+        chosen = chosen_tasks(tasks or VERBS, colors or CUBES, arms or SIDES)
+        trials = plan_trials(
+            spread(chosen, per_task) if per_task else [(task, episodes or 5) for task in chosen],
+            seed,
+            held_out=wordings == "held-out",
+            conditions=CONDITIONS if controls else CONDITIONS[:1],
         )
-        from pi05_lab.evaluation.closed_loop.trial_pool import WorkerDied
-        from pi05_lab.sim.rendering import RenderingUnavailable
-        from pi05_ros.robot_config import RobotConfigError, read_robot_config
-    except ModuleNotFoundError as error:
-        if error.name != "mujoco":
-            raise
-        return _fail(console, "the simulator needs mujoco: pip install 'pi05_ros[sim]'")
-    faults: tuple[type[Exception], ...] = (
-        RobotConfigError,
-        SetupError,
-        WorkerDied,
-        RenderingUnavailable,
-        OSError,
-    )
-    if options.checkpoint != EXPERT:
-        from pi05_ros.policy.weights import CheckpointError
-
-        faults += (CheckpointError,)
-    try:
-        robot = read_robot_config(options.params_file, options.urdf)
-        if options.scheduler:
-            robot = replace(robot, scheduler=replace(robot.scheduler, method=options.scheduler))
-        settings = Settings(options.delay_ms / 1e3, options.replan, options.limit_s)
-        options.output.mkdir(parents=True, exist_ok=True)
-        summary, header = _evaluate(options, robot, settings, console)
+        settings = Settings(delay_ms / 1e3, replan, limit_s)
+        outcomes = []
+        started_s = time.monotonic()
+        with progress_bar(console, "episodes", len(trials)) as advance:
+            # One process uses the loaded agent, several load their own.
+            maker = make if workers > 1 else lambda: agent
+            for outcome in play_trials(maker, trials, robot, settings, workers):
+                outcomes.append(outcome)
+                advance(f"{outcome.trial.condition} {outcome.trial.task.verb}")
+        wall_s = time.monotonic() - started_s
+        header = {
+            "policy": agent.policy.description,
+            "checkpoint": checkpoint,
+            "scheduler": robot.scheduler.method,
+            "delay_ms": delay_ms,
+            "replanning": f"every {replan} ticks" if replan else robot.scheduler.replan,
+            "wordings": wordings,
+            "seed": seed,
+            "limit_s": limit_s,
+            "episodes": len(outcomes),
+            "faults": f"{sum(o.failures for o in outcomes)} inferences without a chunk, "
+            f"{sum(o.rejected for o in outcomes)} refused trajectories",
+            "speed": f"{60 * len(outcomes) / wall_s:.0f} episodes/min with {workers} process(es), "
+            f"{sum(o.duration_s for o in outcomes) / wall_s:.1f} times real time",
+        }
+        summary = Summary(outcomes, robot)
         console.print(tables(summary, header))
-        write_metrics(summary, header, options.output / "metrics.json")
-        if not options.no_pictures:
-            write_contact_sheet(summary, options.output / "contact_sheet.png")
-    except faults as error:
-        return _fail(console, str(error))
-    _say_errors(summary, console)
-    console.print(f"{options.output}: metrics.json and pictures", markup=False, highlight=False)
-    return 0
-
-
-def _evaluate(
-    options: argparse.Namespace, robot: RobotConfig, settings: Settings, console: Console
-) -> tuple[Summary, dict[str, Any]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    from pi05_lab.evaluation.closed_loop.agents import make_agent
-    from pi05_lab.evaluation.closed_loop.episode import Outcome
-    from pi05_lab.evaluation.closed_loop.summary import evaluate_agent
-    from pi05_lab.evaluation.closed_loop.trials import chosen_tasks, spread
-
-    make = partial(
-        make_agent,
-        options.checkpoint,
-        size_px=tuple(options.size) if options.size else None,
-        num_steps=options.num_steps,
-        device=options.device,
-    )
-    agent = make()
-    description = agent.policy.description
-    # one process plays with the agent that is there; several load their own
-    play = (lambda: agent) if options.workers == 1 else make
-    agent.close()
-    tasks = chosen_tasks(options.tasks, options.colors, options.arms)
-    if options.per_task:
-        counted = spread(tasks, options.per_task)
-    else:
-        counted = [(task, options.episodes) for task in tasks]
-    begin_s = time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("episodes", total=None)
-
-        def count(outcome: Outcome, total: int) -> None:
-            trial = outcome.trial
-            progress.update(
-                bar, advance=1, total=total, description=f"{trial.condition} {trial.task.verb}"
-            )
-
-        summary = evaluate_agent(
-            play,
-            counted,
-            options.seed,
-            robot=robot,
-            settings=settings,
-            held_out=options.wordings == "held-out",
-            controls=options.controls,
-            workers=options.workers,
-            on_outcome=count,
-        )
-    wall_s = time.monotonic() - begin_s
-    simulated_s = sum(outcome.duration_s for outcome in summary.outcomes)
-    replan = (
-        f"every {settings.replan_ticks} ticks" if settings.replan_ticks else robot.scheduler.replan
-    )
-    header = {
-        "policy": description,
-        "checkpoint": options.checkpoint,
-        "scheduler": robot.scheduler.method,
-        "delay_ms": options.delay_ms,
-        "replanning": replan,
-        "wordings": options.wordings,
-        "seed": options.seed,
-        "limit_s": settings.limit_s,
-        "episodes": len(summary.outcomes),
-        "faults": (
-            f"{sum(outcome.failures for outcome in summary.outcomes)} inferences without a chunk, "
-            f"{sum(outcome.rejected for outcome in summary.outcomes)} refused trajectories"
-        ),
-        "speed": (
-            f"{60 * len(summary.outcomes) / wall_s:.0f} episodes/min with {options.workers} "
-            f"process(es), {simulated_s / wall_s:.1f} times real time"
-        ),
-    }
-    return summary, header
-
-
-def _say_errors(summary: Summary, console: Console) -> None:
-    errors = [outcome.error for outcome in summary.outcomes if outcome.error]
+        write_metrics(summary, header, output / "metrics.json")
+        if not no_pictures:
+            write_contact_sheet(summary, output / "contact_sheet.png")
+    except (RobotConfigError, SetupError, WorkerDied, RenderingUnavailable, OSError) as error:
+        raise CommandError(str(error)) from error
+    errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors:
-        console.print(
-            f"{len(errors)} episodes with failures, the last: {errors[-1]}",
-            style="bold red",
-            markup=False,
-            highlight=False,
-        )
-
-
-def _fail(console: Console, text: str) -> int:
-    console.print(text, style="bold red", markup=False, highlight=False)
-    return 1
-
-
-def _at_least(least: int) -> Any:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
-        return value
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.5 <= value <= 600.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time from 0.5 to 600 seconds")
-    return value
+        say(console, f"{len(errors)} episodes with failures, the last: {errors[-1]}", "bold red")
+    say(console, f"{output}: metrics.json and images")
+    return 0

@@ -1,48 +1,50 @@
-"""Plays a recording into policies, in the order in which it was received, and adds up figures."""
+"""Plays a recording into policies in the order of its receipt and adds up their figures."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from pi05_lab.evaluation.open_loop.bag import BagError
-from pi05_lab.evaluation.open_loop.figures import Episode
-from pi05_lab.evaluation.open_loop.fit import (
-    check_fit,
-    common_cameras,
-    for_policy,
-    other_instruction,
+from pi05_lab.data.bags import BagError, Notes
+from pi05_lab.evaluation.open_loop.conditions import (
+    LAG_S,
+    Episode,
+    EvaluationSettings,
+    PolicyTrack,
+    wrong_instruction,
 )
-from pi05_lab.evaluation.open_loop.notes import Notes
+from pi05_lab.evaluation.open_loop.metrics import Decimated, StreamStatistics
 from pi05_lab.evaluation.open_loop.reference import MAX_GAP_S, ReferenceTrajectory
-from pi05_lab.evaluation.open_loop.series import Decimated, percentiles, rounded
-from pi05_lab.evaluation.open_loop.settings import OfflineSettings
+from pi05_lab.evaluation.open_loop.results import (
+    Numbers,
+    RecordingResult,
+    percentiles,
+    rounded,
+)
 from pi05_lab.evaluation.open_loop.sources import (
     Command,
     Event,
     Instruction,
     Joints,
-    Picture,
     Recording,
 )
-from pi05_lab.evaluation.open_loop.streams import StreamStatistics
 from pi05_lab.evaluation.open_loop.topics import EvaluatedRobot
-from pi05_lab.evaluation.open_loop.track import LAG_S, PolicyTrack
-from pi05_ros.observation.buffer import CameraStream, NotReady, ObservationBuffer, Snapshot
+from pi05_ros.observation.buffer import CameraStream, NotReady, ObservationBuffer
 from pi05_ros.observation.decode import DecodeError
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.types import FloatArray, ImageArray, Policy
 
 _PAUSE_NS = 5_000_000_000
-"""Over a longer silence of all streams time is not played."""
+"""A longer silence of all streams is skipped."""
 _STOPPED_S = 1.0
 
 
 class Sink(Protocol):
-    """Is told everything as it happens, to show it beside the recording."""
+    """Writes the recording and the predicted motion for a viewer; see `export`."""
 
     def event(self, event: Event, decode: Callable[[Any], ImageArray]) -> None: ...
 
@@ -51,18 +53,11 @@ class Sink(Protocol):
     def commanded(self, policy: str, method: str, now_s: float, positions: FloatArray) -> None: ...
 
     def close(self, whole: bool) -> None:
-        """End; `whole` says that the evaluation went through."""
+        """End; `whole` is false after an exception."""
 
 
-class OfflineEvaluation:
-    """Evaluates policies on one recording.
-
-    Args:
-        recording: what is played.
-        policies: name → policy, all with the robot's joints.
-        robot: topics, joints, control settings.
-        settings: how.
-        sinks: are told what happens.
+class OpenLoopEvaluation:
+    """Evaluates policies (by name in the report) on one recording.
 
     Raises:
         BagError: a policy that does not fit the robot.
@@ -74,29 +69,33 @@ class OfflineEvaluation:
         recording: Recording,
         policies: Mapping[str, Policy],
         robot: EvaluatedRobot,
-        settings: OfflineSettings,
+        settings: EvaluationSettings,
         sinks: Sequence[Sink] = (),
     ) -> None:
         for name, policy in policies.items():
-            check_fit(name, policy, robot)
-        self._recording = recording
-        self._robot = robot
-        self._settings = settings
-        self._sinks = sinks
+            _check_fit(name, policy, robot)
+        self._recording, self._robot = recording, robot
+        self._settings, self._sinks = settings, sinks
         self._notes: Notes = recording.notes
         config = robot.config
-        self._cameras = common_cameras(policies, robot)
+        used = {name for policy in policies.values() for name in policy.cameras}
+        self._cameras = {camera.name for camera in robot.cameras if camera.name in used}
         self._buffer = ObservationBuffer(
-            [CameraStream(c.name, c.required) for c in robot.cameras if c.name in self._cameras],
+            [CameraStream(c.name, c.required) for c in robot.cameras if c.name in used],
             config.joints.names,
             config.gates,
         )
         self._decoded: dict[int, tuple[Any, ImageArray]] = {}
+        self._reference = ReferenceTrajectory(len(config.joints), recording.commanded())
         self._tracks = [
-            PolicyTrack(name, policy, config, settings, self._cameras, self._decode, self._notes)
+            PolicyTrack(
+                name, policy, config, settings, self._reference, self._cameras, self._decode,
+                self._notes,
+            )
             for name, policy in policies.items()
-        ]
-        self._truth = ReferenceTrajectory(len(config.joints), recording.commanded())
+        ]  # fmt: skip
+        self._runners = [s.runner for track in self._tracks for s in track.schedulers.values()]
+        self._buffers = [self._buffer, *(runner.buffer for runner in self._runners)]
         self._arm_columns = np.flatnonzero(~config.joints.gripper).tolist()
         self._streams: dict[str, StreamStatistics] = {}
         self._episodes: list[Episode] = []
@@ -106,16 +105,15 @@ class OfflineEvaluation:
         self._next_infer_ns = 0
         self._now_ns = self._origin_ns = 0
         self._last_stamp_s = -np.inf
-        self._moments = self._observations = 0
-        self._skews_s = Decimated()
-        self._ages_s = Decimated()
+        self._due = self._observations = 0
+        self._skews_s, self._ages_s = Decimated(), Decimated()
         self._sampled: list[float] = []
 
-    def run(self) -> dict[str, Any]:
-        """Play all of it; the figures, ready for JSON.
+    def run(self) -> RecordingResult:
+        """Play the recording.
 
         Raises:
-            BagError: no picture and no joint state in it.
+            BagError: it has no images and no joint states.
         """
         started_s = time.perf_counter()
         for event in self._recording.events():
@@ -124,7 +122,7 @@ class OfflineEvaluation:
             for sink in self._sinks:
                 sink.event(event, self._recording.decode)
         if self._next_tick_ns is None:
-            raise BagError(f"{self._recording.name}: no pictures and no joint states")
+            raise BagError(f"{self._recording.name}: no images and no joint states")
         self._advance_to(self._now_ns + 1)
         self._settle(final=True)
         if self._episodes:
@@ -151,7 +149,7 @@ class OfflineEvaluation:
         self._now_ns = max(self._now_ns, event.time_ns)
 
     def _advance_to(self, time_ns: int) -> None:
-        """Play the ticks before a time; what was received at a tick's time is there for it."""
+        """Run the ticks before a time: a tick sees what was received at its own time."""
         assert self._next_tick_ns is not None
         if time_ns - self._next_tick_ns > _PAUSE_NS:
             pause_s = (time_ns - self._next_tick_ns) * 1e-9
@@ -165,35 +163,25 @@ class OfflineEvaluation:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Instruction):
-            self._instruct(event)
+            self._take_instruction(event)
             return
         stamp_s = event.start_s if isinstance(event, Command) else event.stamp_s
         stream = self._streams.setdefault(event.topic, StreamStatistics(event.topic))
         stream.add(stamp_s, event.time_ns * 1e-9)
-        if isinstance(event, Picture):
-            if event.camera in self._cameras:
-                self._put_picture(event)
+        if isinstance(event, Command):
+            self._reference.put_command(event)
         elif isinstance(event, Joints):
-            self._put_joints(stamp_s, event.positions)
-            self._truth.put_joints(stamp_s, event.positions)
-        else:
-            self._truth.put_command(event)
+            for buffer in self._buffers:
+                buffer.put_joints(stamp_s, event.positions)
+            self._reference.put_joints(stamp_s, event.positions)
+        elif event.camera in self._cameras:
+            try:
+                for buffer in self._buffers:
+                    buffer.put_image(event.camera, event.stamp_s, event.payload)
+            except ValueError as error:
+                self._notes.add(str(error), (event.time_ns - self._origin_ns) * 1e-9)
 
-    def _put_picture(self, event: Picture) -> None:
-        try:
-            self._buffer.put_image(event.camera, event.stamp_s, event.payload)
-        except ValueError as error:
-            self._notes.add(str(error), (event.time_ns - self._origin_ns) * 1e-9)
-            return
-        for track in self._tracks:
-            track.put_image(event.camera, event.stamp_s, event.payload)
-
-    def _put_joints(self, stamp_s: float, positions: FloatArray) -> None:
-        self._buffer.put_joints(stamp_s, positions)
-        for track in self._tracks:
-            track.put_joints(stamp_s, positions)
-
-    def _instruct(self, event: Instruction) -> None:
+    def _take_instruction(self, event: Instruction) -> None:
         before = self._buffer.instruction
         at_s = (event.time_ns - self._origin_ns) * 1e-9 if self._origin_ns else 0.0
         try:
@@ -206,8 +194,8 @@ class OfflineEvaluation:
         if self._episodes:
             self._settle(final=True)
             self._episodes[-1].end(self._now_s)
-        for track in self._tracks:
-            track.instruct(text)
+        for runner in self._runners:
+            runner.set_instruction(text)
         config = self._robot.config
         self._episodes.append(Episode(text, self._now_s, config.joints, config.dt_s))
 
@@ -219,17 +207,16 @@ class OfflineEvaluation:
             infer = self._observe()
         if not self._episodes:
             return
-        episode = self._episodes[-1]
         for track in self._tracks:
-            for method, positions in track.tick(self._now_s, episode, infer).items():
+            for method, positions in track.tick(self._now_s, self._episodes[-1], infer).items():
                 for sink in self._sinks:
                     sink.commanded(track.name, method, self._now_s, positions)
         self._sampled.append(self._now_s)
         self._settle()
 
     def _observe(self) -> bool:
-        """Infer on what is there now; whether there was an observation."""
-        self._moments += 1
+        """Infer on the newest observation; whether there was one."""
+        self._due += 1
         at_s = self._now_s - self._origin_s
         try:
             snapshot = self._buffer.snapshot(self._now_s)
@@ -238,51 +225,48 @@ class OfflineEvaluation:
                 self._notes.add(f"no observation: {problem}", at_s)
             return False
         if snapshot.stamp_s <= self._last_stamp_s:
-            self._notes.add("no observation: no new picture since the last one", at_s)
+            self._notes.add("no observation: no new image since the last one", at_s)
             return False
         self._last_stamp_s = snapshot.stamp_s
         started_s = time.perf_counter()
         try:
-            observation = snapshot.decode(self._decode, self._robot.config.joints.to_policy)
+            observation = self._buffer.observe(
+                snapshot, self._decode, self._robot.config.joints.to_policy
+            )
         except DecodeError as error:
             self._notes.add(f"no observation: {error}", at_s)
             return False
         decode_s = time.perf_counter() - started_s
-        self._count(snapshot)
-        controlled = self._settings.control_every
+        self._skews_s.add(snapshot.skew_s)
+        self._ages_s.add(self._now_s - snapshot.stamp_s)
+        every = self._settings.control_every
         other = ""
-        if controlled and (self._observations - 1) % controlled == 0:
-            other = other_instruction(snapshot.instruction, self._settings)
+        if every and self._observations % every == 0:
+            other = wrong_instruction(snapshot.instruction, self._settings)
+        self._observations += 1
         for track in self._tracks:
-            seen = for_policy(observation, track.policy)
-            positions = track.observe(seen, self._episodes[-1], self._truth, decode_s, other)
+            positions = track.observe(observation, self._episodes[-1], decode_s, other)
             if positions is not None:
                 for sink in self._sinks:
                     sink.chunk(track.name, snapshot.stamp_s, track.policy.dt_s, positions)
         return True
 
-    def _count(self, snapshot: Snapshot) -> None:
-        self._observations += 1
-        self._skews_s.add(snapshot.skew_s)
-        self._ages_s.add(self._now_s - snapshot.stamp_s)
-
     def _settle(self, final: bool = False) -> None:
         for track in self._tracks:
-            track.settle(self._now_s, self._truth, self._pictures, final)
+            track.settle(self._now_s, self._current_images, final)
         lag_s = 0.0 if final else LAG_S
         while self._sampled and self._sampled[0] + lag_s <= self._now_s:
             time_s = self._sampled.pop(0)
-            real, known = self._truth.at(np.array([time_s]), self._now_s)
+            real, known = self._reference.at(np.array([time_s]), self._now_s)
             if not known[0] or not self._episodes:
                 continue
             self._episodes[-1].positions.add(real[0])
-            dt_s = self._robot.config.dt_s
-            if self._truth.is_dense(time_s, self._arm_columns, dt_s):
+            if self._reference.is_dense(time_s, self._arm_columns, self._robot.config.dt_s):
                 self._episodes[-1].recorded.add(time_s, real[0])
         oldest_s = min([track.oldest_s for track in self._tracks], default=np.inf)
-        self._truth.trim(min(oldest_s, self._now_s - 1.0))
+        self._reference.trim(min(oldest_s, self._now_s - 1.0))
 
-    def _pictures(self) -> Mapping[str, ImageArray]:
+    def _current_images(self) -> Mapping[str, ImageArray]:
         try:
             messages = self._buffer.snapshot(self._now_s).messages
             return {name: self._decode(message) for name, message in messages.items()}
@@ -290,7 +274,7 @@ class OfflineEvaluation:
             return {}
 
     def _decode(self, payload: Any) -> ImageArray:
-        """Each picture once, although every scheduler asks for it."""
+        """Decode each image once for all policies and schedulers."""
         key = id(payload)
         if key not in self._decoded or self._decoded[key][0] is not payload:
             if len(self._decoded) >= 2 * len(self._cameras):
@@ -298,72 +282,64 @@ class OfflineEvaluation:
             self._decoded[key] = (payload, self._recording.decode(payload))
         return self._decoded[key][1]
 
-    def _result(self, wall_s: float) -> dict[str, Any]:
+    def _result(self, wall_s: float) -> RecordingResult:
         end_s = max((s.last_s for s in self._streams.values()), default=0.0)
-        streams = [s.to_dict(self._origin_s, end_s) for s in self._streams.values()]
-        duration_s = self._now_s - self._origin_s
+        streams = [s.row(self._origin_s, end_s) for s in self._streams.values()]
         for stream in streams:
-            if stream["silent_s"] > max(_STOPPED_S, 3e-3 * max(stream["period_ms"], default=0.0)):
+            longest_ms = max((v for v in stream.period_ms if v is not None), default=0.0)
+            if stream.silent_s > max(_STOPPED_S, 3e-3 * longest_ms):
                 self._notes.add(
-                    f"{stream['topic']} stopped {stream['silent_s']:.1f} s before the end",
-                    end_s - stream["silent_s"] - self._origin_s,
+                    f"{stream.topic} stopped {stream.silent_s:.1f} s before the end",
+                    end_s - stream.silent_s - self._origin_s,
                 )
         self._note_late_commands()
-        names = self._robot.config.joints.names
-        return {
-            "name": self._recording.name,
-            "duration_s": round(duration_s, 3),
-            "moments": self._moments,
-            "observations": self._observations,
-            "skew_ms": rounded([1e3 * v for v in percentiles(self._skews_s.items)], 3),
-            "age_ms": rounded([1e3 * v for v in percentiles(self._ages_s.items)], 3),
-            "streams": streams,
-            "commanded_joints": [names[column] for column in self._truth.commanded_columns],
-            "notes": [
-                {
-                    "text": note.text,
-                    "count": note.count,
-                    "first_s": None if note.first_s is None else round(note.first_s, 3),
-                }
+        return RecordingResult(
+            name=self._recording.name,
+            duration_s=round(self._now_s - self._origin_s, 3),
+            moments=self._due,
+            observations=self._observations,
+            skew_ms=_milliseconds(self._skews_s),
+            age_ms=_milliseconds(self._ages_s),
+            streams=streams,
+            commanded_joints=self._joint_names(self._reference.commanded_columns),
+            notes=[
+                replace(note, first_s=None if note.first_s is None else round(note.first_s, 3))
                 for note in self._notes
             ],
-            "episodes": [episode.to_dict(self._origin_s) for episode in self._episodes],
-            "policies": {track.name: self._track(track) for track in self._tracks},
-            "wall_s": round(wall_s, 3) if self._settings.timings else None,
-        }
+            episodes=[episode.row(self._origin_s) for episode in self._episodes],
+            policies={track.name: track.row(self._origin_s) for track in self._tracks},
+            wall_s=round(wall_s, 3) if self._settings.timings else None,
+        )
 
     def _note_late_commands(self) -> None:
-        """The report says where commands, which are the reference, are missing."""
-        names = self._robot.config.joints.names
-        for columns in self._truth.awaited:
-            joints = ", ".join(names[column] for column in columns)
+        """Commands are the reference: note where they are missing."""
+        for columns in self._reference.awaited:
+            joints = ", ".join(self._joint_names(columns))
             self._notes.add(f"no usable command of {joints}: nothing was compared")
         instructed_s = self._episodes[0].start_s if self._episodes else -np.inf
-        for columns, begun_s in self._truth.begun_s.items():
+        for columns, begun_s in self._reference.begun_s.items():
             late_s = begun_s - instructed_s
             if np.isfinite(late_s) and late_s > MAX_GAP_S:
-                joints = ", ".join(names[column] for column in columns)
                 self._notes.add(
-                    f"the commands of {joints} begin {late_s:.1f} s after the first instruction: "
-                    "what comes before was not compared"
+                    f"the commands of {', '.join(self._joint_names(columns))} begin {late_s:.1f} s "
+                    "after the first instruction: what comes before was not compared"
                 )
 
-    def _track(self, track: PolicyTrack) -> dict[str, Any]:
-        timings = self._settings.timings
-        return {
-            "description": track.policy.description,
-            "horizon": track.policy.horizon,
-            "dt_s": track.policy.dt_s,
-            "inferences": track.inferences,
-            "failures": track.failures,
-            "unscored": track.unscored,
-            "slower_than_delay": track.slow if timings else None,
-            "stages_s": {
-                stage: rounded(samples.items, 6)
-                for stage, samples in track.stages.items()
-                if timings
-            },
-            "schedulers": {player.method: player.to_dict() for player in track.players},
-            "traces": track.traces.to_dict(self._origin_s),
-            "worst": track.worst.to_list(self._origin_s),
-        }
+    def _joint_names(self, columns: Sequence[int]) -> list[str]:
+        return [self._robot.config.joints.names[column] for column in columns]
+
+
+def _check_fit(name: str, policy: Policy, robot: EvaluatedRobot) -> None:
+    """Raise BagError unless the policy has the params file's joints and one of its cameras."""
+    count = len(robot.config.joints)
+    for what, dim in (("states", policy.state_dim), ("actions", policy.action_dim)):
+        if dim != count:
+            raise BagError(f"{name} has {dim} {what}, the params file {count} joints")
+    cameras = [camera.name for camera in robot.cameras]
+    if not set(policy.cameras) & set(cameras):
+        raise BagError(f"{name} has the cameras {list(policy.cameras)}, the params file {cameras}")
+
+
+def _milliseconds(samples_s: Decimated) -> Numbers:
+    numbers: Numbers = rounded([1e3 * value for value in percentiles(samples_s.items)], 3)
+    return numbers

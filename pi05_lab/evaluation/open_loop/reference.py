@@ -17,56 +17,45 @@ from pi05_ros.types import FloatArray
 BoolArray = NDArray[np.bool_]
 
 MAX_GAP_S = 0.3
-"""Between two samples further apart nothing is known."""
+"""Between samples that are further apart the trajectory is unknown."""
 DENSE_STEPS = 1.5
-"""Commands this many control ticks apart follow each other at the control rate."""
+"""Commands at most this many control ticks apart come at the control rate."""
 _SPACING_S = 0.1
-"""Points of one trajectory are connected however far apart, by samples this far apart."""
+"""Distance of the samples that connect the points of one commanded trajectory."""
 _TOLERANCE_S = 1e-6
 
 
 class Timeline:
-    """Values over time, linear in between."""
+    """Sampled values over time with linear interpolation."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
         self._values: list[FloatArray] = []
 
-    def __len__(self) -> int:
-        return len(self.times_s)
-
-    @property
-    def end_s(self) -> float:
-        return self.times_s[-1] if self.times_s else -np.inf
-
     def append(self, time_s: float, values: FloatArray) -> None:
-        """A sample; one that is not later than the newest is dropped."""
-        if time_s > self.end_s:
+        """Add a sample; one that is not later than the newest is dropped."""
+        if not self.times_s or time_s > self.times_s[-1]:
             self.times_s.append(time_s)
             self._values.append(values)
 
     def replace_from(self, start_s: float, times_s: FloatArray, values: FloatArray) -> None:
-        """A trajectory that ends the one before at `start_s`, where that one is to be left."""
+        """Continue from the value at `start_s` with another trajectory."""
         joint, known = self.at(np.array([start_s]))
         keep = bisect_left(self.times_s, start_s - _TOLERANCE_S)
         del self.times_s[keep:], self._values[keep:]
         if known[0] and times_s[0] > start_s + _TOLERANCE_S:
             times_s = np.concatenate(([start_s], times_s))
             values = np.concatenate((joint, values))
-        self._extend(float(times_s[0]), values[0])
+        self.append(float(times_s[0]), values[0])
         for k in range(1, len(times_s)):
             before_s, after_s = float(times_s[k - 1]), float(times_s[k])
             pieces = int(np.ceil((after_s - before_s) / _SPACING_S))
             for share in np.arange(1, pieces + 1) / pieces:
                 mixed = (1 - share) * values[k - 1] + share * values[k]
-                self._extend(before_s + share * (after_s - before_s), mixed)
-
-    def _extend(self, time_s: float, values: FloatArray) -> None:
-        self.times_s.append(time_s)
-        self._values.append(values)
+                self.append(before_s + share * (after_s - before_s), mixed)
 
     def at(self, times_s: FloatArray) -> tuple[FloatArray, BoolArray]:
-        """Times [n] → values [n, dims], and [n] whether anything is known of them."""
+        """Increasing times [n] → values [n, dims], and [n] whether they are known."""
         if not self.times_s:
             return np.zeros((len(times_s), 0)), np.zeros(len(times_s), dtype=bool)
         low = max(0, bisect_left(self.times_s, float(times_s[0])) - 1)
@@ -86,17 +75,17 @@ class Timeline:
         return mixed, exact | (inside & (gap_s <= MAX_GAP_S + _TOLERANCE_S))
 
     def spacing_s(self, time_s: float) -> float:
-        """Between the two samples around a time; infinite outside of them."""
+        """Distance of the two samples around a time; infinite outside of all samples."""
         after = bisect_left(self.times_s, time_s - _TOLERANCE_S)
         if after >= len(self.times_s):
             return np.inf
         if after == 0:
             exact = self.times_s[0] <= time_s + _TOLERANCE_S
-            return self.times_s[1] - self.times_s[0] if exact and len(self) > 1 else np.inf
+            return self.times_s[1] - self.times_s[0] if exact and self.times_s[1:] else np.inf
         return self.times_s[after] - self.times_s[after - 1]
 
     def trim(self, before_s: float) -> None:
-        """Forget all but one sample before a time."""
+        """Remove all but one sample before a time."""
         count = max(0, bisect_left(self.times_s, before_s) - 1)
         del self.times_s[:count], self._values[:count]
 
@@ -104,44 +93,32 @@ class Timeline:
 class ReferenceTrajectory:
     """The reference trajectory of all joints.
 
-    Where the recording has a controller's commands, its joints follow them and nothing else: what
-    comes before the first command is not known. Joints without commands follow their measured
-    positions.
-
-    Args:
-        n_joints: of the robot.
-        commanded: columns of each controller whose commands were recorded.
+    Joints of a controller whose commands were recorded follow these commands alone: before the
+    first one they are unknown. Other joints follow their measured positions. `commanded` has the
+    columns of each controller whose commands were recorded.
     """
 
     def __init__(self, n_joints: int, commanded: Sequence[tuple[int, ...]] = ()) -> None:
         self.measured = Timeline()
         self._n_joints = n_joints
-        self._awaited = list(commanded)
+        self.awaited = list(commanded)
+        """Columns of the controllers without a usable command so far."""
+        self.begun_s: dict[tuple[int, ...], float] = {}
+        """Columns → start of their first command."""
         self._commanded: dict[tuple[int, ...], Timeline] = {}
-        self._begun_s: dict[tuple[int, ...], float] = {}
 
     @property
     def commanded_columns(self) -> list[int]:
-        """Joints that are compared with commands."""
+        """Joints whose reference is their commands."""
         return sorted({column for columns in self._commanded for column in columns})
-
-    @property
-    def awaited(self) -> list[tuple[int, ...]]:
-        """Columns of the controllers of which no usable command has come."""
-        return list(self._awaited)
-
-    @property
-    def begun_s(self) -> dict[tuple[int, ...], float]:
-        """Columns → start of their first command."""
-        return dict(self._begun_s)
 
     def put_joints(self, stamp_s: float, positions: FloatArray) -> None:
         self.measured.append(stamp_s, positions)
 
     def put_command(self, command: Command) -> None:
         line = self._commanded.setdefault(command.columns, Timeline())
-        self._begun_s.setdefault(command.columns, float(command.times_s[0]))
-        self._awaited = [own for own in self._awaited if not set(own) & set(command.columns)]
+        self.begun_s.setdefault(command.columns, float(command.times_s[0]))
+        self.awaited = [own for own in self.awaited if not set(own) & set(command.columns)]
         if len(command.times_s) == 1:
             line.append(float(command.times_s[0]), command.positions[0])
         else:
@@ -150,15 +127,13 @@ class ReferenceTrajectory:
     def at(self, times_s: FloatArray, until_s: float) -> tuple[FloatArray, BoolArray]:
         """Increasing times [n] → positions [n, n_joints], and [n] whether they are known.
 
-        Args:
-            times_s: not earlier than what `trim` has left.
-            until_s: what is planned for later has not happened.
+        Times after `until_s` are unknown: their commands have not been executed.
         """
         positions, known = self.measured.at(times_s)
         if positions.shape[1] != self._n_joints:
             positions, known = np.zeros((len(times_s), self._n_joints)), known & False
         covered: set[int] = set()
-        all_known = np.full(len(times_s), not self._awaited)
+        all_known = np.full(len(times_s), not self.awaited)
         for columns, line in self._commanded.items():
             values, mine = line.at(times_s)
             positions[:, list(columns)] = values
@@ -183,7 +158,7 @@ class ReferenceTrajectory:
         return dense.issuperset(columns)
 
     def velocity(self, stamp_s: float, span_s: float = 0.1) -> FloatArray | None:
-        """[n_joints] mean measured speed over the time before a stamp; None if it is not known."""
+        """Mean measured velocity [n_joints] over the time before a stamp; None if it is unknown."""
         positions, known = self.measured.at(np.array([stamp_s - span_s, stamp_s]))
         if not known.all():
             return None

@@ -1,4 +1,4 @@
-"""What replay.launch.py plays of a bag; free of launch and rclpy."""
+"""The topics that replay.launch.py plays of a bag; free of launch and rclpy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pi05_lab.evaluation.open_loop.bag import Bag, BagError
-from pi05_lab.evaluation.open_loop.notes import Notes
+from pi05_lab.data.bags import Bag, BagError, Notes
 from pi05_lab.evaluation.open_loop.topics import EvaluatedRobot, read_evaluated_robot
-from pi05_ros.nodes.launch_checks import LaunchFaults, boolean_faults, common_faults
+from pi05_ros.nodes.launch_support import LaunchFaults, boolean_faults, common_faults
 from pi05_ros.robot_config import RobotConfigError
 
 RATES = (0.01, 100.0)
@@ -20,15 +19,15 @@ RATES = (0.01, 100.0)
 
 @dataclass(frozen=True)
 class Replay:
-    """What replay.launch.py plays, and what the node must be told for it."""
+    """Topics to play, and parameters of the node for them."""
 
     topics: list[str]
     transports: dict[str, str]
-    """Parameter of the node → "raw" or "compressed", by what the bag has of each camera."""
+    """Parameter of the node → "raw" or "compressed", as each camera was recorded."""
 
 
-def replay_faults(values: Mapping[str, str]) -> list[str]:
-    """What is wrong with the arguments of replay.launch.py, the bag's topics excepted."""
+def _argument_faults(values: Mapping[str, str]) -> list[str]:
+    """Faults of the arguments of replay.launch.py, except those of the bag."""
     faults = [*boolean_faults(values, ("loop", "dry_run")), *common_faults(values)]
     try:
         rate = float(values["rate"])
@@ -45,12 +44,12 @@ def replay_faults(values: Mapping[str, str]) -> list[str]:
 
 
 def plan_replay(values: Mapping[str, str]) -> Replay:
-    """Check all arguments and choose what is played.
+    """Check all arguments and choose the topics.
 
     Raises:
-        LaunchFaults: an argument is wrong, or the bag has not what the node reads.
+        LaunchFaults: an argument is wrong, or the bag lacks a topic that the node needs.
     """
-    faults = replay_faults(values)
+    faults = _argument_faults(values)
     bag_topics: dict[str, str] = {}
     try:
         bag_topics = Bag(Path(values["bag"]).expanduser(), Notes()).topics
@@ -62,32 +61,33 @@ def plan_replay(values: Mapping[str, str]) -> Replay:
         robot = read_evaluated_robot(values["params_file"], values["namespace"])
     except RobotConfigError as error:
         raise LaunchFaults([f"params_file:={values['params_file']}: {error}"]) from None
-    return _choose(values, robot, bag_topics)
+    return _choose_topics(values, robot, bag_topics)
 
 
-def _choose(values: Mapping[str, str], robot: EvaluatedRobot, bag: Mapping[str, str]) -> Replay:
+def _choose_topics(
+    values: Mapping[str, str], robot: EvaluatedRobot, bag: Mapping[str, str]
+) -> Replay:
     topics, transports, faults = [], {}, []
     for camera in robot.cameras:
         recorded = [topic for topic, kind in camera.topics.items() if bag.get(topic) == kind]
         if recorded:
             topics.append(recorded[0])
-            compressed = recorded[0] != camera.topic
-            transports[f"cameras.{camera.name}.transport"] = "compressed" if compressed else "raw"
+            transport = "raw" if recorded[0] == camera.topic else "compressed"
+            transports[f"cameras.{camera.name}.transport"] = transport
         elif camera.required:
             faults.append(f"camera {camera.name}: none of {', '.join(camera.topics)}")
-    if robot.joint_topic in bag:
-        topics.append(robot.joint_topic)
-    else:
-        faults.append(f"joint states: no {robot.joint_topic}")
     instruction = robot.instruction_topics[0]
+    needed = {robot.joint_topic: f"joint states: no {robot.joint_topic}"}
     if not values["instruction"]:
-        if instruction in bag:
-            topics.append(instruction)
+        needed[instruction] = f'no {instruction}: give instruction:="…"'
+    for topic, fault in needed.items():
+        if topic in bag:
+            topics.append(topic)
         else:
-            faults.append(f'no {instruction}: give instruction:="…"')
+            faults.append(fault)
     if faults:
+        lines = [f"bag:={values['bag']} lacks {fault}" for fault in faults]
         has = ", ".join(sorted(bag))
         remedy = "another params_file or namespace may fit"
-        raise LaunchFaults([f"bag:={values['bag']} lacks {fault}" for fault in faults]
-                           + [f"bag:={values['bag']} has {has}; {remedy}"])  # fmt: skip
+        raise LaunchFaults([*lines, f"bag:={values['bag']} has {has}; {remedy}"])
     return Replay(topics, transports)

@@ -1,4 +1,4 @@
-"""Which topics of a recording mean what, by the policy node's params file."""
+"""Topics of a recording, by the policy node's params file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Camera:
 
     name: str
     topic: str
-    """Absolute, of the raw pictures; the compressed ones are on `<topic>/compressed`."""
+    """Absolute, of the raw images; compressed ones are on `<topic>/compressed`."""
     transport: str
     required: bool
 
@@ -40,35 +40,35 @@ class Camera:
 
 @dataclass(frozen=True)
 class Controller:
-    """A controller whose commands may have been recorded."""
+    """A controller of the params file."""
 
     name: str
     topic: str
     output: str
     columns: tuple[int, ...]
-    """Of its joints, in its order, in the robot's joints."""
+    """Of its joints, in its order, among the robot's joints."""
 
 
 @dataclass(frozen=True)
 class EvaluatedRobot:
-    """A robot, its topics, and what its params file runs."""
+    """A robot and its topics, by the params file."""
 
     config: RobotConfig
     cameras: tuple[Camera, ...]
     controllers: tuple[Controller, ...]
     joint_topic: str
     instruction_topics: tuple[str, ...]
-    """`instruction`, and the latched repetition that a recording begun later still has."""
+    """`instruction`, and the node's latched copy, which a recording that starts later still has."""
     robot: str
-    """What `Policy.from_pretrained` takes: a name, or a description beside the params file."""
+    """`robot` of `Policy.from_pretrained`: a name, or a file beside the params file."""
 
     @property
     def checkpoint(self) -> str:
         return self.config.parameters.checkpoint
 
     def record_command(self) -> str:
-        """The command that records what an evaluation needs."""
-        topics = [topic for camera in self.cameras for topic in list(camera.topics)[:1]]
+        """The command that records the topics of an evaluation."""
+        topics = [next(iter(camera.topics)) for camera in self.cameras]
         topics += [self.joint_topic, *self.instruction_topics]
         topics += [controller.topic for controller in self.controllers]
         return " \\\n  ".join(
@@ -82,13 +82,9 @@ def read_evaluated_robot(
     node: str = "policy",
     urdf: str | Path | None = None,
 ) -> EvaluatedRobot:
-    """Read a params file of the policy node.
+    """Read the policy node's params file; None is config/aloha.yaml.
 
-    Args:
-        path: the file; None is config/aloha.yaml.
-        namespace: of the recorded topics.
-        node: name of the recorded policy node.
-        urdf: the robot's, for limits.source urdf.
+    `namespace` is that of the recorded topics, `node` the recorded policy node's name.
 
     Raises:
         RobotConfigError: see `read_robot_config`.
@@ -102,26 +98,18 @@ def read_evaluated_robot(
         return topic if topic.startswith("/") else f"{space.rstrip('/')}/{topic}"
 
     beside = file.parent / parameters.robot
+    cameras = []
+    for name, camera in config.cameras.items():
+        topic = absolute(camera.topic or f"{name}/image_raw")
+        cameras.append(Camera(name, topic, camera.transport, camera.required))
+    controllers = []
+    for name, own in config.controllers.items():
+        topic = absolute(own.topic or f"{name}/{_ENDINGS.get(own.output, 'commands')}")
+        controllers.append(Controller(name, topic, own.output, tuple(config.columns[name])))
     return EvaluatedRobot(
         config,
-        tuple(
-            Camera(
-                name,
-                absolute(camera.topic or f"{name}/image_raw"),
-                camera.transport,
-                camera.required,
-            )
-            for name, camera in config.cameras.items()
-        ),
-        tuple(
-            Controller(
-                name,
-                absolute(own.topic or f"{name}/{_ENDINGS.get(own.output, 'commands')}"),
-                own.output,
-                tuple(config.columns[name]),
-            )
-            for name, own in config.controllers.items()
-        ),
+        tuple(cameras),
+        tuple(controllers),
         absolute("joint_states"),
         (absolute("instruction"), absolute(f"{node}/active_instruction")),
         str(beside) if beside.is_file() else parameters.robot,

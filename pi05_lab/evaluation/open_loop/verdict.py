@@ -1,17 +1,25 @@
-"""An evaluation in a few sentences, for somebody who reads nothing else."""
+"""The result of an evaluation in a few sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from pi05_lab.evaluation.open_loop.conditions import Condition
+from pi05_lab.evaluation.open_loop.summary import (
+    ConditionSummary,
+    GripperSummary,
+    PolicySummary,
+    Summary,
+)
 from pi05_lab.evaluation.statistics import MIN_EPISODES
 
 GOOD, UNSURE, BAD = "good", "unsure", "bad"
-LATE = 0.75
-"""Share of a chunk that a policy may be worse than standing still in and have foresight."""
+LATE_SHARE = 0.75
+"""A policy closer than holding position only in a later part of the chunk gets no credit."""
+_IGNORED_RAD = 0.002
+"""A smaller mean action change means that an input is ignored."""
 
 
 @dataclass(frozen=True)
@@ -25,139 +33,124 @@ class Verdict:
     details: tuple[str, ...]
 
 
-def verdicts(summary: Mapping[str, Any]) -> list[Verdict]:
-    """One for each policy."""
-    return [_verdict(name, figures, summary) for name, figures in summary["policies"].items()]
+def verdicts(summary: Summary) -> list[Verdict]:
+    """Those on all policies."""
+    return [_verdict(name, policy, summary) for name, policy in summary.policies.items()]
 
 
-def overview(summary: Mapping[str, Any]) -> str:
+def overview(summary: Summary) -> str:
     """What was evaluated."""
-    totals = summary["totals"]
+    totals = summary.totals
     text = (
-        f"{_count(totals['recordings'], 'recording')}, {_count(totals['episodes'], 'episode')}, "
-        f"{totals['duration_s']:.1f} s; {totals['observations']} observations"
+        f"{_count(totals.recordings, 'recording')}, {_count(totals.episodes, 'episode')}, "
+        f"{totals.duration_s:.1f} s; {_count(totals.observations, 'observation')}"
     )
-    missing = totals["moments"] - totals["observations"]
+    missing = totals.moments - totals.observations
     if missing:
-        text += f", {missing} more moments had none that could be used"
-    if totals["failed"]:
-        text += f"; {_count(totals['failed'], 'recording')} could not be used"
+        text += f", {_count(missing, 'inference')} without a usable observation"
+    if totals.failed:
+        text += f"; {_count(totals.failed, 'recording')} could not be used"
     text += "."
-    trained = summary.get("trained_on", {})
-    for name, names in trained.items():
+    for name, names in summary.trained_on.items():
         text += (
             f" {name} was trained on {len(names)} of these recordings: its figures say nothing "
-            "about situations that it has not seen."
+            "about new situations."
         )
     return text
 
 
-def _verdict(name: str, figures: Mapping[str, Any], summary: Mapping[str, Any]) -> Verdict:
-    conditions = figures["conditions"]
-    if "policy" not in conditions or conditions["policy"]["mae_rad"] is None:
-        return Verdict(name, BAD, "Nothing could be compared: see what was dropped.", ())
-    reach_s = (figures["horizon"] - 1) * figures["dt_s"]
-    mine, hold = conditions["policy"], conditions["hold"]
-    grade, claim = _grade(figures)
+def _verdict(name: str, policy: PolicySummary, summary: Summary) -> Verdict:
+    conditions = policy.conditions
+    mine = conditions.get(Condition.POLICY)
+    if mine is None or mine.mae_rad is None:
+        return Verdict(name, BAD, 'Nothing could be compared: see "Dropped".', ())
+    reach_s = (policy.horizon - 1) * policy.dt_s
+    interval = ""
+    if mine.mae_rad_95 is not None:
+        low, high = mine.mae_rad_95
+        interval = f" (95 % of resampled episodes: {low:.3f} to {high:.3f} rad)"
     details = [
-        f"Off by {_angle(mine['mae_rad'])} per joint on average over the next {reach_s:.1f} s"
-        f"{_interval(mine['mae_rad_95'])}; standing still would be off by "
-        f"{_angle(hold['mae_rad'])}, going on at the same speed by "
-        f"{_angle(conditions['linear']['mae_rad'])}."
+        f"Mean error per joint over the next {reach_s:.1f} s: {_angle(mine.mae_rad)}{interval}; "
+        f"holding position: {_angle(conditions[Condition.HOLD].mae_rad)}; "
+        f"constant velocity: {_angle(conditions[Condition.CONSTANT_VELOCITY].mae_rad)}."
     ]
-    details += _grippers(mine["gripper"])
-    details += _controls(conditions)
-    latency = figures["latency"]["stages_ms"].get("total")
+    details += _grippers(mine.gripper)
+    details += _ablations(conditions)
+    latency = policy.latency.stages_ms.get("total")
     if latency:
         details.append(
             f"One inference took {latency[0]:.0f} ms in the median and {latency[2]:.0f} ms at the "
             "99th percentile on this machine."
         )
-    if figures["failures"]:
-        details.append(f"{_count(figures['failures'], 'inference')} failed.")
-    if summary["totals"]["episodes"] < MIN_EPISODES:
-        details.append(
-            f"This is from {_count(summary['totals']['episodes'], 'episode')}: more recordings "
-            "are needed to say what it does in others."
-        )
-    return Verdict(name, grade, claim, tuple(details))
+    if policy.failures:
+        details.append(f"{_count(policy.failures, 'inference')} failed.")
+    if summary.totals.episodes < MIN_EPISODES:
+        episodes = _count(summary.totals.episodes, "episode")
+        details.append(f"Based on {episodes}: too few to generalise to others.")
+    return Verdict(name, *_grade(policy), tuple(details))
 
 
-def _grade(figures: Mapping[str, Any]) -> tuple[str, str]:
-    """Against standing still: over the whole chunk, and in its far part, where a task shows."""
-    conditions = figures["conditions"]
-    mine, linear = conditions["policy"], conditions["linear"]
-    change = mine["change"]
-    if change is None or change["share"] is None:
-        return UNSURE, "Nothing moved in the recordings, so there is nothing to be better at."
-    share, interval = change["share"], change["share_95"]
-    sure = interval is not None and None not in interval and interval[0] * interval[1] > 0
-    doubt = "" if sure else " (not beyond chance)" if interval else " (too few episodes to be sure)"
+def _grade(policy: PolicySummary) -> tuple[str, str]:
+    """Against holding position: over the whole chunk, and over its far part."""
+    mine, hold = policy.conditions[Condition.POLICY], policy.conditions[Condition.HOLD]
+    change = mine.change
+    if change is None or change.share is None:
+        return UNSURE, "No joint moved in the recordings: nothing to compare."
+    share, interval = change.share, change.share_95
+    low, high = interval or (None, None)
+    sure = low is not None and high is not None and low * high > 0
+    doubt = "" if sure else " (not significant)" if interval else " (too few episodes to be sure)"
     if share < 0:
-        claim = f"{-100 * share:.0f} % closer to what was done than standing still{doubt}"
-        if mine["mae_rad"] >= linear["mae_rad"]:
-            return UNSURE, f"{claim}, but no closer than going on at the same speed."
+        claim = f"{-100 * share:.0f} % closer to the recording than holding position{doubt}"
+        if (mine.mae_rad or 0.0) >= (policy.conditions[Condition.CONSTANT_VELOCITY].mae_rad or 0.0):
+            return UNSURE, f"{claim}, but no closer than constant velocity."
         return GOOD if sure else UNSURE, f"{claim}."
-    claim = f"{100 * share:.0f} % further from what was done than standing still{doubt}"
-    ahead = _closer_from(mine["by_step_rad"], conditions["hold"]["by_step_rad"])
-    if ahead is not None:
-        from_s = ahead * figures["dt_s"]
-        return UNSURE, f"{claim}, but closer from {from_s:.1f} s ahead on: imprecise at first."
-    return BAD if sure else UNSURE, f"{claim}: not for a robot."
-
-
-def _closer_from(mine: Sequence[float | None], hold: Sequence[float | None]) -> int | None:
-    """The first step from which all that are known are closer; None if it is a late one."""
+    claim = f"{100 * share:.0f} % further from the recording than holding position{doubt}"
+    # The first step from which all known ones are closer.
     ahead: int | None = None
-    for k, (error, still) in enumerate(zip(mine, hold, strict=True)):
-        if error is None or still is None:
-            continue
-        if error >= still:
-            ahead = None
-        elif ahead is None:
-            ahead = k
-    return ahead if ahead is not None and ahead <= LATE * len(mine) else None
+    for k, (error, other) in enumerate(zip(mine.by_step_rad, hold.by_step_rad, strict=True)):
+        if error is not None and other is not None:
+            ahead = None if error >= other else k if ahead is None else ahead
+    if ahead is not None and ahead <= LATE_SHARE * len(mine.by_step_rad):
+        from_s = ahead * policy.dt_s
+        return UNSURE, f"{claim}, but closer from {from_s:.1f} s ahead on: imprecise at first."
+    return BAD if sure else UNSURE, f"{claim}: do not deploy."
 
 
-def _grippers(gripper: Mapping[str, Any]) -> list[str]:
-    real = gripper["found"] + gripper["missed"]
-    if not real and not gripper["invented"]:
+def _grippers(gripper: GripperSummary) -> list[str]:
+    real = gripper.found + gripper.missed
+    if not real and not gripper.invented:
         return []
     text = (
-        f"Grippers open or close {_count(gripper['changes'], 'time')}; the policy finds "
-        f"{gripper['changes_found']} of them. By chunk, a change counts once for every chunk "
-        f"in whose time it is: {gripper['found']} of {real} found, {gripper['invented']} invented"
+        f"Grippers open or close {_count(gripper.changes, 'time')}; the policy finds "
+        f"{gripper.changes_found} of them. By chunk, where each covering chunk counts: "
+        f"{gripper.found} of {real} found, {gripper.invented} invented"
     )
-    if gripper["offset_s"] is not None:
-        when = "late" if gripper["offset_s"] > 0 else "early"
-        text += f", {1e3 * abs(gripper['offset_s']):.0f} ms too {when} on average"
+    if gripper.offset_s is not None:
+        when = "late" if gripper.offset_s > 0 else "early"
+        text += f", {1e3 * abs(gripper.offset_s):.0f} ms too {when} on average"
     return [text + "."]
 
 
-def _controls(conditions: Mapping[str, Any]) -> list[str]:
+def _ablations(conditions: Mapping[str, ConditionSummary]) -> list[str]:
     found = []
-    for name, what in (("shuffled", "Another instruction"), ("black", "Black pictures")):
-        if name not in conditions or conditions[name]["change"] is None:
+    for name, what, ignored in (
+        (Condition.WRONG_INSTRUCTION, "Wrong instruction", "Instruction ignored."),
+        (Condition.BLACK_IMAGES, "Black images", "Images ignored."),
+    ):
+        condition = conditions.get(name)
+        if condition is None or condition.change is None:
             continue
-        share = conditions[name]["change"]["share"]
-        text = f"{what}: its plan changes by {_angle(conditions[name].get('moves_plan_rad') or 0)}"
-        if share is not None:
-            text += f", its error by {100 * share:+.0f} %"
-        if (conditions[name].get("moves_plan_rad") or 0) < 0.002:
-            ear_or_eye = "listen" if name == "shuffled" else "look"
-            text += f". It does not {ear_or_eye}"
-        found.append(text + ".")
+        moved = condition.moves_plan_rad or 0.0
+        text = f"{what}: the mean action change is {_angle(moved)}"
+        if condition.change.share is not None:
+            text += f", the error changes by {100 * condition.change.share:+.0f} %"
+        found.append(f"{text}. {ignored}" if moved < _IGNORED_RAD else f"{text}.")
     return found
 
 
-def _interval(pair: list[float] | None) -> str:
-    if pair is None:
-        return ""
-    return f" (95 % of resampled episodes: {pair[0]:.3f} to {pair[1]:.3f} rad)"
-
-
-def _angle(rad: float) -> str:
-    return f"{rad:.3f} rad ({math.degrees(rad):.1f}°)"
+def _angle(rad: float | None) -> str:
+    return "–" if rad is None else f"{rad:.3f} rad ({math.degrees(rad):.1f}°)"
 
 
 def _count(number: int, what: str) -> str:

@@ -1,9 +1,8 @@
-"""The benchmark on the arms, with the scripted expert; faults: measures of another thing than the
-motion, episodes that depend on the worker that plays them."""
+"""The reaching task with the scripted expert. Faults pinned: measures that are not of the motion,
+episodes that depend on their worker."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 
 from pi05_lab.bench import reach as reach_bench
-from pi05_lab.bench import scheduler_command as scheduler_bench_command
 from pi05_lab.bench import toy_task as scheduler_bench
 from pi05_lab.bench.reach import REACTION_LIMIT_S, ReachBench, reaction_s
 from pi05_lab.bench.toy_task import DELAYS
+from pi05_ros.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +33,13 @@ def test_the_expert_reaches_and_reacts(bench: ReachBench) -> None:
     # limits of 2 rad/s for each of twelve joints at 50 Hz
     assert 0 < episode.largest_step < 0.2
     assert 0.1 <= episode.action_age_s < 0.35
-    # one inference at least, and not the next second's
+    # at least one inference
     assert 0.1 < episode.reaction_s < 0.8
     assert math.isnan(bench.episode("latest", DELAYS[2], 1).reaction_s)
 
 
-def test_arms_that_never_react_count_as_late_as_can_be() -> None:
-    """Fault: they were left out, and the slowest methods looked quick."""
+def test_arms_that_never_react_have_the_largest_reaction_time() -> None:
+    """Fault: they were omitted, which favoured the slowest methods."""
     straight = np.zeros((200, 2))
     late, never = straight.copy(), straight.copy()
     late[60:] = 1.0
@@ -57,7 +56,7 @@ def test_an_episode_repeats(bench: ReachBench) -> None:
         assert mine == other or (math.isnan(mine) and math.isnan(other))
 
 
-def test_sync_stands_for_the_delay(bench: ReachBench) -> None:
+def test_sync_stalls_for_the_delay(bench: ReachBench) -> None:
     assert bench.episode("sync", DELAYS[4], 2).stall_s > bench.episode("sync", DELAYS[0], 2).stall_s
 
 
@@ -66,11 +65,9 @@ def test_the_command_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reach_bench, "DELAYS", DELAYS[:1])
     cost = scheduler_bench.measure_cost(ticks=100)
     monkeypatch.setattr(scheduler_bench, "measure_cost", lambda: cost)
-    parser = argparse.ArgumentParser()
-    scheduler_bench_command.add_arguments(parser)
     arguments = ["--task", "reach", "--checkpoint", "expert", "--seeds", "2"]
     arguments += ["--first-seed", "1", "--workers", "1", "--output", str(tmp_path)]
-    assert scheduler_bench_command.run(parser.parse_args(arguments)) == 0
+    assert main(["bench", "scheduler", *arguments]) == 0
     metrics = json.loads((tmp_path / "reach_metrics.json").read_text())
     assert metrics["results"]["latest"]["0 ms"]["success"]["mean"] == 100
     assert (tmp_path / "reach_rms_jerk.png").stat().st_size > 5000

@@ -1,11 +1,10 @@
-"""The demo's judgement of what the arms did, from recorded states."""
+"""The demo's judgement of the arms' motion, from recorded states."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pi05_lab.demo.judgement import judge_run
-from pi05_lab.demo.report import DemoRecord
+from pi05_lab.demo.report import DemoRecord, judge_run
 from pi05_lab.sim.arms import SimulatedAloha
 from pi05_lab.sim.experts import Expert
 from pi05_lab.sim.tasks import Task, parse
@@ -14,7 +13,7 @@ TICK_S = 0.02
 
 
 def run(*instructions: tuple[str, float], obey: str) -> DemoRecord:
-    """States of a robot that is told one thing after the other and obeys `obey` all the time."""
+    """States of a robot that follows the instruction `obey`, whatever the instructions are."""
     sim = SimulatedAloha()
     sim.reset(3)
     expert = Expert(sim)
@@ -35,7 +34,7 @@ def run(*instructions: tuple[str, float], obey: str) -> DemoRecord:
     return record
 
 
-def test_what_was_done_is_done() -> None:
+def test_a_done_task_is_done() -> None:
     red = "touch the red cube with the left arm"
     [outcome] = judge_run(run((red, 4.0), obey=red))
     assert outcome.known
@@ -46,7 +45,7 @@ def test_what_was_done_is_done() -> None:
 
 
 def test_another_cube_does_not_count() -> None:
-    """Pins: a judge that takes any touched cube for the named one."""
+    """Fault pinned: any touched cube counts as the named one."""
     asked, obeyed = "touch the blue cube with the left arm", "touch the red cube with the left arm"
     [outcome] = judge_run(run((asked, 4.0), obey=obeyed))
     assert outcome.done_after_s is None
@@ -64,7 +63,7 @@ def test_each_instruction_has_its_own_time() -> None:
     assert Task("touch", "left", "red") == parse(second.text)
 
 
-def test_a_changed_instruction_says_so() -> None:
+def test_a_changed_instruction_is_reported() -> None:
     red, blue = "touch the red cube with the left arm", "touch the blue cube with the right arm"
     first, _ = judge_run(run((blue, 0.6), (red, 1.0), obey=red))
     assert str(first) == "not done when changed after 0.6 s"

@@ -1,4 +1,4 @@
-"""The demo's verdict: a run that only looks good must fail with the reason."""
+"""The demo's verdict: a run without frames, chunks or motion fails with the reason."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pi05_lab.demo.plot import plot
-from pi05_lab.demo.report import CameraCount, DemoRecord, failures, table, tracking, travel_rad
+from pi05_lab.demo.report import (
+    CameraCount,
+    DemoRecord,
+    failures,
+    plot,
+    table,
+    tracking,
+    travel_rad,
+)
 
 LAG_S = 0.05
 JOINTS = ["left_waist", "left_gripper", "right_waist", "right_gripper"]
@@ -63,11 +70,11 @@ def no_chunks(record: DemoRecord) -> None:
     record.chunks_received = 0
 
 
-def right_arm_stands(record: DemoRecord) -> None:
+def right_arm_at_rest(record: DemoRecord) -> None:
     record.measured = [[*row[:2], 0.0, row[3]] for row in record.measured]
 
 
-def arms_do_something_else(record: DemoRecord) -> None:
+def arms_move_otherwise(record: DemoRecord) -> None:
     record.measured = [[-row[0], row[1], -row[2], row[3]] for row in record.measured]
 
 
@@ -86,8 +93,8 @@ def crashed(record: DemoRecord) -> None:
         (no_frames, "no frame of cam_high"),
         (no_cameras, "no cameras"),
         (no_chunks, "no action chunk"),
-        (right_arm_stands, "right arm did not move"),
-        (arms_do_something_else, "did not follow"),
+        (right_arm_at_rest, "right arm did not move"),
+        (arms_move_otherwise, "did not follow"),
         (nothing_commanded, "no trajectory"),
         (crashed, "ended with code 1"),
     ],
@@ -100,7 +107,7 @@ def test_each_fault_is_named(
 
 
 def test_motion_before_the_instruction_does_not_count(record: DemoRecord) -> None:
-    """Pins: arms that fall to rest at the start and then ignore the instruction."""
+    """Fault pinned: arms that settle at the start, then ignore the instruction, count as moved."""
     record.measured = [
         row if stamp_s < 100.0 else [0.0] * 4
         for stamp_s, row in zip(record.measured_s, record.measured, strict=True)
@@ -118,7 +125,7 @@ def test_the_table_shows_what_was_lost(record: DemoRecord) -> None:
     assert "wave" in text.getvalue()
 
 
-def test_the_plot_is_a_picture_with_both_curves(record: DemoRecord, tmp_path: Path) -> None:
+def test_the_plot_has_both_curves(record: DemoRecord, tmp_path: Path) -> None:
     path = tmp_path / "joints.png"
     plot(record, path)
     picture = cv2.imread(str(path))

@@ -8,8 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from pi05_lab.demo.report import DemoRecord
-from pi05_lab.demo.video import FPS, HEIGHT, WIDTH, write_text, write_video
+from pi05_lab.demo.report import FPS, HEIGHT, WIDTH, DemoRecord, write_text, write_video
 from pi05_lab.sim.arms import SimulatedAloha
 
 
@@ -46,8 +45,8 @@ def test_a_run_without_states_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_stays_inside_the_band() -> None:
-    picture = np.full((480, 640, 3), 200, np.uint8)
-    write_text(picture, ["a", "b"])
-    changed = np.flatnonzero((picture != 200).any(axis=(1, 2)))
+    image = np.full((480, 640, 3), 200, np.uint8)
+    write_text(image, ["a", "b"])
+    changed = np.flatnonzero((image != 200).any(axis=(1, 2)))
     assert changed[0] == 480 - 74
-    assert picture[changed[0] :].max() == 255
+    assert image[changed[0] :].max() == 255

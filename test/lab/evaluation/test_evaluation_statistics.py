@@ -24,10 +24,9 @@ def test_known_intervals(successes: int, trials: int, low: float, high: float) -
 
 
 @settings(max_examples=100)
-@given(st.integers(0, 500), st.integers(0, 500), st.floats(0.5, 0.999))
-def test_the_share_lies_inside_and_failures_mirror(won: int, lost: int, confidence: float) -> None:
-    interval = wilson_interval(won, won + lost, confidence)
-    mirrored = wilson_interval(lost, won + lost, confidence)
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_the_share_lies_inside_and_failures_mirror(won: int, lost: int) -> None:
+    interval, mirrored = (wilson_interval(count, won + lost) for count in (won, lost))
     if won + lost == 0:
         assert interval is None
         return
@@ -40,8 +39,6 @@ def test_the_share_lies_inside_and_failures_mirror(won: int, lost: int, confiden
 def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="5 successes of 4"):
         wilson_interval(5, 4)
-    with pytest.raises(ValueError, match="confidence"):
-        wilson_interval(1, 4, 95)
 
 
 @pytest.mark.parametrize(

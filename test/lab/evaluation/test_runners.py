@@ -28,9 +28,9 @@ from pi05_lab.evaluation.closed_loop import episode as closed_loop
 from pi05_lab.evaluation.closed_loop.agents import ExpertAgent
 from pi05_lab.evaluation.closed_loop.episode import ClosedLoop, Outcome, Settings, SetupError
 from pi05_lab.evaluation.closed_loop.trials import plan_trials
-from pi05_lab.evaluation.open_loop import player as offline_player
+from pi05_lab.evaluation.open_loop import scheduler_replay
 from pi05_lab.evaluation.open_loop.runs import Plan
-from pi05_lab.evaluation.simulated_executor import TimedExecutor
+from pi05_lab.evaluation.simulated_executor import SimulatedExecutor
 from pi05_lab.sim.tasks import Task
 from pi05_ros.robot_config import RobotConfig, RobotConfigError, read_robot_config
 from pi05_ros.runner import PolicyRunner, Tick
@@ -63,11 +63,11 @@ def play(
     ticks: list[Tick] = []
     loop = ClosedLoop(Far(), robot, Settings(delay_s, replan_ticks, limit_s=1.0))
 
-    def watch(runner: PolicyRunner, tick: Tick, now_s: float) -> bool:
+    def keep(runner: PolicyRunner, tick: Tick, now_s: float) -> bool:
         ticks.append(tick)
         return True
 
-    return loop.play(plan_trials([(TASK, 1)], 0)[0], watch), ticks
+    return loop.play(plan_trials([(TASK, 1)], 0)[0], keep), ticks
 
 
 def largest_step(ticks: list[Tick]) -> float:
@@ -108,7 +108,7 @@ def test_an_inference_that_takes_too_long_is_a_hang_and_its_result_is_not_used(
 
 
 def test_the_simulated_executor_is_busy_for_the_watchdog_by_the_simulated_clock() -> None:
-    executor = TimedExecutor(oracle(), 1.0)
+    executor = SimulatedExecutor(oracle().infer, 1.0)
     executor.hang_timeout_s = 0.5
     images = {"top": np.zeros((2, 2, 3), np.uint8)}
     executor.submit(lambda: Observation(images, np.zeros(3), "wave", 0.0))
@@ -156,7 +156,7 @@ def far() -> FormulaPolicy:
 def test_a_far_first_command_is_refused_over_a_recording(tmp_path: Path) -> None:
     plan = with_params(tmp_path, "faults: {first_command: refuse}")
     result = run(write_bag(tmp_path / "bag", 1.5), plan, far=far(), oracle=oracle())
-    ticks = {name: p["schedulers"]["latest"]["ticks"] for name, p in result["policies"].items()}
+    ticks = {name: p.schedulers["latest"].ticks for name, p in result.policies.items()}
     assert ticks["far"] == 0 < ticks["oracle"]
     assert any(text.startswith("far, latest: ") and "away" in text for text in notes(result))
 
@@ -175,13 +175,13 @@ def test_failures_in_a_row_end_the_motion_over_a_recording(tmp_path: Path) -> No
     result = run(write_bag(tmp_path / "bag", 4.0), plan, it=policy)
     (text,) = [text for text in notes(result) if "the motion ends" in text]
     assert text.startswith("it, latest: 2 inferences failed in a row")
-    assert 90 < result["policies"]["it"]["schedulers"]["latest"]["ticks"] < 150
+    assert 90 < result.policies["it"].schedulers["latest"].ticks < 150
 
 
 def test_a_long_instruction_is_refused_over_a_recording(tmp_path: Path) -> None:
     plan = with_params(tmp_path, "max_instruction_chars: 3")
     result = run(write_bag(tmp_path / "bag", 0.5), plan, it=oracle())
-    assert result["episodes"] == []
+    assert result.episodes == []
     assert any("instruction refused" in text for text in notes(result))
 
 
@@ -196,17 +196,17 @@ def test_after_a_pause_of_a_recording_every_runner_moves_again(tmp_path: Path) -
     bag = rewrite(write_bag(tmp_path / "bag", 9.0), tmp_path / "pause", cut)
     plan = make_plan(tmp_path, control_every=0, schedulers=("latest", "blend", "sync"))
     result = run(bag, plan, oracle=oracle())
-    players = result["policies"]["oracle"]["schedulers"]
+    players = result.policies["oracle"].schedulers
     # two stretches of 1 s, each without the first observation's delay, the second also without
     # the rest that the tail of the first takes
-    ticks = {name: players[name]["ticks"] for name in ("latest", "blend", "sync")}
+    ticks = {name: players[name].ticks for name in ("latest", "blend", "sync")}
     assert all(60 < count <= 100 for count in ticks.values()), ticks
     assert any("the clock went" in text for text in notes(result))
 
 
 def test_there_is_one_factory() -> None:
     """A second one would drift from the node's again."""
-    for module in (closed_loop, offline_player):
+    for module in (closed_loop, scheduler_replay):
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
         assert "evaluation_runner(" in source
         for part in ("MotionLimiter", "CommandStream", "LowPassFilter", "PolicyRunner("):

@@ -1,8 +1,7 @@
-"""Pins: noise that depends on the episodes before, and an expert that plans from another moment."""
+"""Faults pinned: noise that depends on earlier episodes, an expert with another state."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from pi05_lab.evaluation.closed_loop.trials import plan_trials
 from pi05_lab.sim.arms import HOME_POSITIONS, SimulatedAloha
 from pi05_lab.sim.experts import Expert, grippers_to_metres, grippers_to_unit
 from pi05_lab.sim.tasks import Task
+from pi05_ros.cli import main
 from pi05_ros.policy.checkpoint import SHIPPED
 from pi05_ros.robot_config import read_robot_config
 from pi05_ros.types import Observation
@@ -25,6 +25,7 @@ def observe(instruction: str) -> Observation:
     return Observation({}, grippers_to_unit(HOME_POSITIONS), instruction, 3.0)
 
 
+@pytest.mark.slow
 def test_the_networks_noise_follows_from_the_trial_alone() -> None:
     agent = make_agent("small", num_steps=1)
     loop = ClosedLoop(agent, read_robot_config(ALOHA), Settings(limit_s=0.3))
@@ -43,7 +44,6 @@ def test_a_checkpoint_is_loaded_once_for_all_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: 6.7 GB were read from the disk for every episode of π0.5."""
-    from pi05_lab.evaluation.closed_loop import command as closed_loop_command
     from pi05_ros.policy import policy as policy_module
 
     loads: list[object] = []
@@ -54,15 +54,13 @@ def test_a_checkpoint_is_loaded_once_for_all_episodes(
         return load_model(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(policy_module, "load_model", count)
-    parser = argparse.ArgumentParser()
-    closed_loop_command.add_arguments(parser)
     arguments = ["--tasks", "touch", "--per-task", "3", "--limit-s", "0.5", "--num-steps", "1"]
     arguments += ["--size", "32", "24", "--no-pictures", "--output", str(tmp_path)]
-    assert closed_loop_command.run(parser.parse_args(arguments)) == 0
+    assert main(["sim-eval", *arguments]) == 0
     assert len(loads) == 1
 
 
-def test_an_evaluation_in_a_training_leaves_its_threads_alone(
+def test_an_evaluation_in_a_training_keeps_the_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fault: the rest of a training on a CPU ran on one core."""
@@ -73,21 +71,11 @@ def test_an_evaluation_in_a_training_leaves_its_threads_alone(
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(
-            closed_loop_summary, "evaluate_agent", lambda make, *_, **__: (make(), Summary)[1]
-        )
-        closed_loop_summary.training_figures(SHIPPED)
+        monkeypatch.setattr(closed_loop_summary, "play_trials", lambda make, *_: [make()][1:])
+        assert closed_loop_summary.training_figures(SHIPPED) == {}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-class Summary:
-    """In place of an evaluation's figures."""
-
-    @staticmethod
-    def figures() -> dict[str, float]:
-        return {}
 
 
 def test_the_expert_plans_from_the_state_that_was_drawn() -> None:
@@ -102,6 +90,6 @@ def test_the_expert_plans_from_the_state_that_was_drawn() -> None:
     assert np.allclose(grippers_to_metres(chunk.actions), plan, atol=1e-6)
 
 
-def test_the_expert_refuses_what_is_no_task() -> None:
+def test_the_expert_refuses_an_unknown_instruction() -> None:
     with pytest.raises(ValueError, match="make coffee"):
         ExpertAgent().infer(observe("make coffee"))

@@ -1,34 +1,21 @@
-"""Pins: a report without its header, controls or episodes, and faults that end in a traceback."""
+"""Faults pinned: a report without header, ablations or episodes; errors that end in a traceback."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import cv2
 import pytest
 
-from pi05_lab.evaluation.closed_loop import command as closed_loop_command
 from pi05_lab.evaluation.closed_loop.report import LABEL_WIDTH, STRIP, TILE
-from pi05_lab.evaluation.closed_loop.trials import CUBES
-from pi05_lab.sim.arms import SimulatedAloha
-from pi05_lab.sim.scene import SIDES
-from pi05_lab.sim.tasks import VERBS
+from pi05_ros.cli import main
 
 ALOHA = str(Path(__file__).parents[4] / "config" / "aloha.yaml")
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    closed_loop_command.add_arguments(parser)
-    return parser.parse_args([*arguments, "--params-file", ALOHA])
-
-
-def test_the_choices_are_the_simulators() -> None:
-    assert closed_loop_command.VERBS == VERBS
-    assert closed_loop_command.SIDES == SIDES
-    assert closed_loop_command.COLORS == SimulatedAloha().cubes == CUBES
+def run(*arguments: str) -> int:
+    return main(["sim-eval", *arguments, "--params-file", ALOHA])
 
 
 def test_a_run_writes_figures_and_pictures(
@@ -38,9 +25,9 @@ def test_a_run_writes_figures_and_pictures(
         "--checkpoint expert --tasks touch home --colors red --arms left --episodes 1 --seed 3"
     )
     options += " --delay-ms 160 --replan 8 --scheduler latest --controls --limit-s 4"
-    assert closed_loop_command.run(parse(*options.split(), "--output", str(tmp_path))) == 0
+    assert run(*options.split(), "--output", str(tmp_path)) == 0
     printed = capsys.readouterr().out
-    for word in ("latest", "every 8 ticks", "touch", "100 (21–100)", "other text", "looks"):
+    for word in ("latest", "every 8 ticks", "touch", "100 (21–100)", "wrong instruction", "vision"):
         assert word in printed, word
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     header = metrics["header"]
@@ -70,18 +57,25 @@ def test_a_run_writes_figures_and_pictures(
         (["--checkpoint", "expert", "--output", "/proc/none"], "/proc/none"),
     ],
 )
-def test_a_fault_is_one_line(
+def test_an_error_is_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert closed_loop_command.run(parse("--output", str(tmp_path), *arguments)) == 1
-    printed = capsys.readouterr().out
+    assert run("--output", str(tmp_path), *arguments) == 1
+    printed = capsys.readouterr().err
     assert message in printed and "Traceback" not in printed
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--episodes", "0"], ["--delay-ms", "-1"], ["--limit-s", "no"], ["--tasks", "dance"]],
+    [
+        ["--episodes", "0"],
+        ["--delay-ms", "-1"],
+        ["--limit-s", "no"],
+        ["--limit-s", "nan"],
+        ["--tasks", "touch", "dance"],
+        ["--size", "15", "16"],
+        ["--episodes", "1", "--per-task", "1"],
+    ],
 )
-def test_impossible_options_are_refused(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(*arguments)
+def test_invalid_options_are_refused(arguments: list[str]) -> None:
+    assert run(*arguments) == 2

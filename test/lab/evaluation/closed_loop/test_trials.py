@@ -1,4 +1,4 @@
-"""Pins: episodes that depend on what else is played, and a control that tells the truth."""
+"""Faults pinned: episodes that depend on other episodes, an ablation with the right instruction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pi05_lab.sim.tasks import VERBS, Task, parse, wordings
 TOUCH = Task("touch", "left", "red")
 
 
-def test_an_episode_is_the_same_whatever_else_is_played() -> None:
+def test_an_episode_does_not_depend_on_the_others() -> None:
     alone = plan_trials([(TOUCH, 2)], 7)
     among = plan_trials([(task, 3) for task in chosen_tasks(VERBS)], 7)
     twin = next(t for t in among if t.task == TOUCH and t.number == 1)
@@ -19,14 +19,14 @@ def test_an_episode_is_the_same_whatever_else_is_played() -> None:
     assert alone[1].rng().random() != plan_trials([(TOUCH, 2)], 8)[1].rng().random()
 
 
-def test_the_shuffled_control_asks_for_another_task_at_the_same_places() -> None:
+def test_a_shuffled_episode_has_another_instruction_and_the_same_places() -> None:
     counted = [(task, 4) for task in chosen_tasks(VERBS)]
-    plain, shuffled = plan_trials(counted, 0), plan_trials(counted, 0, condition="shuffled")
+    plain, shuffled = plan_trials(counted, 0), plan_trials(counted, 0, conditions=("shuffled",))
     for one, other in zip(plain, shuffled, strict=True):
         assert one.task == other.task and one.rng().random() == other.rng().random()
         assert parse(one.instruction) == one.task
-        assert parse(other.instruction) == other.told != other.task
-        assert other.told.verb == other.task.verb or other.task.verb == "home"
+        assert parse(other.instruction) == other.instructed != other.task
+        assert other.instructed.verb == other.task.verb or other.task.verb == "home"
 
 
 def test_held_out_wordings_are_no_training_wordings() -> None:

@@ -5,6 +5,8 @@ The policies are given by name ("offline_world:oracle"), so that worker processe
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +17,14 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from pi05_lab.data.bags import BagWriter
-from pi05_lab.evaluation.open_loop.evaluator import OfflineEvaluation
-from pi05_lab.evaluation.open_loop.runs import Job, Plan, open_recording
-from pi05_lab.evaluation.open_loop.settings import OfflineSettings
+from pi05_lab.data.lerobot_format import Features
+from pi05_lab.data.lerobot_writer import DatasetWriter
+from pi05_lab.data.robot_bag import RobotBagWriter
+from pi05_lab.evaluation.open_loop.conditions import EvaluationSettings
+from pi05_lab.evaluation.open_loop.evaluator import OpenLoopEvaluation
+from pi05_lab.evaluation.open_loop.jobs import Job
+from pi05_lab.evaluation.open_loop.results import RecordingResult
+from pi05_lab.evaluation.open_loop.runs import Plan, open_recording
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, ImageArray, Observation, Policy
 
 JOINTS = ("shoulder", "elbow", "gripper")
@@ -63,8 +69,8 @@ def write_params(folder: Path) -> Path:
     return path
 
 
-def picture(k: int) -> ImageArray:
-    """Two grey halves, another grey for each frame."""
+def grey_image(k: int) -> ImageArray:
+    """Two grey halves; the grey differs by frame."""
     image = np.full((12, 16, 3), 40 + k % 100, dtype=np.uint8)
     image[:, 8:] += 60
     return image
@@ -74,11 +80,11 @@ def write_bag(
     path: Path,
     seconds: float = 4.0,
     instruction: Callable[[float], str] = lambda _: "wave",
-    cameras: Callable[[int], Mapping[str, ImageArray]] = lambda k: {"top": picture(k)},
+    cameras: Callable[[int], Mapping[str, ImageArray]] = lambda k: {"top": grey_image(k)},
     servo_lag_s: float = 0.0,
 ) -> Path:
-    """A bag in which the robot is commanded to follow `motion` and does so `servo_lag_s` late."""
-    with BagWriter(path, JOINTS, CONTROLLERS, 1 / RATE_HZ) as bag:
+    """A bag with `motion` as commands; the joints follow it `servo_lag_s` late."""
+    with RobotBagWriter(path, JOINTS, CONTROLLERS, 1 / RATE_HZ) as bag:
         for k in range(round(seconds * RATE_HZ)):
             stamp_s = START_S + k / RATE_HZ
             measured = motion(np.array([stamp_s - servo_lag_s]))[0]
@@ -88,12 +94,25 @@ def write_bag(
     return path
 
 
+def write_dataset(root: Path, frames: int, *instructions: str) -> Path:
+    """A LeRobot dataset with an episode of `motion` for each instruction."""
+    features = Features({"top": (12, 16)}, JOINTS, JOINTS, {}, False)
+    with DatasetWriter(root, round(RATE_HZ), features) as writer:
+        for text in instructions:
+            for k in range(frames):
+                position = motion(np.array([START_S + k / RATE_HZ]))[0] / (1.0, 1.0, 0.04)
+                values = position.astype(np.float32)
+                writer.add_frame({"top": grey_image(k)}, values, values, text)
+            writer.end_episode()
+    return root
+
+
 def make_plan(folder: Path, *policies: str, **settings: object) -> Plan:
     """A plan for `write_bag`'s recordings; the params file is written into the folder."""
     sources = policies or ("oracle",)
-    options = replace(OfflineSettings(timings=False), **settings)  # type: ignore[arg-type]
+    options = replace(EvaluationSettings(timings=False), **settings)  # type: ignore[arg-type]
     return Plan(
-        policies=tuple((name, f"offline_world:{name}") for name in sources),
+        policies={name: f"offline_world:{name}" for name in sources},
         settings=options,
         params_file=str(write_params(folder)),
     )
@@ -103,14 +122,14 @@ def job(path: Path) -> Job:
     return Job(path.name, path)
 
 
-def run(path: Path, plan: Plan, **policies: Policy) -> dict[str, Any]:
+def run(path: Path, plan: Plan, **policies: Policy) -> RecordingResult:
     robot = plan.robot()
     recording = open_recording(job(path), plan, robot)
-    return OfflineEvaluation(recording, policies, robot, plan.settings).run()
+    return OpenLoopEvaluation(recording, policies, robot, plan.settings).run()
 
 
-def notes(result: dict[str, Any]) -> list[str]:
-    return [note["text"] for note in result["notes"]]
+def notes(result: RecordingResult) -> list[str]:
+    return [note.text for note in result.notes]
 
 
 def rewrite(
@@ -139,7 +158,7 @@ def rewrite(
 
 
 class FormulaPolicy:
-    """Predicts what a function of the observation and the times [horizon] says, in rad and m."""
+    """Predicts a function of the observation and the times [horizon], in rad and m."""
 
     horizon, dt_s = HORIZON, DT_S
     state_dim = action_dim = 3
@@ -164,7 +183,7 @@ class FormulaPolicy:
 
 
 def oracle() -> FormulaPolicy:
-    """Knows the formula, but for 0.01 rad; listens and looks."""
+    """The formula with an error of 0.01 rad; uses instruction and images."""
 
     def predict(observation: Observation, times_s: FloatArray) -> FloatArray:
         wrong = 0.2 * (observation.instruction != "wave")
@@ -175,7 +194,7 @@ def oracle() -> FormulaPolicy:
 
 
 def wild() -> FormulaPolicy:
-    """Somewhere else at every step, within the limits."""
+    """Random positions within the limits."""
 
     def predict(observation: Observation, times_s: FloatArray) -> FloatArray:
         rng = np.random.default_rng(round(observation.stamp_s * 1e6))
@@ -185,7 +204,7 @@ def wild() -> FormulaPolicy:
 
 
 def still() -> FormulaPolicy:
-    """Stays where it is."""
+    """Holds the position."""
 
     def predict(observation: Observation, times_s: FloatArray) -> FloatArray:
         return np.tile(observation.state * (1.0, 1.0, 0.04), (HORIZON, 1))
@@ -193,36 +212,35 @@ def still() -> FormulaPolicy:
     return FormulaPolicy("still", predict)
 
 
-def moody() -> FormulaPolicy:
+def flaky() -> FormulaPolicy:
     """The oracle that raises at every third inference."""
     policy = oracle()
     infer = policy.infer
 
-    def sometimes(observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
+    def fail_every_third(
+        observation: Observation, prefix: ActionPrefix | None = None
+    ) -> ActionChunk:
         if len(policy.seen) % 3 == 2:
             policy.seen.append(observation)
-            raise RuntimeError("out of mood")
+            raise RuntimeError("not this time")
         return infer(observation, prefix)
 
-    policy.infer = sometimes  # type: ignore[method-assign]
+    policy.infer = fail_every_third  # type: ignore[method-assign]
     return policy
 
 
 def gpu() -> FormulaPolicy:
-    """Describes itself by the GPUs that its process may use; slow enough for two to share."""
-    import os
-    import time
-
-    def predict(observation: Observation, times_s: FloatArray) -> FloatArray:
-        time.sleep(0.3)
-        return motion(times_s)
-
-    return FormulaPolicy(os.environ.get("CUDA_VISIBLE_DEVICES", "all"), predict)
+    """Its description is the GPUs of its process; two processes wait for each other."""
+    gpus, meeting = os.environ["CUDA_VISIBLE_DEVICES"], Path(os.environ["OFFLINE_WORLD_MEETING"])
+    (meeting / gpus).touch()
+    limit_s = time.monotonic() + 120
+    while len(list(meeting.iterdir())) < 2 and time.monotonic() < limit_s:
+        time.sleep(0.01)
+    return FormulaPolicy(gpus, lambda observation, times_s: motion(times_s))
 
 
 def deadly() -> FormulaPolicy:
-    """Kills its process where the instruction says so."""
-    import os
+    """Kills its process for the instruction "kill"."""
 
     def predict(observation: Observation, times_s: FloatArray) -> FloatArray:
         if observation.instruction == "kill":

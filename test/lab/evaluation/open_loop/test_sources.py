@@ -1,5 +1,5 @@
-"""Faults pinned: a bag read otherwise than the node reads its topics, or a message, stamp or topic
-that is not as it should be and ends the evaluation or goes unsaid.
+"""Faults pinned: a bag is read differently from the node's topics; a wrong message, stamp or topic
+ends the evaluation, or leaves no note.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from offline_world import (  # type: ignore[import-not-found]
     motion,
     notes,
     oracle,
-    picture,
     rewrite,
     run,
     still,
     write_bag,
+    write_dataset,
 )
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from pi05_lab.evaluation.open_loop.bag import BagError
-from pi05_lab.evaluation.open_loop.evaluator import OfflineEvaluation
-from pi05_lab.evaluation.open_loop.runs import Job, open_recording
+from pi05_lab.data.bags import BagError
+from pi05_lab.evaluation.open_loop.evaluator import OpenLoopEvaluation
+from pi05_lab.evaluation.open_loop.jobs import Job, find_jobs
+from pi05_lab.evaluation.open_loop.runs import open_recording
 from pi05_lab.evaluation.open_loop.sources import JOINT_GROUP_COMMAND
 from pi05_lab.evaluation.open_loop.topics import COMMAND_TYPES
 from pi05_ros.types import FloatArray
 
 
-def test_pictures_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
-    """Pins: one bad picture ends the evaluation."""
+def test_images_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
+    """Fault: one bad image ended the evaluation."""
     bag = rewrite(
         write_bag(tmp_path / "whole", 2.0),
         tmp_path / "bag",
@@ -48,12 +49,12 @@ def test_pictures_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     )
     plan = make_plan(tmp_path, control_every=0, every_s=0.1)
     result = run(bag, plan, oracle=oracle())
-    dropped = [note for note in result["notes"] if "'16UC1'" in note["text"]]
-    assert len(dropped) == 1 and dropped[0]["count"] > 5
-    assert result["observations"] > 5
+    dropped = [note for note in result.notes if "'16UC1'" in note.text]
+    assert len(dropped) == 1 and dropped[0].count > 5
+    assert result.observations > 5
 
 
-def test_stamps_of_zero_are_replaced_by_the_time_of_receipt(tmp_path: Path) -> None:
+def test_stamps_of_zero_become_the_receive_time(tmp_path: Path) -> None:
     def unstamp(topic: str, k: int, message: Any) -> Any:
         if hasattr(message, "header"):
             message.header.stamp.sec = message.header.stamp.nanosec = 0
@@ -64,10 +65,10 @@ def test_stamps_of_zero_are_replaced_by_the_time_of_receipt(tmp_path: Path) -> N
     result = run(rewrite(whole, tmp_path / "bag", unstamp), plan, oracle=oracle())
     before = run(whole, plan, oracle=oracle())
     assert sum("header stamps are 0" in text for text in notes(result)) == 2
-    assert result["episodes"] == before["episodes"]
+    assert result.episodes == before.episodes
 
 
-def test_a_simulators_stamps_are_their_own_clock(tmp_path: Path) -> None:
+def test_stamps_of_another_clock_are_the_clock(tmp_path: Path) -> None:
     """`ros2 bag record` without --use-sim-time: received today, stamped from 0 s on."""
 
     def restamp(topic: str, k: int, message: Any) -> Any:
@@ -78,12 +79,12 @@ def test_a_simulators_stamps_are_their_own_clock(tmp_path: Path) -> None:
     whole = write_bag(tmp_path / "whole", 2.0)
     plan = make_plan(tmp_path, control_every=0)
     result = run(rewrite(whole, tmp_path / "bag", restamp), plan, still=still())
-    assert result["observations"] == 10
+    assert result.observations == 10
     assert any("their clock was used" in text for text in notes(result))
 
 
-def test_compressed_pictures_joints_by_name_and_no_commands(tmp_path: Path) -> None:
-    """Joints are in another order and with others; without commands the joints are the truth."""
+def test_compressed_images_joints_by_name_and_no_commands(tmp_path: Path) -> None:
+    """Joints in another order and with others; without commands they are the reference."""
 
     def change(topic: str, k: int, message: Any) -> Any:
         if topic.endswith("joint_trajectory"):
@@ -102,15 +103,15 @@ def test_compressed_pictures_joints_by_name_and_no_commands(tmp_path: Path) -> N
     policy = oracle()
     result = run(bag, make_plan(tmp_path, control_every=0), oracle=policy)
     assert [int(o.images["top"][0, 0, 0]) for o in policy.seen] == list(range(1, 101, 10))
-    assert result["commanded_joints"] == []
+    assert result.commanded_joints == []
     assert any("compared with their measured positions" in text for text in notes(result))
     assert any("/top/image_raw/compressed was used" in text for text in notes(result))
-    errors = result["episodes"][0]["tracks"]["oracle"]["errors"]["policy"]
-    assert errors["by_joint"][0] / sum(errors["steps"]) == pytest.approx(0.01, rel=0.05)
+    errors = result.episodes[0].tracks["oracle"].errors["policy"]
+    assert errors.by_joint[0] / sum(errors.steps) == pytest.approx(0.01, rel=0.05)
 
 
 @pytest.mark.parametrize("output", ["forward_position", "interbotix", "joint_trajectory"])
-def test_commands_of_every_kind_of_controller_are_the_truth(tmp_path: Path, output: str) -> None:
+def test_commands_of_every_controller_type_are_the_reference(tmp_path: Path, output: str) -> None:
     """As the node's outputs send them: bare numbers in the controller's order, or trajectories of
     several points, each of which ends the one before. The measured joints say something else.
     """
@@ -152,12 +153,12 @@ def test_commands_of_every_kind_of_controller_are_the_truth(tmp_path: Path, outp
         PARAMS.replace("gripper]}\n", f"gripper], output: {output}, topic: /out}}\n")
     )
     result = run(bag, plan, oracle=oracle())
-    assert result["commanded_joints"] == sorted(JOINTS, key=JOINTS.index)
-    errors = result["episodes"][0]["tracks"]["oracle"]["errors"]["policy"]
-    assert errors["by_joint"][1] / sum(errors["steps"]) == pytest.approx(0.01, rel=0.05)
+    assert result.commanded_joints == sorted(JOINTS, key=JOINTS.index)
+    errors = result.episodes[0].tracks["oracle"].errors["policy"]
+    assert errors.by_joint[1] / sum(errors.steps) == pytest.approx(0.01, rel=0.05)
 
 
-def test_what_a_bag_lacks_is_named_with_what_it_has(tmp_path: Path) -> None:
+def test_a_missing_topic_is_named_with_those_that_exist(tmp_path: Path) -> None:
     bag = write_bag(tmp_path / "bag", 0.2)
     plan = make_plan(tmp_path)
     params = Path(str(plan.params_file))
@@ -175,16 +176,16 @@ def test_what_a_bag_lacks_is_named_with_what_it_has(tmp_path: Path) -> None:
     assert "/robot1/top/image_raw" in text and "--namespace" in text
     text = message(PARAMS.replace("topic: top/image_raw", "topic: joint_states"))
     assert "/joint_states is sensor_msgs/msg/JointState, needs sensor_msgs/msg/Image" in text
-    mute = rewrite(bag, tmp_path / "mute", lambda t, k, m: None if t == "/instruction" else m)
+    silent = rewrite(bag, tmp_path / "silent", lambda t, k, m: None if t == "/instruction" else m)
     params.write_text(PARAMS)
     with pytest.raises(BagError, match=r"instruction: no /instruction .* or give --instruction"):
-        run(mute, plan, oracle=oracle())
-    given = run(mute, replace(plan, instruction="wave"), oracle=oracle())
-    assert [e["instruction"] for e in given["episodes"]] == ["wave"]
+        run(silent, plan, oracle=oracle())
+    given = run(silent, replace(plan, instruction="wave"), oracle=oracle())
+    assert [e.instruction for e in given.episodes] == ["wave"]
 
 
-def test_the_latched_instruction_will_do(tmp_path: Path) -> None:
-    """A recording begun after the instruction was given has only the node's repetition."""
+def test_the_latched_instruction_is_enough(tmp_path: Path) -> None:
+    """A recording that starts after the instruction has only the node's copy of it."""
     bag = rewrite(
         write_bag(tmp_path / "whole", 0.4),
         tmp_path / "bag",
@@ -195,24 +196,12 @@ def test_the_latched_instruction_will_do(tmp_path: Path) -> None:
         ),
     )
     result = run(bag, make_plan(tmp_path), oracle=oracle())
-    assert [e["instruction"] for e in result["episodes"]] == ["wave"]
+    assert [e.instruction for e in result.episodes] == ["wave"]
 
 
+@pytest.mark.slow
 def test_a_dataset_is_a_recording_too(tmp_path: Path) -> None:
-    from pi05_lab.data.lerobot_format import Features
-    from pi05_lab.data.lerobot_writer import DatasetWriter
-    from pi05_lab.evaluation.open_loop.runs import find_jobs
-
-    features = Features({"top": (12, 16)}, JOINTS, JOINTS, {}, False)
-    unit = np.array([1.0, 1.0, 0.04])
-    with DatasetWriter(tmp_path / "data", 50, features) as writer:
-        for text in ("wave", "bow"):
-            for k in range(100):
-                now = motion(np.array([START_S + k / 50]))[0] / unit
-                values = now.astype(np.float32)
-                writer.add_frame({"top": picture(k)}, values, values, text)
-            writer.end_episode()
-    jobs = find_jobs([tmp_path / "data"])
+    jobs = find_jobs([write_dataset(tmp_path / "data", 100, "wave", "bow")])
     assert [j.name for j in jobs] == ["data#0", "data#1"]
     plan = make_plan(tmp_path, control_every=0)
 
@@ -223,8 +212,8 @@ def test_a_dataset_is_a_recording_too(tmp_path: Path) -> None:
         policy = FormulaPolicy("shifted", shifted)
         robot = plan.robot()
         recording = open_recording(Job("it", jobs[k].path, jobs[k].episode), plan, robot)
-        result = OfflineEvaluation(recording, {"it": policy}, robot, plan.settings).run()
-        assert [e["instruction"] for e in result["episodes"]] == [text]
+        result = OpenLoopEvaluation(recording, {"it": policy}, robot, plan.settings).run()
+        assert [e.instruction for e in result.episodes] == [text]
         assert [int(o.images["top"][0, 0, 0]) for o in policy.seen] == list(range(40, 140, 10))
-        errors = result["episodes"][0]["tracks"]["it"]["errors"]["policy"]
-        assert errors["by_joint"][0] / sum(errors["steps"]) == pytest.approx(0.01, rel=0.02)
+        errors = result.episodes[0].tracks["it"].errors["policy"]
+        assert errors.by_joint[0] / sum(errors.steps) == pytest.approx(0.01, rel=0.02)

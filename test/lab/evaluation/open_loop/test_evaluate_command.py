@@ -1,10 +1,9 @@
 """Faults pinned: a report that needs a network or does not render, a verdict that contradicts the
-figures, text from a recording that becomes markup, faults that end in a traceback.
+figures, recorded text that becomes markup, errors that end in a traceback.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import sys
@@ -19,25 +18,25 @@ import pytest
 from offline_world import PARAMS, write_bag, write_params  # type: ignore[import-not-found]
 from rosbags.highlevel import AnyReader
 
-from pi05_lab.evaluation.open_loop import command as offline_command
+from pi05_lab.evaluation.open_loop.results import from_json
+from pi05_lab.evaluation.open_loop.summary import Summary
 from pi05_lab.evaluation.open_loop.verdict import UNSURE, verdicts
+from pi05_ros.cli import main
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 EVIL = "<script>alert(1)</script> & wave"
 
 
 def evaluate(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    offline_command.add_arguments(parser)
     given = [str(each) for each in arguments]
     if "--checkpoint" not in given:
-        # code is named on the command line alone, never by the params file
+        # Only the command line names code, never the params file.
         given += ["--checkpoint", "offline_world:oracle"]
-    return offline_command.run(parser.parse_args(given))
+    return main(["evaluate", *given])
 
 
 class Page(HTMLParser):
-    """Checks that what is opened is closed, and keeps what a browser would load or run."""
+    """Checks that tags are closed, and collects what a browser would load or run."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -56,12 +55,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         for name, value in attrs:
             assert not name.startswith("on"), f"{tag} has the handler {name}"
-            if name in ("src", "href"):
-                self.links.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-            if name == "alt":
-                self.alts.append(value or "")
+            kept = {"src": self.links, "href": self.links, "id": self.ids, "alt": self.alts}
+            kept.get(name, []).append(value or "")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -73,7 +68,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two recordings, two policies, two schedulers, a recording that is none."""
+    """Two recordings, an empty file, two policies, two schedulers."""
     root = tmp_path_factory.mktemp("command")
     write_params(root)
     write_bag(root / "bags" / "one", 2.0, servo_lag_s=0.02)
@@ -90,7 +85,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_report_is_one_sound_page_that_loads_nothing(reported: Path) -> None:
+def test_the_report_is_one_valid_page_that_loads_nothing(reported: Path) -> None:
     text = (reported / "out" / "report.html").read_text(encoding="utf-8")
     found = Page(text)
     assert found.open == []
@@ -114,18 +109,18 @@ def test_the_verdict_stands_first_and_the_sections_follow(reported: Path) -> Non
     text = " ".join(Page((reported / "out" / "report.html").read_text(encoding="utf-8")).texts)
     order = [
         "2 recordings, 2 episodes",
-        "closer to what was done than standing still",
-        "not for a robot",
-        "is no proof that it can do the task",
+        "closer to the recording than holding position",
+        "do not deploy",
+        "no proof that it can do the task",
         "MAE rad",
-        "seam p50",
+        "boundary p50",
         "as recorded",
         "bags/one",
-        "Worst moments",
+        "Worst samples",
         "Latency",
         "oracle: network",
         "/top/image_raw",
-        "What was dropped",
+        "Dropped",
         "seems to be empty",
     ]
     places = [text.find(each) for each in order]
@@ -145,11 +140,12 @@ def test_metrics_are_json_with_the_figures_of_the_report(reported: Path) -> None
     assert oracle["latency"]["stages_ms"]["network"] == [12.0, 12.0, 12.0]
     assert set(oracle["joints"]) == {"shoulder", "elbow", "gripper"}
     assert oracle["joints"]["gripper"]["unit"] == "m"
-    grades = {each.policy: each.grade for each in verdicts(metrics)}
-    # two episodes are too few to be sure of anything
+    found = verdicts(from_json(Summary, metrics))
+    grades = {each.policy: each.grade for each in found}
+    # Two episodes are too few for a sure verdict.
     assert grades == {"offline_world:wild": UNSURE, "offline_world:oracle": UNSURE}
-    headlines = {each.policy: each.headline for each in verdicts(metrics)}
-    assert "further from what was done" in headlines["offline_world:wild"]
+    headlines = {each.policy: each.headline for each in found}
+    assert "further from the recording" in headlines["offline_world:wild"]
 
 
 def test_foxglove_gets_the_recorded_topics_and_the_predicted_motion(reported: Path) -> None:
@@ -209,32 +205,32 @@ def test_two_runs_without_timings_give_the_same_bytes(tmp_path: Path) -> None:
         (["{bag}", "--every", "0"], "every_s must be above 0"),
         (["{bag}", "--workers", "0"], "--workers must be at least 1"),
         (["{bag}", "--params-file", "/no.yaml"], "/no.yaml"),
-        (["{bag}", "--checkpoint", "offline_world:nobody"], "offline_world:nobody"),
+        (["{bag}", "--checkpoint", "offline_world:missing"], "offline_world:missing"),
         (["{bag}", "--checkpoint", "/no/checkpoint"], "/no/checkpoint"),
         (["{bag}", "--namespace", "other"], "no /other/top/image_raw"),
     ],
 )
-def test_a_fault_is_one_line(
+def test_an_error_is_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bag = write_bag(tmp_path / "bag", 0.2)
     params = ["--params-file", write_params(tmp_path)] if "--params-file" not in arguments else []
     filled = [each.format(bag=bag) for each in arguments]
     assert evaluate(*filled, *params, "--output", tmp_path / "out") == 1
-    printed = capsys.readouterr().out.replace("\n", " ")
-    assert message in printed.replace("  ", " ") and "Traceback" not in printed
+    printed = "".join(capsys.readouterr())
+    assert message in printed and "Traceback" not in printed
 
 
-def test_rerun_is_told_everything_or_named(
+def test_rerun_receives_everything_or_its_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A stand-in for Rerun's library, which is an optional extra, takes the calls."""
+    """A stub replaces Rerun's library, which is an optional extra."""
     bag = write_bag(tmp_path / "bag", 1.0)
     arguments = [bag, "--params-file", write_params(tmp_path), "--output", tmp_path / "out"]
     arguments += ["--rerun", tmp_path / "x.rrd"]
     monkeypatch.setitem(sys.modules, "rerun", None)
     assert evaluate(*arguments) == 1
-    assert "pip install 'pi05_ros[rerun]'" in capsys.readouterr().out
+    assert "pip install 'pi05_ros[rerun]'" in capsys.readouterr().err
 
     logged: dict[str, int] = {}
     times: list[float] = []
@@ -300,16 +296,15 @@ def test_the_record_command_names_the_topics_that_an_evaluation_reads(
 
 
 def test_a_missing_extra_is_named_before_anything_is_evaluated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for name in [
-        name for name in sys.modules if name.endswith(("offline_report", "offline_plots"))
-    ]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in ("command", "report"):
+        monkeypatch.delitem(sys.modules, f"pi05_lab.evaluation.open_loop.{name}")
     bag = write_bag(tmp_path / "bag", 0.2)
-    assert evaluate(bag, "--params-file", write_params(tmp_path), "--output", tmp_path / "o") == 1
-    printed = capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(SystemExit) as stop:
+        evaluate(bag, "--params-file", write_params(tmp_path), "--output", tmp_path / "o")
+    printed = str(stop.value)
     assert "matplotlib" in printed and "pip install 'pi05_ros[eval,train]'" in printed
     assert not (tmp_path / "o").exists()
 
@@ -323,11 +318,9 @@ def test_a_params_file_cannot_name_code(
     monkeypatch.setitem(sys.modules, "named_by_yaml", module)  # type: ignore[arg-type]
     params = write_params(tmp_path)
     params.write_text(params.read_text().replace("offline_world:oracle", "named_by_yaml:function"))
-    parser = argparse.ArgumentParser()
-    offline_command.add_arguments(parser)
-    bag = write_bag(tmp_path / "bag")
+    bag = write_bag(tmp_path / "bag", 0.2)
     options = [str(bag), "--params-file", str(params), "--output", str(tmp_path / "out")]
-    assert offline_command.run(parser.parse_args(options)) == 1
-    said = " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", *options]) == 1
+    printed = capsys.readouterr().err
     assert not called
-    assert "named_by_yaml:function" in said and "--checkpoint" in said
+    assert "named_by_yaml:function" in printed and "--checkpoint" in printed
