@@ -14,6 +14,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 INSTRUCTION ?=
 DEMO_ARGS ?=
+# make test PYTEST_ARGS='-m "not slow"'
+PYTEST_ARGS ?=
 # The versions that each Python gets, so that a new release at the registry changes no result.
 SERIES := $(shell $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 LOCKED := $(wildcard requirements/constraints-$(SERIES).txt)
@@ -32,7 +34,7 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/pi05 demo $(if $(INSTRUCTION),--instruction "$(INSTRUCTION)") $(DEMO_ARGS)
 
 test: $(VENV)/dev.stamp lint
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
@@ -77,10 +79,10 @@ bench-gpu: $(VENV)/demo.stamp
 small-policy: $(VENV)/dev.stamp
 	$(VENV)/bin/pi05 record --states --episodes 12000 --seed 1 \
 		--tasks touch=3,pick=3,place=4,wave=2,home=1 --output data/states
-	$(VENV)/bin/pi05 train config/train_small.yaml
+	$(VENV)/bin/pi05 train examples/small_policy/train_small.yaml
 	$(VENV)/bin/pi05 dagger runs/small_aloha/checkpoint --episodes 320 --seed 2 \
 		--tasks touch=1,pick=5,place=4 --output data/on_policy
-	$(VENV)/bin/pi05 train config/train_small_dagger.yaml
+	$(VENV)/bin/pi05 train examples/small_policy/train_small_dagger.yaml
 
 clean:
 	rm -rf $(VENV) build demo_out pi05_ros/msg pi05_ros/*.so *.egg-info

@@ -2,9 +2,9 @@
 
     python test/mutations.py [--only 4 8]
 
-Each mutation is a small change of the text of a temporary copy of the package; the tests that pin
-the promise (docs/reliability.md numbers them) run against the copy. Prints a Markdown table; the
-exit code is 1 if a mutation went unseen or its tests fail without it.
+Each mutation changes one function in a temporary copy of the package (`test/support/mutate.py`).
+The tests that pin the promise (docs/reliability.md numbers them) run against the copy. Prints a
+Markdown table; the exit code is 1 if a mutation goes unnoticed or its tests fail without it.
 """
 
 from __future__ import annotations
@@ -21,235 +21,229 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("pi05_ros", "test", "config", "benchmarks", "docs", "launch", "msg")
+sys.path.insert(0, str(ROOT / "test" / "support"))
+from mutate import apply  # noqa: E402
+
+COPIED = (
+    "pi05_ros",
+    "pi05_lab",
+    "test",
+    "config",
+    "benchmarks",
+    "docs",
+    "launch",
+    "msg",
+    "examples",
+)
 FILES = ("pyproject.toml",)
 TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One protection and what becomes of it."""
+    """One protection and its removal."""
 
     promise: int
     what: str
     file: str
-    edits: tuple[tuple[str, str], ...]
+    edits: tuple[tuple[str, str, str], ...]
+    """(function, pattern, replacement) in turn, as `mutate.mutate` takes them."""
     tests: tuple[str, ...]
 
 
 def mutation(
-    promise: int, what: str, file: str, *texts: str, tests: Sequence[str] | str
+    promise: int, what: str, file: str, function: str, *texts: str, tests: Sequence[str] | str
 ) -> Mutation:
-    """`texts`: what stands there, what is to stand there, and so on in turn."""
-    edits = tuple(zip(texts[::2], texts[1::2], strict=True))
+    """`texts`: pattern, replacement, and so on in turn, all in `function`."""
+    edits = tuple((function, *pair) for pair in zip(texts[::2], texts[1::2], strict=True))
     return Mutation(promise, what, file, edits, (tests,) if isinstance(tests, str) else (*tests,))
 
 
-INPUTS = "test/nodes/faults/test_fault_inputs.py::test_"
-MOTION = "test/nodes/faults/test_fault_motion.py::test_"
-DIRECT = "test/nodes/faults/test_fault_direct.py::test_"
-POLICY = "test/nodes/faults/test_fault_policy.py::test_"
-BUFFER = "test/observation/test_buffer.py::test_"
+NODES = "test/runtime/nodes/"
+INPUTS = NODES + "faults/test_fault_inputs.py::test_"
+MOTION = NODES + "faults/test_fault_motion.py::test_"
+DIRECT = NODES + "faults/test_fault_direct.py::test_"
+POLICY = NODES + "faults/test_fault_policy.py::test_"
+OBSERVATION = "test/runtime/observation/"
+CONTROL = "test/runtime/control/"
+RUNNER = "test/runtime/"
+BUFFER = OBSERVATION + "test_buffer.py::test_"
+LIMITS = CONTROL + "test_limits.py::test_limits_hold_for_any_targets_from_any_admissible_state"
 MUTATIONS = (
-    mutation(1, "a frame's age is not looked at", "observation/stream.py",
-             "        if age_s > max_age_s:", "        if False:",
+    mutation(1, "the age of a frame is not checked", "observation/stream.py", "Stream.fault",
+             "_ > max_age_s", "False",
              tests=(INPUTS + "a_stopped_stream_is_a_warning_and_then_an_error",
                     BUFFER + "each_gate_blocks_alone_and_names_stream_and_limit")),
     mutation(2, "cameras may be any time apart", "observation/buffer.py",
-             "        if skew_s > self.gates.max_skew_s:", "        if False:",
+             "ObservationBuffer._select_frames", "_ > self.gates.max_skew_s", "False",
              tests=(INPUTS + "inputs_that_must_not_be_used_stop_inference[cameras]",
                     BUFFER + "each_gate_blocks_alone_and_names_stream_and_limit")),
     mutation(3, "joints are taken in the order of the message", "observation/decode.py",
-             "position[[index[name] for name in names]]", "position[: len(names)]",
+             "decode_joint_state", "position[[index[name] for name in names]]",
+             "position[: len(names)]",
              tests=(INPUTS + "joints_are_matched_by_name",
-                    "test/observation/test_decode.py::test_joints_are_found_by_name_in_any_order")),
-    mutation(3, "a joint may be given twice", "observation/decode.py",
-             "        if name in index:", "        if False:",
+                    OBSERVATION + "test_decode.py::test_joints_are_found_by_name_in_any_order")),
+    mutation(3, "a joint may be given twice", "observation/decode.py", "decode_joint_state",
+             "if name in _:\n    _", "pass",
              tests=INPUTS + "inputs_that_must_not_be_used_stop_inference[joints]"),
-    mutation(4, "NaN passes", "executor/results.py",
-             "    if not finite.all():", "    if False:",
+    mutation(4, "NaN passes", "executor.py", "check_chunk", "not _.all()", "False",
              tests=(POLICY + "failures_in_a_row_deactivate",
-                    "test/test_executor.py::test_a_chunk_that_must_not_move_a_robot_is_an_error")),
-    mutation(4, "failures are not counted", "executor/watchdog.py",
-             "            self._failures += 1", "            pass",
-             tests=POLICY + "failures_in_a_row_deactivate"),
-    mutation(5, "positions are not limited", "control/limits.py",
-             "        goals = np.minimum(np.maximum(targets, self.lower), self.upper)",
-             "        goals = targets",
-             "            np.maximum(cap, np.negative(to_lower, out=to_lower), out=bound)\n"
-             "            np.minimum(bound, to_upper, out=bound)",
-             "            bound[:] = cap",
-             tests=(MOTION + "any_targets_stay_inside_the_limits",
-                    "test/control/test_limits.py::"
-                    "test_limits_hold_for_any_targets_from_any_admissible_state")),
-    mutation(5, "the URDF is read and not heeded", "nodes/urdf_limits.py",
-             "    return tight\n", "    return joints\n",
-             tests="test/nodes/test_robot_description_limits.py"),
-    mutation(6, "velocities are not limited", "control/limits.py",
-             "            np.maximum(want, -self.max_velocity, out=cap)\n"
-             "            np.minimum(cap, self.max_velocity, out=cap)",
-             "            cap[:] = want",
-             tests=(MOTION + "any_targets_stay_inside_the_limits",
-                    "test/control/test_limits.py::"
-                    "test_limits_hold_for_any_targets_from_any_admissible_state")),
-    mutation(6, "accelerations are not limited", "control/limits.py",
-             "            np.maximum(bound, low, out=next_velocity)\n"
-             "            np.minimum(next_velocity, high, out=next_velocity)",
-             "            next_velocity[:] = bound",
-             tests=(MOTION + "any_targets_stay_inside_the_limits",
-                    "test/control/test_limits.py::"
-                    "test_limits_hold_for_any_targets_from_any_admissible_state")),
-    mutation(7, "the late result of a hang is used", "runner/requests.py",
-             "        if hang:\n            self._executor.discard()\n", "",
+                    RUNNER + "test_executor.py::"
+                             "test_a_chunk_that_must_not_move_a_robot_is_an_error")),
+    mutation(4, "failures are not counted", "watchdog.py", "Watchdog.record_result",
+             "self._failures += 1", "pass", tests=POLICY + "failures_in_a_row_deactivate"),
+    mutation(5, "positions are not limited", "control/limits.py", "MotionLimiter.follow",
+             "np.minimum(np.maximum(targets, self.lower), self.upper)", "targets",
+             "np.minimum(bound, to_upper, out=bound)", "bound[:] = cap",
+             tests=(MOTION + "any_targets_stay_inside_the_limits", LIMITS)),
+    mutation(5, "the limits of the URDF are ignored", "nodes/assembly.py", "apply_limits",
+             "return tight", "return joints", tests=NODES + "test_robot_description_limits.py"),
+    mutation(6, "velocities are not limited", "control/limits.py", "MotionLimiter.follow",
+             "np.maximum(want, -self.max_velocity, out=cap)", "cap.__setitem__(..., want)",
+             "np.minimum(cap, self.max_velocity, out=cap)", "None",
+             tests=(MOTION + "any_targets_stay_inside_the_limits", LIMITS)),
+    mutation(6, "accelerations are not limited", "control/limits.py", "MotionLimiter.follow",
+             "np.maximum(bound, low, out=next_velocity)", "next_velocity.__setitem__(..., bound)",
+             "np.minimum(next_velocity, high, out=next_velocity)", "None",
+             tests=(MOTION + "any_targets_stay_inside_the_limits", LIMITS)),
+    mutation(7, "the late result of a hang is used", "requests.py", "InferenceRequests.poll",
+             "if hang:\n    _", "pass",
              tests=(POLICY + "a_hang_is_told_and_outlived",
-                    "test/test_runner.py::"
-                    "test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away")),
+                    RUNNER + "test_runner.py::"
+                             "test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away")),
     mutation(7, "chunks are read past their end", "control/chunks.py",
-             "            steps = np.minimum(np.maximum(steps, 0.0), self._lasts)",
-             "            steps = np.maximum(steps, 0.0)",
-             tests=("test/control/test_scheduler.py::"
-                    "test_the_last_action_is_held_beyond_the_horizon",)),
-    mutation(8, "a stop is not kept", "runner/policy_runner.py",
-             "        self._stopped = True\n", "",
+             "ChunkScheduler._predictions", "np.minimum(np.maximum(_, 0.0), _)",
+             "np.maximum(steps, 0.0)",
+             tests=CONTROL + "test_scheduler.py::"
+                             "test_the_last_action_is_held_beyond_the_horizon"),
+    mutation(8, "a stop is not kept", "runner.py", "PolicyRunner.stop",
+             "self._stopped = True", "pass",
              tests=(MOTION + "stop_is_latched_until_resume",
-                    "test/test_runner.py::test_stop_is_latched_until_resume")),
-    mutation(8, "results in flight outlive a stop", "runner/requests.py",
-             "        self._executor.discard()\n        self._last_observation_s = -math.inf",
-             "        self._last_observation_s = -math.inf",
-             tests="test/test_runner.py::test_deactivation_discards_what_is_in_flight"),
-    mutation(9, "old chunks stay beside the new instruction's", "runner/policy_runner.py",
-             "                self.scheduler.clear()\n            self._instruction = chunk",
-             "                pass\n            self._instruction = chunk",
-             "                self.executor.discard()\n        return instruction",
-             "                pass\n        return instruction",
-             tests=("test/test_runner.py::test_a_new_instruction_discards_the_old_ones_chunk",)),
-    mutation(10, "instructions of any length", "observation/instruction.py",
-             "    if len(text) > max_chars:", "    if False:",
+                    RUNNER + "test_runner.py::test_stop_is_latched_until_resume")),
+    mutation(8, "running inferences outlive a stop", "requests.py", "InferenceRequests.reset",
+             "self._executor.discard()", "None",
+             tests=RUNNER + "test_runner.py::test_deactivation_discards_what_is_in_flight"),
+    mutation(8, "a restart does not wait for rest", "start_gate.py", "StartGate.positions",
+             "now_s < rest_s", "False",
+             "self._buffer.joint_history(rest_s)", "self._buffer.joint_history(now_s - 1.0)",
+             tests=RUNNER + "test_runner_start.py::"
+                            "test_a_start_needs_joint_states_from_after_the_rest"),
+    mutation(9, "old chunks stay beside those of a new instruction", "runner.py",
+             "PolicyRunner._process", "self.scheduler.clear()", "None",
+             tests=RUNNER + "test_runner.py::"
+                            "test_a_new_instruction_discards_the_old_ones_chunk"),
+    mutation(10, "instructions may have any length", "observation/instruction.py",
+             "checked_instruction", "_ > max_chars", "False",
              tests=(INPUTS + "an_instruction_changes_in_mid_chunk",
                     BUFFER + "an_instruction_that_is_none_is_refused_and_the_old_one_stays")),
-    mutation(10, "instructions may carry a state", "observation/instruction.py",
-             "    _refuse_labels(text)\n", "",
-             tests="test/observation/test_instruction.py"),
+    mutation(10, "instructions may contain a state", "observation/instruction.py",
+             "checked_instruction", "_refuse_labels(text)", "None",
+             tests=OBSERVATION + "test_instruction.py"),
     mutation(10, "the state may be cut from the prompt", "policy/policy.py",
-             "            raise PromptTooLongError(", "            PromptTooLongError(",
-             tests="test/policy/test_policy.py::"
-                   "test_an_instruction_without_room_for_the_state_is_refused"),
-    mutation(8, "a restart does not wait for rest", "runner/start.py",
-             "        if now_s < rest_s:", "        if False:",
-             "joint_history(rest_s)", "joint_history(now_s - 1.0)",
-             tests="test/test_runner_start.py::"
-                   "test_a_start_needs_joint_states_from_after_the_rest"),
-    mutation(11, "commands go out without a controller", "nodes/control_thread.py",
-             "        if lost or (self.conflicts and not self._dry_run):", "        if False:",
+             "Policy._encode_with_state", "raise PromptTooLongError(___)", "pass",
+             tests=RUNNER + "policy/test_policy.py::"
+                            "test_an_instruction_without_room_for_the_state_is_refused"),
+    mutation(11, "commands are sent without a controller", "nodes/control_thread.py",
+             "ControlThread._step", "lost or (self.conflicts and _)", "False",
              tests=(MOTION + "a_controller_that_is_gone_stops_the_stream",
                     DIRECT + "the_other_arm_brakes_when_a_controller_is_lost",
-                    "test/nodes/test_control_thread.py::"
-                    "test_a_lost_controller_brakes_the_others")),
-    mutation(11, "a recorder counts as a controller", "nodes/outputs.py",
-             "name not in UNKNOWN_NODES and not name.startswith(OBSERVERS)", "True",
+                    NODES + "test_control_thread.py::test_a_lost_controller_brakes_the_others")),
+    mutation(11, "a recorder counts as a controller", "nodes/outputs.py", "Output._moves",
+             "_ and not name.startswith(OBSERVERS)", "True",
              tests=(DIRECT + "a_recorder_does_not_keep_the_commands_going",
-                    "test/nodes/test_outputs.py::test_a_recorder_is_no_controller")),
-    mutation(12, "tensors may be missing", "policy/checkpoint.py",
-             '[name for name in expected if name not in index]', '[]',
-             tests="test/policy/test_checkpoint.py::test_tensors_that_do_not_fit"),
-    mutation(12, "cameras that the policy does not have", "nodes/assembly.py",
-             "        if name not in policy.cameras:", "        if False:",
-             tests="test/nodes/test_policy_node.py::test_what_does_not_fit_is_refused_by_name"),
-    mutation(13, "pickles are not looked for", "policy/weights.py",
-             'PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")', "PICKLE_SUFFIXES = ()",
-             tests="test/policy/test_checkpoint.py::test_pickles_are_refused"),
-    mutation(14, "data may be too short", "observation/decode.py",
-             "    if data.size < step * height:", "    if False:",
-             tests="test/observation/test_decode.py::"
-                   "test_an_image_that_is_none_is_refused_by_field"),
-    mutation(14, "a PNG's parts may claim any length", "observation/picture_header.py",
-             '    while kind != b"IEND":', "    while False:",
-             tests="test/observation/test_picture_header.py"),
-    mutation(14, "a damaged picture counts against the policy", "executor/watchdog.py",
-             "        elif result.stamp_s is not None or result.kind is ErrorKind.OUT_OF_MEMORY:",
-             "        else:",
+                    NODES + "test_outputs.py::test_a_recorder_is_no_controller")),
+    mutation(12, "tensors may be missing", "policy/checkpoint.py", "check_tensors",
+             "[name for name in expected if name not in index]", "[]",
+             tests=RUNNER + "policy/test_checkpoint.py::test_tensors_that_do_not_fit"),
+    mutation(12, "cameras may be unknown to the policy", "nodes/assembly.py", "check_fit",
+             "name not in policy.cameras", "False",
+             tests=NODES + "test_policy_node.py::test_what_does_not_fit_is_refused_by_name"),
+    mutation(13, "pickles are accepted", "policy/weights.py", "",
+             "PICKLE_SUFFIXES = _", "PICKLE_SUFFIXES = ()",
+             tests=RUNNER + "policy/test_checkpoint.py::test_pickles_are_refused"),
+    mutation(14, "image data may be too short", "observation/decode.py", "decode_image",
+             "data.size < _", "False",
+             tests=OBSERVATION + "test_decode.py::"
+                                 "test_a_bad_image_is_refused_by_field"),
+    mutation(14, "chunks of a PNG may claim any length", "observation/decode.py", "_png_header",
+             'kind != b"IEND"', "False", tests=OBSERVATION + "test_decode.py"),
+    mutation(14, "a damaged image counts as a failure of the policy", "watchdog.py",
+             "Watchdog.record_result",
+             "_ is not None or result.kind is ErrorKind.OUT_OF_MEMORY", "True",
              tests=(INPUTS + "a_picture_that_changes_in_mid_stream",
-                    "test/test_watchdog.py")),
-    mutation(14, "images may repeat for ever", "observation/buffer.py",
-             "            if fault is None and frozen is not None and frozen.unusable:",
-             "            if False:",
-             tests=("test/nodes/faults/test_fault_images.py",
-                    "test/observation/test_image_watch.py")),
-    mutation(14, "images may have one colour for ever", "observation/image_watch.py",
-             "self._rules.refuse_one_colour and is_one_colour(image)", "False",
-             tests="test/observation/test_image_watch.py"),
-    mutation(15, "the middleware's events go unheard", "nodes/qos_watch.py",
-             "            incompatible_qos=lambda event: self._tell(topic, event, \"publisher\")\n",
-             "",
+                    RUNNER + "test_watchdog.py")),
+    mutation(14, "images may repeat without end", "observation/buffer.py",
+             "ObservationBuffer._select_frames", "_ and _ and frozen.unusable", "False",
+             tests=(NODES + "faults/test_fault_images.py", OBSERVATION + "test_image_watch.py")),
+    mutation(14, "images may have one colour without end", "observation/image_watch.py",
+             "ImageWatch.record_decoded", "self._rules.refuse_one_colour and _", "False",
+             tests=OBSERVATION + "test_image_watch.py"),
+    mutation(15, "QoS events are ignored", "nodes/graph_checks.py",
+             "QosMonitor.subscription_events",
+             'self._on_event(topic, event, "publisher")', "None",
              tests=INPUTS + "incompatible_qos_is_named"),
-    mutation(16, "the clock may jump", "runner/policy_runner.py",
-             "        if passed_s < -dt_s or passed_s > max(CLOCK_JUMP_S, 5 * dt_s):",
-             "        if False:",
+    mutation(16, "the clock may jump", "runner.py", "PolicyRunner._check_clock",
+             "passed_s < _ or passed_s > _", "False",
              tests=(INPUTS + "a_clock_that_jumps_starts_over",
-                    "test/test_runner.py::test_a_clock_that_jumps_forward_starts_over")),
-    mutation(17, "a device's fault only deactivates", "nodes/policy_node.py",
-             "        if self._device_fault:", "        if False:",
+                    RUNNER + "test_runner.py::test_a_clock_that_jumps_forward_starts_over")),
+    mutation(17, "a device fault only deactivates", "nodes/policy_node.py",
+             "PolicyNode.on_deactivate", "self._device_fault", "False",
              tests=POLICY + "a_device_that_fails_ends_in_error_processing"),
-    mutation(17, "out of memory is a failed inference", "executor/inference.py",
-             "        if result.kind is ErrorKind.OUT_OF_MEMORY:", "        if False:",
+    mutation(17, "out of memory is a failed inference", "executor.py",
+             "InferenceExecutor._serve", "result.kind is _", "False",
              tests=(POLICY + "out_of_memory_is_recovered_in_place",
-                    "test/test_executor.py::test_out_of_memory_is_recovered_by_one_repetition")),
-    mutation(17, "a lost device is a failure as any other", "executor/watchdog.py",
-             "        elif result.kind is ErrorKind.STICKY:", "        elif False:",
-             tests="test/test_watchdog.py::test_a_lost_device_is_a_fault_at_once"),
-    mutation(18, "ready without warm-up", "executor/inference.py",
-             "        self._warm_up(policy)\n", "",
-             tests="test/test_executor.py"),
-    mutation(18, "a load is waited for without end", "nodes/policy_node.py",
-             "executor.wait_ready(parameters.load_timeout_s)", "executor.wait_ready(30.0)",
+                    RUNNER + "test_executor.py::"
+                             "test_out_of_memory_is_recovered_by_one_repetition")),
+    mutation(17, "a lost device is an ordinary failure", "watchdog.py",
+             "Watchdog.record_result", "result.kind is ErrorKind.STICKY", "False",
+             tests=RUNNER + "test_watchdog.py::test_a_lost_device_is_a_fault_at_once"),
+    mutation(18, "ready without warm-up", "executor.py", "InferenceExecutor._load_and_serve",
+             "self._warm_up(policy)", "None", tests=RUNNER + "test_executor.py"),
+    mutation(18, "a load has no time limit", "nodes/policy_node.py", "PolicyNode._configure",
+             "executor.wait_ready(___)", "executor.wait_ready(30.0)",
              tests=POLICY + "a_load_that_hangs_fails_in_time"),
-    mutation(19, "no first command is far", "control/approach.py",
-             "        if away[worst] <= self._distance:", "        if True:",
+    mutation(19, "no first command is far", "control/speed.py", "StartRamp.begin",
+             "_ <= self._distance", "True",
              tests=(MOTION + "a_far_first_command_is_ramped_to_or_refused",
-                    "test/control/test_approach.py")),
-    mutation(20, "a dry run publishes", "nodes/control_thread.py",
-             "            if not self._dry_run and not runner.stopped:",
-             "            if not runner.stopped:",
+                    CONTROL + "test_speed.py")),
+    mutation(20, "a dry run publishes", "nodes/control_thread.py", "ControlThread._step",
+             "not self._dry_run and not runner.stopped", "not runner.stopped",
              tests=MOTION + "a_dry_run_publishes_no_command"),
-    mutation(20, "the speed changes at once", "control/pacing.py",
-             "        ramp_s = abs(scale - rate) * self._ramp_s", "        ramp_s = 0.0",
-             tests="test/control/test_pacing.py"),
-    mutation(20, "the speed is not taken", "nodes/policy_node.py",
-             "                runner.set_speed(scheduling.speed_scale, self.now_s())",
-             "                pass",
+    mutation(20, "the speed changes at once", "control/speed.py", "SpeedScaler.set_scale",
+             "abs(_) * self._ramp_s", "0.0", tests=CONTROL + "test_speed.py"),
+    mutation(20, "the speed is not applied", "nodes/policy_node.py",
+             "PolicyNode._on_set_parameters", "configured.runner.set_speed(___)", "None",
              tests=MOTION + "speed_zero_comes_to_rest_and_resumes"),
     mutation(21, "commanded is not compared with measured", "control/tracking.py",
-             "        excess = self.errors / self.limits", "        excess = 0.0 * self.errors",
+             "TrackingMonitor._check_errors", "self.errors / self.limits", "0.0 * self.errors",
              tests=(MOTION + "a_joint_that_does_not_follow_stops_the_arms",
-                    "test/test_runner_tracking.py")),
+                    RUNNER + "test_runner_tracking.py")),
     mutation(22, "joint states may jump before a start", "control/start_check.py",
-             "        problem = self._jump(stamps_s, positions) or self._outside(positions[-1])",
-             '        problem = ""',
+             "StartCheck.check", "self._jump(___) or self._outside(___)", '""',
              tests=(MOTION + "no_motion_starts_at_a_wrong_joint_state",
-                    "test/test_runner_start.py")),
-    mutation(23, "a signal ends the process at once", "nodes/spinning.py",
-             "                brake()", "                pass",
-             tests="test/nodes/test_spinning.py::"
-                   "test_a_signal_brakes_before_anything_is_shut_down"),
-    mutation(24, "any number of publishers", "nodes/publisher_watch.py",
-             "            if self._node.count_publishers(topic) < 2:", "            if True:",
+                    RUNNER + "test_runner_start.py")),
+    mutation(23, "a signal ends the process at once", "nodes/spinning.py", "_Process.on_signal",
+             "self.node.brake()", "None",
+             tests=NODES + "test_spinning.py::"
+                           "test_a_signal_brakes_before_anything_is_shut_down"),
+    mutation(24, "any number of publishers", "nodes/graph_checks.py", "second_publishers",
+             "_ < 2", "True",
              tests=(DIRECT + "a_second_publisher_stops_the_motion",
-                    "test/nodes/test_outputs.py::test_a_second_publisher_is_named")),
-    mutation(25, "a controller may replace by age", "nodes/controller_check.py",
-             "        if controller.replaces:", "        if False:",
-             tests="test/nodes/test_outputs.py::"
-                   "test_a_controller_that_replaces_by_age_moves_nothing"),
-    mutation(26, "late trajectories are sent", "nodes/control_thread.py",
-             "        if tick.trajectory is not None and not stream.in_time(now_s):",
-             "        if False:",
-             tests="test/nodes/test_control_thread.py::test_a_late_trajectory_is_not_sent"),
-    mutation(27, "a stop waits for a load", "nodes/spinning.py",
-             "        if self._is_transition(entity):", "        if False:",
+                    NODES + "test_outputs.py::test_a_second_publisher_is_named")),
+    mutation(25, "a controller may replace by age", "nodes/graph_checks.py",
+             "ControllerCheck._problem", "if controller.replaces:\n    _", "pass",
+             tests=NODES + "test_outputs.py::"
+                           "test_a_controller_that_replaces_by_age_moves_nothing"),
+    mutation(26, "late trajectories are sent", "nodes/control_thread.py", "ControlThread._send",
+             "_ is not None and not stream.in_time(now_s)", "False",
+             tests=NODES + "test_control_thread.py::test_a_late_trajectory_is_not_sent"),
+    mutation(27, "a stop waits for a load", "nodes/spinning.py", "TransitionExecutor.spin_once",
+             "self._is_transition(___)", "False",
              tests=(DIRECT + "a_stop_is_served_while_a_policy_loads",
-                    "test/nodes/test_spinning.py::"
-                    "test_a_transition_runs_beside_the_services")),
+                    NODES + "test_spinning.py::"
+                            "test_a_transition_runs_beside_the_services")),
     mutation(28, "parameters may be set without effect", "nodes/policy_node.py",
-             "        if late and (runner is not None or self._configuring):", "        if False:",
+             "PolicyNode._on_set_parameters", "late and _", "False",
              tests=MOTION + "what_is_read_at_configure_is_refused_in_motion"),
 )  # fmt: skip
 
@@ -285,12 +279,7 @@ def try_out(wanted: Mutation) -> tuple[list[str], int]:
         tree = Path(folder)
         copy_tree(tree)
         file = tree / "pi05_ros" / wanted.file
-        text = file.read_text(encoding="utf-8")
-        for before, after in wanted.edits:
-            if text.count(before) != 1:
-                raise SystemExit(f"{wanted.file} has {text.count(before)} times: {before!r}")
-            text = text.replace(before, after)
-        file.write_text(text, encoding="utf-8")
+        file.write_text(apply(file.read_text(encoding="utf-8"), wanted.edits), encoding="utf-8")
         failed = run_tests(tree, wanted.tests)
     return sorted({name.split("[")[0] for name in failed}), len(failed)
 

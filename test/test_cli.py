@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from pi05_ros import __version__, cli
-from pi05_ros.cli import Command, main
+from pi05_ros.cli import Command, ValueIfBare, main
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -69,6 +69,15 @@ def several(
     return 3
 
 
+def bare(
+    files: Annotated[list[str], typer.Argument()],
+    ray: Annotated[str | None, ValueIfBare("auto"), typer.Option()] = None,
+    quiet: Annotated[bool, typer.Option("--quiet")] = False,
+) -> int:
+    print(files, ray, quiet)
+    return 0
+
+
 def absent() -> int:
     raise ModuleNotFoundError("No module named 'mujoco'", name="mujoco")
 
@@ -80,6 +89,23 @@ def test_an_option_of_list_type_takes_several_values(
     monkeypatch.setattr(cli, "all_commands", lambda: {"several": command})
     assert main(["several", "a", "--tasks", "touch", "pick", "--quiet", "--tasks=wave"]) == 3
     assert capsys.readouterr().out == "['a'] ['touch', 'pick', 'wave'] True\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [([], None), (["--ray"], "auto"), (["--ray", "--quiet"], "auto"), (["--ray", "local"], "local"),
+     (["--ray=local"], "local")],
+)  # fmt: skip
+def test_an_option_may_have_a_value_for_where_none_follows(
+    arguments: list[str],
+    value: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = Command("bare", "", "", f"{__name__}:bare")
+    monkeypatch.setattr(cli, "all_commands", lambda: {"bare": command})
+    assert main(["bare", "a", *arguments]) == 0
+    assert capsys.readouterr().out == f"['a'] {value} {'--quiet' in arguments}\n"
 
 
 def test_a_missing_extra_names_the_pip_command(
