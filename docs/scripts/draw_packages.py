@@ -21,9 +21,11 @@ COLOURS = {"pi05_ros": "#d7e8f7", "pi05_lab": "#fbe6cc"}
 ROWS = (
     ("pi05_lab.demo", "pi05_lab.bench"),
     ("pi05_lab.evaluation", "pi05_lab.training"),
-    ("pi05_lab.data", "pi05_lab.sim"),
+    ("pi05_lab.data",),
+    ("pi05_lab.sim",),
     ("pi05_ros.nodes", "pi05_ros.check"),
-    ("pi05_ros.runner", "pi05_ros.config"),
+    ("pi05_ros.runner",),
+    ("pi05_ros.config",),
     ("pi05_ros.policy", "pi05_ros.executor", "pi05_ros.observation", "pi05_ros.control"),
     ("pi05_ros.types",),
 )
@@ -77,7 +79,7 @@ def main() -> None:
         for level, row in enumerate(ROWS)
         for index, box in enumerate(row)
     }
-    figure, axes = plt.subplots(figsize=(9, 6.5))
+    figure, axes = plt.subplots(figsize=(9, 8))
     for box, targets in imported_boxes().items():
         for target in sorted(targets - {box}):
             same_package = box.split(".")[0] == target.split(".")[0]
@@ -100,9 +102,9 @@ def main() -> None:
             fontsize=11,
             bbox={"boxstyle": "round,pad=0.5", "fc": COLOURS[package], "ec": "#555555"},
         )
-    axes.axhline(len(ROWS) - 2.5, color="#555555", lw=0.8, ls="--")
-    axes.text(0.0, len(ROWS) - 2.45, "pi05_lab", va="bottom", fontsize=12, weight="bold")
-    axes.text(0.0, len(ROWS) - 2.55, "pi05_ros", va="top", fontsize=12, weight="bold")
+    axes.axhline(len(ROWS) - 3.5, color="#555555", lw=0.8, ls="--")
+    axes.text(0.0, len(ROWS) - 3.45, "pi05_lab", va="bottom", fontsize=12, weight="bold")
+    axes.text(0.0, len(ROWS) - 3.55, "pi05_ros", va="top", fontsize=12, weight="bold")
     axes.set(xlim=(0, 1), ylim=(0.5, len(ROWS) + 0.5))
     axes.axis("off")
     figure.savefig(ROOT / "docs" / "images" / "packages.png", dpi=110, bbox_inches="tight")
