@@ -103,7 +103,7 @@ class LeRobotDataset:
         self._position = np.repeat(np.arange(len(self._from)), self._to - self._from)
         self._check_finite()
         self._time_s = self._timestamps()
-        self.task_index = np.zeros(len(self), dtype=np.int64)
+        self.task_index: NDArray[np.int64] = np.zeros(len(self), dtype=np.int64)
         """[n] the number of each frame's instruction."""
         if "task_index" in meta.features:
             self.task_index = self.extra("task_index").astype(np.int64)
