@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from pi05_lab.files import atomic_file, atomic_folder
 from pi05_lab.training.config import ConfigError, TrainConfig
-from pi05_lab.training.metrics import LOG_FILE, read_log
+from pi05_lab.training.metrics import LOG_FILE, format_figure, read_log
 from pi05_lab.training.processing import DataProcessor
 from pi05_ros import __version__
 from pi05_ros.policy import processing as processors
@@ -32,20 +33,9 @@ from pi05_ros.policy.robots import NAMED
 CONFIG_FILE = "train_config.yaml"
 CARD_FILE = "README.md"
 STATE_FILE = "training_state.pt"
-# Keys that may change between a state and its continuation.
-_CHANGEABLE = (
-    "accelerate",
-    "checkpoint_steps",
-    "device",
-    "evaluation",
-    "log_steps",
-    "note",
-    "output",
-    "save_precision",
-    "tensorboard",
-    "threads",
-    "validation",
-)
+CHANGEABLE = {"accelerate", "checkpoint_steps", "device", "evaluation", "log_steps", "note",
+              "output", "save_precision", "tensorboard", "threads", "validation"}  # fmt: skip
+"""Keys that may change between a state and its continuation."""
 
 
 @dataclass
@@ -68,23 +58,12 @@ class Position:
 def save_state(
     directory: Path, config: TrainConfig, position: Position, parts: dict[str, Any]
 ) -> None:
-    """Write the state.
-
-    Args:
-        directory: an existing folder.
-        config: of the training.
-        position: its progress.
-        parts: state dicts by name.
-    """
+    """Write the state; `parts` are state dicts by name."""
     document = {"config": config.to_dict(), "position": asdict(position), "parts": parts}
     with atomic_file(directory / STATE_FILE) as path, path.open("wb") as file:
         torch.save(document, file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def has_state(directory: Path) -> bool:
-    return (directory / STATE_FILE).is_file()
 
 
 def load_state(directory: Path, config: TrainConfig) -> tuple[Position, dict[str, Any]]:
@@ -102,7 +81,7 @@ def load_state(directory: Path, config: TrainConfig) -> tuple[Position, dict[str
         raise ConfigError(f"{path} is damaged ({error}): remove {directory}") from None
     theirs, ours = document["config"], config.to_dict()
     for key in sorted(set(theirs) | set(ours)):
-        if key not in _CHANGEABLE and theirs.get(key) != ours.get(key):
+        if key not in CHANGEABLE and theirs.get(key) != ours.get(key):
             raise ConfigError(
                 f"{path} is of a training with another {key}: {theirs.get(key)} instead of "
                 f"{ours.get(key)}; change it back or give another output"
@@ -117,7 +96,7 @@ def save_checkpoint(
     config: TrainConfig,
     position: Position,
     counts: Mapping[str, int],
-    log: Path | None,
+    log: Path | None = None,
 ) -> None:
     """Write the checkpoint; the folder is replaced at once.
 
@@ -130,8 +109,13 @@ def save_checkpoint(
         counts: of the data, for the model card.
         log: the training's log, copied into the folder.
     """
+    stored = copy.deepcopy(network)
+    precision = getattr(torch, config.save_precision)
+    for name, parameter in stored.named_parameters():
+        parameter.data = parameter.data.to(stored.parameter_dtype(name, precision))
+    settings = json.dumps(_settings(config, processor, position), indent=2) + "\n"
     with atomic_folder(directory, replace=True) as partial:
-        save_model(_stored(network, config.save_precision), partial)
+        save_model(stored, partial)
         for name, content in processor.tokenizer_files.items():
             (partial / name).write_bytes(content)
         processors.write_processing(
@@ -141,26 +125,20 @@ def save_checkpoint(
             tokenizer=".",
             delta_mask=processor.robot.delta_mask,
         )
-        settings = json.dumps(_settings(config, processor, position), indent=2) + "\n"
         (partial / SETTINGS_FILE).write_text(settings, encoding="utf-8")
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
-        entries = []
-        if log is not None and log.is_file():
+        write_config(partial, config)
+        if log is not None:
             shutil.copyfile(log, partial / LOG_FILE)
-            entries = read_log(log)
-        card = model_card(network, config, position, counts, entries)
-        (partial / CARD_FILE).write_text(card, encoding="utf-8")
+        entries = read_log(log) if log is not None else []
+        make_card(network, config, position, counts, entries).save(partial / CARD_FILE)
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner only
 
 
-def _stored(network: Pi0, precision: str) -> Pi0:
-    """A copy in the dtypes that a file of this precision has."""
-    stored = copy.deepcopy(network)
-    for name, parameter in stored.named_parameters():
-        parameter.data = parameter.data.to(stored.parameter_dtype(name, getattr(torch, precision)))
-    return stored
+def write_config(directory: Path, config: TrainConfig) -> None:
+    """Write the configuration as the YAML file that repeats the training."""
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def _settings(config: TrainConfig, processor: DataProcessor, position: Position) -> dict[str, Any]:
@@ -176,72 +154,66 @@ def _settings(config: TrainConfig, processor: DataProcessor, position: Position)
     return settings | {"dt_s": processor.robot.dt_s, "trained": True, "note": note}
 
 
-def model_card(
+def make_card(
     network: Pi0,
     config: TrainConfig,
     position: Position,
     counts: Mapping[str, int],
     log: Sequence[Mapping[str, Any]],
-) -> str:
+) -> ModelCard:
     """The model card: the network, its data and all figures."""
     count = sum(parameter.numel() for parameter in network.parameters())
-    name = "π0.5" if network.config.kind == "pi05" else "π0"
+    rows = {
+        "parameters": f"{count / 1e6:.2f} M, stored in {config.save_precision}",
+        "started from": config.network.start,
+        "images": f"{counts.get('images', 0)} samples of {len(network.config.cameras)} cameras, "
+        f"{network.config.image_size} px",
+        "labelled frames": counts.get("frames", 0),
+        "held out": f"{counts.get('held_out_images', 0)} samples",
+        "horizon": f"{network.config.horizon} steps",
+        "trained for": f"{position.total_s / 60:.1f} min, {position.total_steps} steps",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads, device "
+        f"{config.device}",
+        "software": f"pi05_ros {__version__}, torch {torch.__version__}",
+    }
     lines = [
-        "---",
-        "license: apache-2.0",
-        "library_name: pi05_ros",
-        "pipeline_tag: robotics",
-        "---",
-        "",
-        f"# {name} for {config.robot}",
-        "",
+        f"# {'π0.5' if network.config.kind == 'pi05' else 'π0'} for {config.robot}",
         config.note or "Trained by `pi05 train`.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| parameters | {count / 1e6:.2f} M, stored in {config.save_precision} |",
-        f"| started from | {config.network.start} |",
-        f"| images | {counts.get('images', 0)} samples of {len(network.config.cameras)} "
-        f"cameras, {network.config.image_size} px |",
-        f"| labelled frames | {counts.get('frames', 0)} |",
-        f"| held out | {counts.get('held_out_images', 0)} samples |",
-        f"| horizon | {network.config.horizon} steps |",
-        f"| trained for | {position.total_s / 60:.1f} min, {position.total_steps} steps |",
-        f"| machine | {platform.machine()}, {torch.get_num_threads()} CPU threads, device "
-        f"{config.device} |",
-        f"| software | pi05_ros {__version__}, torch {torch.__version__} |",
-        "",
+        "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]),
         "## Stages",
-        "",
-        *_table([{"stage": name, **figures} for name, figures in position.summary.items()]),
+        _table([{"stage": name, **figures} for name, figures in position.summary.items()]),
     ]
     for kind, title in (("validation", "Held-out episodes"), ("evaluation", "Closed loop")):
-        entries = [entry for entry in log if entry.get("kind") == kind]
+        entries = [entry for entry in log if entry["kind"] == kind]
         if entries:
             figures = {k: v for k, v in entries[-1].items() if k not in ("kind", "time_s")}
-            lines += ["", f"## {title}", "", *_table([figures])]
+            lines += [f"## {title}", _table([figures])]
     lines += [
-        "",
         "## To repeat",
-        "",
         f"`pi05 train {CONFIG_FILE}` with this folder's configuration, on its datasets:",
-        "",
-        *(f"- `{dataset.root}`" for dataset in config.data.datasets),
-        "",
+        "\n".join(f"- `{dataset.root}`" for dataset in config.data.datasets),
     ]
-    return "\n".join(lines)
+    data = ModelCardData(
+        library_name="pi05_ros", pipeline_tag="robotics", **_licence(config.network.start)
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(lines) + "\n")
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not rows:
-        return ["none yet"]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for row in rows:
-        cells = (_cell(row.get(column, "")) for column in columns)
-        text.append(f"| {' | '.join(cells)} |")
-    return text
+def _licence(start: str) -> dict[str, Any]:
+    """The licence that the start checkpoint's model card names: its fine-tune has the same."""
+    readme = Path(start).expanduser() / CARD_FILE
+    if start == "scratch" or not readme.is_file():
+        return {}
+    try:
+        theirs = ModelCard.load(readme, ignore_metadata_errors=True).data
+    except (OSError, ValueError, yaml.YAMLError):  # no card of a model
+        return {}
+    keys = ("license", "license_name", "license_link")
+    return {key: theirs[key] for key in keys if theirs.get(key)}
 
 
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[format_figure(row.get(column, "")) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) if rows else "none yet"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,8 +15,6 @@ from typing import Any, TypeVar
 import yaml
 
 PARTS = ("vision", "projector", "embedder", "prefix", "bridge", "expert")
-OPTIMIZERS = ("adamw", "muon")
-PRECISIONS = ("float32", "bfloat16")
 T = TypeVar("T")
 
 
@@ -55,9 +55,9 @@ class NetworkConfig:
 
     start: str = "scratch"
     """A checkpoint folder, or "scratch": fresh weights of the plug-in's network."""
+    # The sizes are for "scratch" and default to the plug-in's.
     vlm: tuple[int, ...] = ()
-    """(width, depth, mlp_dim, heads, kv_heads, head_dim). This and the following are for
-    "scratch" and default to the plug-in's."""
+    """(width, depth, mlp_dim, heads, kv_heads, head_dim), as `exp`."""
     exp: tuple[int, ...] = ()
     vis: tuple[int, ...] = ()
     """(width, depth, heads, mlp_dim)."""
@@ -161,56 +161,60 @@ class TrainConfig:
     """For the checkpoint's settings and model card."""
 
     def __post_init__(self) -> None:
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("save_precision", self.save_precision, PRECISIONS)
-        for what, count in (
+        for key, value in (("precision", self.precision), ("save_precision", self.save_precision)):
+            _require_known(key, value, ("float32", "bfloat16"))
+        for key, count in (
             ("log_steps", self.log_steps),
             ("checkpoint_steps", self.checkpoint_steps),
             ("validation.every_steps", self.validation.every_steps),
         ):
-            if count < 1:
-                raise ConfigError(f"{what} must be at least 1, not {count}")
-        if not self.stages:
-            raise ConfigError("stages: at least one is needed")
-        if not self.data.datasets:
-            raise ConfigError("data.datasets: at least one is needed")
+            _require(count >= 1, f"{key} must be at least 1, not {count}")
+        _require(bool(self.data.datasets), "data.datasets: at least one is needed")
+        held_out = self.data.held_out
+        _require(0 <= held_out < 1, f"data.held_out must be from 0 to below 1, not {held_out}")
+        _require(bool(self.stages), "stages: at least one is needed")
         names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ConfigError(f"stages: every name must be there once, got {', '.join(names)}")
+        _require(len({*names}) == len(names), f"stages: a name repeats: {', '.join(names)}")
         for stage in self.stages:
             self._check_stage(stage)
 
     def _check_stage(self, stage: StageConfig) -> None:
         where = f"stage {stage.name!r}"
         for loss in stage.losses:
-            if loss != "flow" and not self.plugin:
-                raise ConfigError(
-                    f"{where}: losses: {loss!r} is unknown; known: flow. Others come from a "
-                    "plug-in: set plugin, as in examples/small_policy/train_small.yaml"
-                )
-        if not any(weight > 0 for weight in stage.losses.values()):
-            raise ConfigError(f"{where}: losses needs a weight above 0")
+            _require(
+                loss == "flow" or bool(self.plugin),
+                f"{where}: losses: {loss!r} is unknown; known: flow. Others come from a "
+                "plug-in: set plugin, as in examples/small_policy/train_small.yaml",
+            )
+        positive = any(weight > 0 for weight in stage.losses.values())
+        _require(positive, f"{where}: losses needs a weight above 0")
         for part in stage.train:
-            _one_of(f"{where}: train", part, PARTS)
-        _one_of(f"{where}: optimizer", stage.optimizer, OPTIMIZERS)
-        if (stage.steps is None) == (stage.minutes is None):
-            raise ConfigError(f"{where}: give either steps or minutes")
-        if stage.minutes is not None and self.accelerate:
-            raise ConfigError(f"{where}: with accelerate give steps, the processes' clocks differ")
+            _require_known(f"{where}: train", part, PARTS)
+        _require_known(f"{where}: optimizer", stage.optimizer, ("adamw", "muon"))
+        one = (stage.steps is None) != (stage.minutes is None)
+        _require(one, f"{where}: give either steps or minutes")
+        repeatable = stage.minutes is None or not self.accelerate
+        _require(repeatable, f"{where}: with accelerate give steps, the processes' clocks differ")
         for key in ("batch", "tasks_per_picture", "samples_per_prefix"):
-            if getattr(stage, key) < 1:
-                raise ConfigError(f"{where}: {key} must be at least 1")
+            _require(getattr(stage, key) >= 1, f"{where}: {key} must be at least 1")
         for key in ("lr", "clip"):
-            if not getattr(stage, key) > 0:
-                raise ConfigError(f"{where}: {key} must be above 0")
+            _require(getattr(stage, key) > 0, f"{where}: {key} must be above 0")
         for key in ("hold", "final_lr", "ema"):
-            if not 0 <= getattr(stage, key) <= 1:
-                raise ConfigError(f"{where}: {key} must be from 0 to 1")
+            _require(0 <= getattr(stage, key) <= 1, f"{where}: {key} must be from 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as YAML and JSON hold them."""
-        plain = asdict(self)
-        return typing.cast("dict[str, Any]", _lists(plain))
+        """Mappings, lists and plain values, as YAML and JSON hold them."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_known(where: str, value: str, known: tuple[str, ...]) -> None:
+    _require(value in known, f"{where}: {value!r} is unknown; known: {', '.join(known)}")
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
@@ -226,26 +230,21 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
     file = Path(path)
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for change in changes:
+            _set_value(document, change)
+        config = parse_config(document)
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
-    try:
-        for change in changes:
-            set_value(document, change)
-        config = parse_config(document)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     beside = file.parent / config.plugin
     return replace(config, plugin=str(beside)) if config.plugin and beside.is_file() else config
 
 
-def set_value(document: Any, change: str) -> None:
-    """Apply `key.key=value` to a YAML document; the parser then checks key and value.
-
-    Raises:
-        ConfigError: no `=`, a value that is not YAML, or no such place.
-    """
+def _set_value(document: Any, change: str) -> None:
+    """Apply `key.key=value` to a YAML document; the parser then checks key and value."""
     path, equals, text = change.partition("=")
     *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))
     try:
@@ -273,8 +272,8 @@ def parse_config(document: object) -> TrainConfig:
             "plugin: examples/small_policy/losses.py"
         )
     config = parse_dataclass(TrainConfig, document, "")
-    if config.network.start == "small":
-        raise ConfigError("network.start: small is now scratch (fresh weights)")
+    small = config.network.start == "small"
+    _require(not small, "network.start: small is now scratch (fresh weights)")
     return config
 
 
@@ -294,13 +293,10 @@ def parse_dataclass(kind: type[T], document: object, where: str) -> T:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
             raise ConfigError(f"unknown key {prefix}{key}; {hint}")
-    values = {}
     for name, entry in known.items():
-        if name in document:
-            values[name] = _parse(hints[name], document[name], prefix + name)
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise ConfigError(f"{prefix}{name} is missing")
-    return kind(**values)
+        optional = entry.default is not MISSING or entry.default_factory is not MISSING
+        _require(optional or name in document, f"{prefix}{name} is missing")
+    return kind(**{key: _parse(hints[key], value, prefix + key) for key, value in document.items()})
 
 
 def _parse(kind: Any, value: object, where: str) -> Any:
@@ -308,60 +304,30 @@ def _parse(kind: Any, value: object, where: str) -> Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _parse(next(a for a in arguments if a is not type(None)), value, where)
+        return None if value is None else _parse(arguments[0], value, where)
     if is_dataclass(kind):
         return parse_dataclass(typing.cast("type[Any]", kind), value, where)
     if origin is tuple:
-        return _parse_tuple(arguments, value, where)
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+        count = len(arguments)
+        _require(count == len(value), f"{where} must have {count} entries, not {len(value)}")
+        kinds = enumerate(zip(arguments, value, strict=True))
+        return tuple(_parse(each, entry, f"{where}[{index}]") for index, (each, entry) in kinds)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a mapping, not {value!r}")
         return {str(k): _parse(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, str):
         # YAML 1.1 reads 1e-3, without a dot, as text
-        try:
+        with contextlib.suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} must be {_NAMES[kind]}, not {value!r}")
     return kind(value)
 
 
-_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-}
-
-
-def _parse_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} must be a list, not {value!r}")
-    if arguments[-1] is Ellipsis:
-        kinds = [arguments[0]] * len(value)
-    elif len(arguments) == len(value):
-        kinds = list(arguments)
-    else:
-        raise ConfigError(f"{where} must have {len(arguments)} entries, not {len(value)}")
-    return tuple(
-        _parse(kind, entry, f"{where}[{index}]")
-        for index, (kind, entry) in enumerate(zip(kinds, value, strict=True))
-    )
-
-
-def _lists(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _lists(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_lists(entry) for entry in value]
-    return value
-
-
-def _one_of(where: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{where}: {value!r} is unknown; known: {', '.join(known)}")
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

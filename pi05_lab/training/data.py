@@ -6,10 +6,11 @@ random generator to continue as if it had not stopped.
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pi05_lab.data.lerobot_dataset import LeRobotDataset, Sample
+from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import PICTURE_KEY
 from pi05_lab.training.config import ConfigError, StageConfig, TrainConfig
 from pi05_lab.training.plugins import AuxiliaryLosses
@@ -56,13 +57,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """A copy on another device."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in self.tensors()}
-        targets = {name: v.to(device, non_blocking=True) for name, v in self.targets.items()}
-        return Batch(**moved, targets=targets)
 
-    def tensors(self) -> list[tuple[str, Tensor]]:
-        """Name and value of all fields but `targets`."""
-        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "targets"]
+        def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: move(entry) for name, entry in value.items()}
+            return value.to(device, non_blocking=True)
+
+        return Batch(**move(vars(self)))
 
 
 class Frame(NamedTuple):
@@ -78,10 +79,6 @@ class Group:
 
     dataset: int
     frames: tuple[int, ...]
-
-    @property
-    def first(self) -> Frame:
-        return Frame(self.dataset, self.frames[0])
 
 
 class Examples:
@@ -99,22 +96,15 @@ class Examples:
         self.auxiliary = auxiliary
         self.train: list[Group] = []
         self.held_out: list[Group] = []
-        weights: list[NDArray[np.float64]] = []
-        for number, (dataset, settings) in enumerate(
-            zip(self.datasets, config.data.datasets, strict=True)
-        ):
+        for number, dataset in enumerate(self.datasets):
             split = dataset.split(config.data.held_out, config.seed)
-            train, held_out = (
-                [Group(number, frames) for frames in group_frames(dataset, chosen)]
-                for chosen in (dataset.frames_of(split.train), dataset.frames_of(split.held_out))
-            )
-            self.train += train
-            self.held_out += held_out
-            weights.append(np.full(len(train), settings.weight))
-        joined = np.concatenate(weights)
-        if not len(joined) or not (joined >= 0).all() or joined.sum() <= 0:
+            for groups, episodes in ((self.train, split.train), (self.held_out, split.held_out)):
+                frames = dataset.frames_of(episodes)
+                groups += [Group(number, group) for group in group_frames(dataset, frames)]
+        weights = np.array([config.data.datasets[group.dataset].weight for group in self.train])
+        if not (weights >= 0).all() or weights.sum() <= 0:
             raise ConfigError("data.datasets: nothing to sample: weights must be above 0")
-        self._cumulative = np.cumsum(joined / joined.sum())
+        self._cumulative = np.cumsum(weights / weights.sum())
         self._task_weights = config.data.task_weights
 
     def counts(self) -> dict[str, int]:
@@ -154,35 +144,35 @@ class Examples:
         other_text: bool = False,
     ) -> Batch:
         processor, config = self.processor, self.processor.config
+        shown = [Frame(group.dataset, group.frames[0]) for group in groups]
+        cameras = tuple(processor.cameras)
         images, image_masks = zip(
-            *(processor.images(self._sample(group.first)) for group in groups), strict=True
+            *(processor.images(self.datasets[d].images(frame, cameras)) for d, frame in shown),
+            strict=True,
         )
-        rows = [
-            (group.dataset, frame)
-            for group in groups
-            for frame in self._draw_frames(group, tasks, rng)
-        ]
+        rows = [(g.dataset, frame) for g in groups for frame in self._draw_frames(g, tasks, rng)]
         size = len(rows)
         texts = [self.datasets[dataset].task(frame) for dataset, frame in rows]
         if other_text:
             texts = texts[1:] + texts[:1]
         actions = np.zeros((size, config.horizon, config.max_action_dim), dtype=np.float32)
         states = np.zeros((size, config.max_state_dim), dtype=np.float32)
-        ids = np.zeros((size, config.token_length), dtype=np.int64)
-        masks = np.zeros((size, config.token_length), dtype=bool)
+        prompts = []
         for row, (dataset, frame) in enumerate(rows):
             source = self.datasets[dataset]
             chunk = source.actions(frame, config.horizon)[0]
             state, action, prompt = processor.numbers(source.state[frame], chunk, texts[row])
             actions[row, :, : action.shape[1]] = action
             states[row, : len(state)] = state
-            ids[row], masks[row] = prompt.ids, prompt.mask
-        tokens, token_masks = torch.from_numpy(ids), torch.from_numpy(masks)
+            prompts.append(prompt)
+        tokens = torch.from_numpy(np.stack([prompt.ids for prompt in prompts]))
+        token_masks = torch.from_numpy(np.stack([prompt.mask for prompt in prompts]))
         targets: dict[str, Tensor] = {}
         if self.auxiliary is not None:
-            targets = self.auxiliary.targets([g.first for g in groups], tokens, token_masks)
-        shape = (size * repeats, config.horizon, config.max_action_dim)
+            targets = self.auxiliary.targets(shown, tokens, token_masks)
         times = rng.beta(config.time_alpha, config.time_beta, size * repeats)
+        times = (times * config.time_scale + config.time_offset).astype(np.float32)
+        shape = (size * repeats, config.horizon, config.max_action_dim)
         return Batch(
             images=torch.stack(images),
             image_masks=torch.stack(image_masks),
@@ -191,15 +181,8 @@ class Examples:
             actions=torch.from_numpy(actions),
             states=torch.from_numpy(states),
             noise=torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
-            times=torch.from_numpy(
-                (times * config.time_scale + config.time_offset).astype(np.float32)
-            ),
+            times=torch.from_numpy(times),
             targets=targets,
-        )
-
-    def _sample(self, frame: Frame) -> Sample:
-        return self.datasets[frame.dataset].sample(
-            frame.number, self.processor.config.horizon, tuple(self.processor.cameras)
         )
 
     def _draw_frames(self, group: Group, tasks: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -209,15 +192,12 @@ class Examples:
         weights = np.ones(len(frames))
         if self._task_weights:
             source = self.datasets[group.dataset]
-            for index, frame in enumerate(frames):
-                words = source.task(int(frame)).split()
-                weights[index] = max(
-                    (w for word, w in self._task_weights.items() if word in words), default=1.0
-                )
-        chosen = rng.choice(
-            len(frames), tasks, replace=tasks > len(frames), p=weights / weights.sum()
-        )
-        return frames[chosen]
+            for index, frame in enumerate(group.frames):
+                words = source.task(frame).split()
+                found = (w for word, w in self._task_weights.items() if word in words)
+                weights[index] = max(found, default=1.0)
+        weights /= weights.sum()
+        return frames[rng.choice(len(frames), tasks, replace=tasks > len(frames), p=weights)]
 
 
 def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tuple[int, ...]]:
@@ -235,7 +215,7 @@ def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tup
 
 
 class _Steps(Dataset[Batch]):
-    """The batches of a stage by step, for PyTorch's loader."""
+    """The batches of a stage by step; worker processes receive a copy."""
 
     def __init__(self, examples: Examples, stage: StageConfig, seed: Sequence[int]) -> None:
         self._examples, self._stage, self._seed = examples, stage, tuple(seed)
@@ -244,75 +224,36 @@ class _Steps(Dataset[Batch]):
         return self._examples.batch(self._stage, (*self._seed, step))
 
 
-class Loader:
+@contextmanager
+def load_batches(
+    examples: Examples, stage: StageConfig, seed: Sequence[int], first: int, workers: int
+) -> Iterator[Iterator[Batch]]:
     """The batches of a stage from step `first` on, prepared in a thread or in processes.
 
-    Used in a `with` statement.
+    `next` raises what the preparation of that batch raised.
     """
-
-    def __init__(
-        self, examples: Examples, stage: StageConfig, seed: Sequence[int], first: int, workers: int
-    ) -> None:
-        self._steps = _Steps(examples, stage, seed)
-        self._first = first
-        self._closed = threading.Event()
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
-        self._iterator: Iterator[Any] | None = None
-        self._thread: threading.Thread | None = None
-        if workers:
-            loader = DataLoader(
-                self._steps,
+    steps = _Steps(examples, stage, seed)
+    if workers:
+        yield iter(
+            DataLoader(
+                steps,
                 batch_size=None,
-                sampler=_From(first),
+                sampler=count(first),
                 num_workers=workers,
                 prefetch_factor=AHEAD,
             )
-            self._iterator = iter(loader)
-        else:
-            self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
-            self._thread.start()
+        )
+        return
+    with ThreadPoolExecutor(1, "batches") as pool:
+        futures = deque(pool.submit(steps.__getitem__, first + i) for i in range(AHEAD))
 
-    def next(self) -> Batch:
-        """The batch of the next step; raises what its preparation raised."""
-        if self._iterator is not None:
-            batch: Batch = next(self._iterator)
-            return batch
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        def generate() -> Iterator[Batch]:
+            for step in count(first + AHEAD):
+                future = futures.popleft()
+                futures.append(pool.submit(steps.__getitem__, step))
+                yield future.result()
 
-    def _fill(self) -> None:
-        for step in count(self._first):
-            item: Batch | BaseException
-            try:
-                item = self._steps[step]
-            except Exception as error:
-                item = error
-            while not self._closed.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException) or self._closed.is_set():
-                return
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._iterator = None
-
-
-class _From:
-    """A sampler of all steps from one on."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def __iter__(self) -> Iterator[int]:
-        return count(self._first)
+        try:
+            yield generate()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,24 +34,20 @@ class TrainModule(nn.Module):
         values: dict[str, Tensor] = {}
         features: PrefixFeatures | None = None
         if "flow" in wanted or (self.auxiliary and names & self.auxiliary.prefix_losses):
-            prefix, features = self._encode(batch, insulate)
+            tasks = len(batch.tokens) // len(batch.images)
+            with capture_prefix(self.network, len(batch.tokens), tasks, insulate) as features:
+                prefix = self.network.encode_prefix(
+                    batch.images.repeat_interleave(tasks, dim=0),
+                    batch.image_masks.repeat_interleave(tasks, dim=0),
+                    batch.tokens,
+                    batch.token_masks,
+                )
             if "flow" in wanted:
                 values["flow"] = flow_loss(self.network, prefix, batch, insulate)
         if self.auxiliary and names:
             values |= self.auxiliary(self.network, batch, names, features)
         total = torch.stack([values[name] * weight for name, weight in wanted.items()]).sum()
         return total, {name: value.detach() for name, value in values.items()}
-
-    def _encode(self, batch: Batch, insulate: bool) -> tuple[Prefix, PrefixFeatures]:
-        tasks = len(batch.tokens) // len(batch.images)
-        with capture_prefix(self.network, len(batch.tokens), tasks, insulate) as features:
-            prefix = self.network.encode_prefix(
-                batch.images.repeat_interleave(tasks, dim=0),
-                batch.image_masks.repeat_interleave(tasks, dim=0),
-                batch.tokens,
-                batch.token_masks,
-            )
-        return prefix, features
 
 
 @dataclass
@@ -94,11 +90,9 @@ def capture_prefix(
     hooks = [
         network.vision.register_forward_pre_hook(before_vision),
         network.vision.register_forward_hook(after_vision),
-        *(
-            layer.attention_norm.register_forward_pre_hook(before_layer)
-            for layer in network.experts.vlm.layers
-        ),
     ]
+    for layer in network.experts.vlm.layers:
+        hooks.append(layer.attention_norm.register_forward_pre_hook(before_layer))
     try:
         yield features
     finally:
@@ -123,18 +117,12 @@ def flow_loss(network: Pi0, prefix: Prefix, batch: Batch, insulate: bool = False
     # float32, as in inference
     with torch.autocast(batch.times.device.type, enabled=False):
         time_features = network.time_features(batch.times)
-    state = None
-    if not network.adaptive:
-        state = batch.states.repeat_interleave(repeats, dim=0)
-    velocity = network.denoise_step(
-        _repeat(prefix, repeats, insulate),
-        t * batch.noise + (1 - t) * actions,
-        time_features,
-        state,
-    )
-    real = network.config.action_dim or network.config.max_action_dim
+    state = None if network.adaptive else batch.states.repeat_interleave(repeats, dim=0)
+    prefix = _repeat(prefix, repeats, insulate)
+    noisy = t * batch.noise + (1 - t) * actions
+    velocity = network.denoise_step(prefix, noisy, time_features, state)
     error = velocity - (batch.noise - actions)
-    return error[:, :, :real].square().mean()
+    return error[:, :, : network.config.action_dim].square().mean()
 
 
 def _repeat(prefix: Prefix, repeats: int, insulate: bool) -> Prefix:
@@ -143,11 +131,15 @@ def _repeat(prefix: Prefix, repeats: int, insulate: bool) -> Prefix:
         cache[:-1] = [KeyValue(kv.key.detach(), kv.value.detach()) for kv in cache[:-1]]
     if repeats == 1:
         return prefix._replace(cache=cache)
+
+    def repeat(x: Tensor) -> Tensor:
+        return x.repeat_interleave(repeats, dim=0)
+
     mask = prefix.suffix_mask
     return Prefix(
-        [KeyValue(*(x.repeat_interleave(repeats, dim=0) for x in kv)) for kv in cache],
-        Rotary(*(x.repeat_interleave(repeats, dim=0) for x in prefix.suffix_angles)),
-        None if mask is None else mask.repeat_interleave(repeats, dim=0),
+        [KeyValue(*map(repeat, kv)) for kv in cache],
+        Rotary(*map(repeat, prefix.suffix_angles)),
+        None if mask is None else repeat(mask),
     )
 
 
@@ -156,21 +148,20 @@ def part_of(name: str, depth: int) -> str | None:
 
     None where no loss reaches: only keys and values of the prefix's last layer are used.
     """
-    if name.startswith("auxiliary."):
-        return "auxiliary"
-    name = name.removeprefix("network.")
-    if name.startswith("vision.projector"):
-        return "projector"
-    for part in ("vision", "embedder"):
-        if name.startswith(f"{part}."):
-            return part
-    if not name.startswith("experts.vlm."):
-        return "expert"
-    inner = name.removeprefix("experts.vlm.")
-    last = f"layers.{depth - 1}."
-    if inner.startswith((f"{last}qkv", f"{last}attention_norm")):
-        return "bridge"
-    return None if inner.startswith((last, "final_norm")) else "prefix"
+    last = f"network.experts.vlm.layers.{depth - 1}."
+    parts = {
+        "auxiliary.": "auxiliary",
+        "network.vision.projector": "projector",
+        "network.vision.": "vision",
+        "network.embedder.": "embedder",
+        f"{last}qkv": "bridge",
+        f"{last}attention_norm": "bridge",
+        last: None,
+        "network.experts.vlm.final_norm": None,
+        "network.experts.vlm.": "prefix",
+        "network.": "expert",
+    }
+    return next(part for beginning, part in parts.items() if name.startswith(beginning))
 
 
 def choose_parameters(
@@ -179,7 +170,7 @@ def choose_parameters(
     """Set `requires_grad` for a stage; returns the parameters that learn, by name."""
     parts = {"auxiliary", *stage.train}
     if config.freeze_vision_encoder:
-        parts.discard("vision")
+        parts -= {"vision"}
     if config.train_expert_only:
         parts &= {"auxiliary", "expert"}
     depth = module.network.config.sizes.vlm.depth
@@ -194,18 +185,9 @@ def choose_parameters(
 
 def checkpoint_layers(network: Pi0) -> None:
     """Recompute the layers in the backward pass instead of keeping their activations."""
-    for layer in network.vision.layers:
-        layer.forward = _checkpointed(layer.forward)  # type: ignore[method-assign]
-    for expert in (network.experts.vlm, network.experts.action):
-        for part in expert.layers:
-            part.before_attention = _checkpointed(part.before_attention)  # type: ignore[method-assign]
-            part.after_attention = _checkpointed(part.after_attention)  # type: ignore[method-assign]
-
-
-def _checkpointed(function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return function(*args)
-        return cast("Any", checkpoint)(function, *args, use_reentrant=False)
-
-    return run
+    experts = network.experts
+    halves = ("before_attention", "after_attention")
+    methods = [(layer, "forward") for layer in network.vision.layers]
+    methods += [(e, half) for e in (*experts.vlm.layers, *experts.action.layers) for half in halves]
+    for layer, name in methods:
+        setattr(layer, name, partial(checkpoint, getattr(layer, name), use_reentrant=False))

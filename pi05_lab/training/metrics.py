@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,11 +21,11 @@ LOG_FILE = "training_log.jsonl"
 
 
 class MetricsLogger:
-    """The log of one training.
+    """The log of one training, used in a `with` statement.
 
     Args:
         directory: of training_log.jsonl and TensorBoard's files; None writes nothing.
-        console: for the table; None shows nothing.
+        console: for the table; None shows nothing. A file gets plain lines.
         tensorboard: also write its events.
         kept_steps: later entries are dropped: a resumed training writes them again.
 
@@ -39,21 +40,21 @@ class MetricsLogger:
         tensorboard: bool = False,
         kept_steps: int = 0,
     ) -> None:
-        self._file = None
-        self._board: Any = None
-        if directory is not None:
-            path = directory / LOG_FILE
-            keep_until(path, kept_steps)
-            self._file = path.open("a", encoding="utf-8")
-            if tensorboard:
-                self._board = _board(directory / "tensorboard", kept_steps)
-        self._shown: dict[str, Any] = {}
-        self._progress = 0.0
         self._console = console
-        self._live: Live | None = None
-        if console is not None:
-            self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
-            self._live.start()
+        self._exit = contextlib.ExitStack()
+        self._file: TextIO | None = None
+        self._board: Any = None
+        self._shown: dict[str, Any] = {}
+        self._part = 0.0
+        if directory is not None:
+            keep_until(directory / LOG_FILE, kept_steps)
+            file = (directory / LOG_FILE).open("a", encoding="utf-8")
+            self._file = self._exit.enter_context(file)
+            if tensorboard:
+                self._board = self._exit.enter_context(_board(directory, kept_steps))
+        if console is not None and console.is_terminal:
+            live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
+            self._exit.enter_context(live)
 
     def write(self, kind: str, step: int, figures: Mapping[str, Any]) -> None:
         """Log figures: `kind` is train, validation, evaluation or stage."""
@@ -68,39 +69,26 @@ class MetricsLogger:
         prefix = "" if kind == "train" else f"{kind} "
         self._shown |= {prefix + name: value for name, value in figures.items()}
         if self._console is not None and not self._console.is_terminal:
-            figures_text = "  ".join(f"{name} {_text(value)}" for name, value in figures.items())
-            self._console.print(f"{kind} {step}: {figures_text}", highlight=False, markup=False)
+            text = "  ".join(f"{name} {format_figure(value)}" for name, value in figures.items())
+            self._console.print(f"{kind} {step}: {text}", highlight=False, markup=False)
 
-    def progress(self, stage: str, part: float) -> None:
-        """Show the progress of the stage, 0 to 1."""
-        self._shown["stage"] = stage
-        self._progress = part
+    def show_progress(self, stage: str, part: float) -> None:
+        """Show the stage and its completed part, 0 to 1."""
+        if stage != self._shown.get("stage"):
+            self._shown = {"stage": stage}
+        self._part = part
 
-    def clear(self) -> None:
-        """Clear the figures shown, at the start of a stage."""
-        self._shown = {}
-
-    def _table(self) -> Group | str:
-        if self._console is not None and not self._console.is_terminal:
-            return ""
+    def _table(self) -> Group:
         table = Table(box=None, show_header=False)
         for name, value in self._shown.items():
-            table.add_row(name, _text(value))
-        return Group(table, ProgressBar(total=1.0, completed=self._progress, width=60))
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+            table.add_row(name, format_figure(value))
+        return Group(table, ProgressBar(total=1.0, completed=self._part, width=60))
 
     def __enter__(self) -> MetricsLogger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._exit.close()
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -109,19 +97,20 @@ def keep_until(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step and step:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if step and json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
     with atomic_file(path) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a training_log.jsonl."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def format_figure(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _board(directory: Path, step: int) -> Any:
@@ -132,8 +121,4 @@ def _board(directory: Path, step: int) -> Any:
             "tensorboard: true needs the package tensorboard: pip install 'pi05_ros[train]', or "
             "set it to false"
         ) from None
-    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -24,30 +25,27 @@ def make_optimizers(
     parameters: Mapping[str, nn.Parameter], stage: StageConfig
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a stage for the parameters that learn in it."""
-    muon = stage.optimizer == "muon"
-    matrices = [p for name, p in parameters.items() if muon and is_matrix(name, p)]
+    matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in parameters.items():
-        if muon and is_matrix(name, parameter):
-            continue
-        # Biases, norms and embeddings have no weight decay.
-        decays = parameter.ndim > 1 and "embedder" not in name
-        (decayed if decays else kept).append(parameter)
+        if stage.optimizer == "muon" and is_matrix(name, parameter):
+            matrices.append(parameter)
+        elif parameter.ndim > 1 and "embedder" not in name:
+            decayed.append(parameter)
+        else:  # biases, norms and embeddings have no weight decay
+            kept.append(parameter)
     optimizers: list[torch.optim.Optimizer] = []
+    decay = stage.weight_decay
     if matrices:
         # With AdamW's update size (Liu et al. 2025) one learning rate suits both optimisers.
-        optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=stage.lr,
-                weight_decay=stage.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+        muon = torch.optim.Muon(
+            matrices, lr=stage.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
         )
+        optimizers.append(muon)
     groups = [
-        {"params": group, "weight_decay": decay}
-        for group, decay in ((decayed, stage.weight_decay), (kept, 0.0))
+        {"params": group, "weight_decay": group_decay}
+        for group, group_decay in ((decayed, decay), (kept, 0.0))
         if group
     ]
     if groups:
@@ -75,16 +73,13 @@ class AveragedWeights:
     The decay is lower in the first steps of a stage, so that its initial weights lose influence.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = {
-            name: parameter.detach().clone() for name, parameter in module.named_parameters()
-        }
+    def __init__(self, module: nn.Module) -> None:
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, module: nn.Module, step: int, decay: float) -> None:
         """Average in the parameters after step `step` of the stage, 0 for its first."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step)) if self.decay else 1.0
+        weight = 1 - min(decay, (1 + step) / (10 + step)) if decay else 1.0
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 self.shadow[name].lerp_(parameter, weight)
@@ -94,3 +89,13 @@ class AveragedWeights:
         """Set the module's parameters to the averages."""
         for name, parameter in module.named_parameters():
             parameter.copy_(self.shadow[name])
+
+    @contextmanager
+    def applied_to(self, module: nn.Module) -> Iterator[None]:
+        """Inside, the module has the averages."""
+        own = AveragedWeights(module)
+        self.copy_to(module)
+        try:
+            yield
+        finally:
+            own.copy_to(module)

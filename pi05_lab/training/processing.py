@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,26 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pi05_lab.data.lerobot_dataset import LeRobotDataset, Sample
+from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.config import ConfigError, TrainConfig
 from pi05_lab.training.plugins import Plugin
 from pi05_ros.policy import processing as processors
 from pi05_ros.policy.bundle import Settings, make_robot, match_cameras
-from pi05_ros.policy.checkpoint import load_model
+from pi05_ros.policy.checkpoint import TOKENIZER_PATTERNS, load_model
 from pi05_ros.policy.config import PolicyConfig, read_config
 from pi05_ros.policy.images import EMPTY, prepare_image
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.processing import Processing
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot
+from pi05_ros.types import FloatArray, ImageArray
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-)
-QUANTILES = {"q01": 0.01, "q99": 0.99}
+TOKENIZER_FILES = (*TOKENIZER_PATTERNS, "tokenizer.model")
 STATISTICS_FRAMES = 20_000
 
 
@@ -49,12 +44,15 @@ class DataProcessor:
     statistics: dict[str, dict[str, NDArray[np.float64]]]
     tokenizer_files: dict[str, bytes]
 
-    def images(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """[n_cameras, 3, side, side] in the network's order, and [n_cameras] present."""
+    def images(self, frame: Mapping[str, ImageArray]) -> tuple[Tensor, Tensor]:
+        """[n_cameras, 3, side, side] in the network's order, and [n_cameras] present.
+
+        `frame` has the data's camera names.
+        """
         side = self.config.image_size
         images = torch.full((len(self.config.cameras), 3, side, side), EMPTY)
         masks = torch.zeros(len(self.config.cameras), dtype=torch.bool)
-        for camera, image in sample.images.items():
+        for camera, image in frame.items():
             index = self.config.cameras.index(self.cameras[camera])
             images[index] = prepare_image(image, side, self.processing.convention)
             masks[index] = True
@@ -64,12 +62,9 @@ class DataProcessor:
         self, state: NDArray[np.float32], actions: NDArray[np.float32], task: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], Tokens]:
         """State [state_dim] and actions [horizon, action_dim], normalised, and the prompt."""
-        decoded = self.robot.decode_state(state.astype(np.float64))
+        decoded, relative = _decode(self.robot, state, actions)
         normalized_state = self.processing.state.normalize(decoded)
-        relative = self.robot.to_delta(
-            self.robot.decode_action(actions.astype(np.float64)), decoded
-        )
-        normalized = self.processing.action.normalize(relative)
+        normalized_actions = self.processing.action.normalize(relative)
         if self.config.kind == "pi05":
             text = pi05_prompt(task, normalized_state)
         else:
@@ -80,10 +75,15 @@ class DataProcessor:
                 f"the prompt of {task!r} is {tokens.dropped} tokens longer than the network's "
                 f"{len(tokens.ids)}: its state would be cut off; shorten the instruction"
             )
-        return normalized_state.astype(np.float32), normalized.astype(np.float32), tokens
+        return normalized_state.astype(np.float32), normalized_actions.astype(np.float32), tokens
 
 
-SCRATCH = "scratch"
+def _decode(
+    robot: Robot, state: NDArray[np.float32], actions: NDArray[np.float32]
+) -> tuple[FloatArray, FloatArray]:
+    """State and actions in the network's units; actions relative to the state where they are."""
+    decoded = robot.decode_state(state.astype(np.float64))
+    return decoded, robot.to_delta(robot.decode_action(actions.astype(np.float64)), decoded)
 
 
 def start(
@@ -95,11 +95,11 @@ def start(
         ConfigError: data and network do not fit, or no plug-in brings a network from scratch.
         CheckpointError: `network.start` is no usable checkpoint.
     """
-    if config.network.start != SCRATCH:
+    if config.network.start != "scratch":
         return _start_from(Path(config.network.start).expanduser(), config, datasets)
     if plugin is None:
         raise ConfigError(
-            f"network.start: {SCRATCH} needs a plug-in that makes the network; set plugin, as in "
+            "network.start: scratch needs a plug-in that makes the network; set plugin, as in "
             "examples/small_policy/train_small.yaml, or start from a checkpoint"
         )
     try:
@@ -118,18 +118,17 @@ def start(
 def _start_from(
     path: Path, config: TrainConfig, datasets: Sequence[LeRobotDataset]
 ) -> tuple[Pi0, DataProcessor]:
-    wanted = config.network
-    for key in ("vlm", "exp", "vis", "image", "patch", "horizon"):
-        if getattr(wanted, key):
+    for key, value in vars(config.network).items():
+        if key != "start" and value:
             raise ConfigError(
-                f"network.{key} is for start: {SCRATCH}; the checkpoint {path} has its own sizes"
+                f"network.{key} is for start: scratch; the checkpoint {path} has its own sizes"
             )
+    # A base checkpoint does not have the robot's dimensions.
     policy_config = replace(
         read_config(path), state_dim=datasets[0].state_dim, action_dim=datasets[0].action_dim
     )
     processor = _make_processor(policy_config, path, config, datasets)
     network = load_model(path, "cpu", torch.float32).train()
-    # A base checkpoint's folder does not have the robot's dimensions.
     network.config = policy_config
     return network, processor
 
@@ -143,38 +142,31 @@ def _make_processor(
     tokenizer = PromptTokenizer.from_directory(
         tokenizer_folder, policy_config.token_length, policy_config.sizes.vocab
     )
-    files = {
-        name: (tokenizer_folder / name).read_bytes()
-        for name in TOKENIZER_FILES
-        if (tokenizer_folder / name).is_file()
-    }
+    paths = [tokenizer_folder / name for name in TOKENIZER_FILES]
+    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    first = datasets[0]
     _check_alike(datasets, policy_config)
     settings = Settings(
         adapt_to_pi=config.adapt_to_pi or None,
         delta_actions=config.delta_actions or None,
-        dt_s=1.0 / datasets[0].fps,
+        dt_s=1.0 / first.fps,
     )
     try:
         robot = make_robot(config.robot, policy_config, "lerobot", settings)
-        cameras = match_cameras(
-            {name: robot.cameras.get(name, name) for name in datasets[0].cameras},
-            policy_config.cameras,
-            {},
-        )
+        names = {name: robot.cameras.get(name, name) for name in first.cameras}
+        cameras = match_cameras(names, policy_config.cameras, {})
     except ValueError as error:
-        raise ConfigError(f"{datasets[0].root}: {error}") from None
-    counted = [
-        dataset
-        for dataset, entry in zip(datasets, config.data.datasets, strict=True)
-        if entry.statistics
-    ]
+        raise ConfigError(f"{first.root}: {error}") from None
+    entries = zip(datasets, config.data.datasets, strict=True)
+    counted = [dataset for dataset, entry in entries if entry.statistics]
     if not counted:
         raise ConfigError("data.datasets: at least one must have statistics: true")
     statistics = compute_statistics(counted, robot, policy_config.horizon, config)
-    with tempfile.TemporaryDirectory() as folder:
-        processors.write_processing(Path(folder), policy_config, statistics, tokenizer=".")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        processors.write_processing(folder, policy_config, statistics, tokenizer=".")
         processing = processors.read_processing(
-            Path(folder), policy_config, robot.state_dim, robot.action_dim
+            folder, policy_config, robot.state_dim, robot.action_dim
         )
     return DataProcessor(policy_config, robot, processing, tokenizer, cameras, statistics, files)
 
@@ -189,11 +181,10 @@ def _check_alike(datasets: Sequence[LeRobotDataset], config: PolicyConfig) -> No
                     f"{first.root} and {other.root} cannot be trained on together: {what} "
                     f"{mine} and {theirs}"
                 )
-    for what, limit in (("state_dim", config.max_state_dim), ("action_dim", config.max_action_dim)):
-        if getattr(first, what) > limit:
-            raise ConfigError(
-                f"{first.root}: {what} {getattr(first, what)}, the network takes at most {limit}"
-            )
+    for what in ("state_dim", "action_dim"):
+        size, limit = getattr(first, what), getattr(config, f"max_{what}")
+        if size > limit:
+            raise ConfigError(f"{first.root}: {what} {size}, the network takes at most {limit}")
 
 
 def compute_statistics(
@@ -204,30 +195,27 @@ def compute_statistics(
     The dataset's own statistics are of the recorded units and of absolute actions. Actions are
     those of whole chunks.
     """
-    states, actions = [], []
-    total = sum(len(dataset) for dataset in datasets)
-    stride = math.ceil(total / STATISTICS_FRAMES)
-    for dataset in datasets:
-        for frame in range(0, len(dataset), stride):
-            state = robot.decode_state(dataset.state[frame].astype(np.float64))
-            chunk = robot.decode_action(dataset.actions(frame, horizon)[0].astype(np.float64))
-            states.append(state)
-            actions.append(robot.to_delta(chunk, state))
-    floor = config.data.minimum_half_range
-    return {
-        processors.STATE: _statistics(np.stack(states), floor),
-        processors.ACTION: _statistics(np.concatenate(actions), floor),
-    }
-
-
-def _statistics(values: NDArray[np.float64], floor: float) -> dict[str, NDArray[np.float64]]:
-    low, high = (np.quantile(values, q, axis=0) for q in QUANTILES.values())
-    center, half = (low + high) / 2, np.maximum((high - low) / 2, floor)
-    return {
-        "min": values.min(0),
-        "max": values.max(0),
-        "mean": values.mean(0),
-        "std": values.std(0),
-        "q01": center - half,
-        "q99": center + half,
-    }
+    stride = math.ceil(sum(map(len, datasets)) / STATISTICS_FRAMES)
+    pairs = [
+        _decode(robot, dataset.state[frame], dataset.actions(frame, horizon)[0])
+        for dataset in datasets
+        for frame in range(0, len(dataset), stride)
+    ]
+    states, actions = zip(*pairs, strict=True)
+    statistics = {}
+    for feature, values in (
+        (processors.STATE, np.stack(states)),
+        (processors.ACTION, np.concatenate(actions)),
+    ):
+        low, high = np.quantile(values, (0.01, 0.99), axis=0)
+        center = (low + high) / 2
+        half = np.maximum((high - low) / 2, config.data.minimum_half_range)
+        statistics[feature] = {
+            "min": values.min(0),
+            "max": values.max(0),
+            "mean": values.mean(0),
+            "std": values.std(0),
+            "q01": center - half,
+            "q99": center + half,
+        }
+    return statistics

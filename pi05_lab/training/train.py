@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from torch import nn
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training import checkpoints
 from pi05_lab.training.config import ConfigError, StageConfig, TrainConfig
-from pi05_lab.training.data import Examples, Loader
+from pi05_lab.training.data import Batch, Examples, load_batches
 from pi05_lab.training.losses import TrainModule, checkpoint_layers, choose_parameters
 from pi05_lab.training.metrics import LOG_FILE, MetricsLogger
 from pi05_lab.training.optim import AveragedWeights, learning_rate, make_optimizers
 from pi05_lab.training.plugins import load_plugin
-from pi05_lab.training.processes import Processes
+from pi05_lab.training.processes import Processes, open_processes
 from pi05_lab.training.processing import start
-from pi05_lab.training.validation import averaged, validate
+from pi05_lab.training.validation import validate
 
 CHECKPOINT = "checkpoint"
 """The folder under `output` that `Policy.from_pretrained` loads."""
@@ -62,23 +60,22 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output).expanduser()
-    if not resume and checkpoints.has_state(output):
+    if not resume and (output / checkpoints.STATE_FILE).is_file():
         raise ConfigError(
             f"{output} has a training: continue it with --resume, or give another output"
         )
-    processes = Processes(config)
+    processes = open_processes(config)
     trainer = Trainer(config, output, processes, evaluate, stop)
     if resume:
         trainer.restore()
-    kept = trainer.position.total_steps
-    shown = console if processes.is_main else None
-    directory = None
     if processes.is_main:
         output.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        (output / checkpoints.CONFIG_FILE).write_text(text, encoding="utf-8")
-        directory = output
-    with MetricsLogger(directory, shown, config.tensorboard, kept) as logger:
+        checkpoints.write_config(output, config)
+        kept = trainer.position.total_steps
+        logger = MetricsLogger(output, console, config.tensorboard, kept)
+    else:
+        logger = MetricsLogger(None)
+    with logger:
         done = trainer.run(logger)
     processes.close()
     return output / CHECKPOINT if done else None
@@ -113,9 +110,13 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_layers(network)
         self.module = TrainModule(network, auxiliary).to(processes.device)
-        self.average = AveragedWeights(self.module, 0.0)
+        self.average = AveragedWeights(self.module)
         self._optimizers: list[torch.optim.Optimizer] = []
-        self._restored: dict[str, Any] = {}
+        self._restored: list[dict[str, Any]] = []
+        # Running means of the stage, and all figures of its latest step.
+        self._losses: dict[str, float] = {}
+        self._times: dict[str, float] = {}
+        self._figures: dict[str, float] = {}
 
     def restore(self) -> None:
         """Continue from the state in `output`.
@@ -127,12 +128,11 @@ class Trainer:
         self.module.load_state_dict(parts["module"])
         for name, value in parts["average"].items():
             self.average.shadow[name].copy_(value)
-        self._restored = parts
+        self._restored = parts["optimizers"]
 
     def run(self, logger: MetricsLogger) -> bool:
         """Run the remaining stages; False if it was stopped."""
-        while self.position.stage < len(self.config.stages):
-            stage = self.config.stages[self.position.stage]
+        for stage in self.config.stages[self.position.stage :]:
             if not self._run_stage(stage, logger):
                 return False
         if self._processes.is_main:
@@ -152,25 +152,24 @@ class Trainer:
                 "and train_expert_only"
             )
         self._optimizers = make_optimizers(parameters, stage)
-        for optimizer, saved in zip(
-            self._optimizers, self._restored.pop("optimizers", []), strict=False
-        ):
+        for optimizer, saved in zip(self._optimizers, self._restored, strict=False):
             optimizer.load_state_dict(saved)
-        self.average.decay = stage.ema
+        self._restored = []
+        self._losses, self._times = {}, {}
         wrapped = processes.wrap(self.module)
-        logger.clear()
-        meter = _Meter()
         # batches are a function of seed, stage, process and step
         seed = (self.config.seed, position.stage, processes.rank)
-        with Loader(self.examples, stage, seed, position.step, self.config.data.workers) as loader:
+        workers = self.config.data.workers
+        with load_batches(self.examples, stage, seed, position.step, workers) as batches:
             while self._part(stage) < 1.0:
-                self._step(stage, wrapped, parameters, loader, meter)
+                self._step(stage, wrapped, batches)
                 stopped = self._stop()
-                self._after_step(stage, logger, meter, stopped)
+                if processes.is_main:
+                    self._after_step(stage, logger, stopped)
                 if stopped:
                     return False
         processes.release()
-        self._end_stage(stage, logger, meter)
+        self._end_stage(stage, logger)
         return True
 
     def _part(self, stage: StageConfig) -> float:
@@ -180,23 +179,16 @@ class Trainer:
         assert stage.minutes is not None
         return min(1.0, self.position.stage_s / (60 * stage.minutes))
 
-    def _step(
-        self,
-        stage: StageConfig,
-        wrapped: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        loader: Loader,
-        meter: _Meter,
-    ) -> None:
+    def _step(self, stage: StageConfig, wrapped: nn.Module, batches: Iterator[Batch]) -> None:
         position = self.position
         begin = time.perf_counter()
-        batch = loader.next().to(self._processes.device)
+        batch = next(batches).to(self._processes.device)
         waited = time.perf_counter() - begin
         rate = learning_rate(stage, position.step, self._part(stage))
         with self._autocast():
             loss, losses = wrapped(batch, stage.losses, stage.insulate)
         self._processes.backward(loss)
-        norm = nn.utils.clip_grad_norm_(parameters.values(), stage.clip)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), stage.clip)
         if not torch.isfinite(norm):
             raise ConfigError(
                 f"stage {stage.name!r}, step {position.step}: the gradient is not finite; lower "
@@ -207,59 +199,54 @@ class Trainer:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.average.update(self.module, position.step)
+        self.average.update(self.module, position.step, stage.ema)
         took = time.perf_counter() - begin
         position.step += 1
         position.total_steps += 1
         position.stage_s += took
         position.total_s += took
-        meter.add(losses, rate, float(norm), took, waited, len(batch.tokens))
+        _smooth(self._losses, {name: float(value) for name, value in losses.items()})
+        pairs_per_s = len(batch.tokens) / took
+        _smooth(self._times, {"step_s": took, "wait_s": waited, "pairs_per_s": pairs_per_s})
+        self._figures = self._losses | self._times | {"lr": rate, "norm": float(norm)}
 
-    def _after_step(
-        self, stage: StageConfig, logger: MetricsLogger, meter: _Meter, stopped: bool
-    ) -> None:
+    def _after_step(self, stage: StageConfig, logger: MetricsLogger, stopped: bool) -> None:
         config, position = self.config, self.position
-        if not self._processes.is_main:
-            return
-        logger.progress(stage.name, self._part(stage))
+        logger.show_progress(stage.name, self._part(stage))
         if position.total_steps % config.log_steps == 0:
             figures = {"stage": stage.name, "minutes": round(position.total_s / 60, 3)}
-            logger.write("train", position.total_steps, figures | meter.figures())
+            figures |= {name: float(f"{value:.5g}") for name, value in self._figures.items()}
+            logger.write("train", position.total_steps, figures)
         if position.total_steps % config.validation.every_steps == 0:
             self._validate(stage, logger)
         every_s = 60 * config.evaluation.every_minutes
         if every_s and position.total_s - position.evaluated_s >= every_s:
             # saved first: the evaluation may fail
-            self._save_state([optimizer.state_dict() for optimizer in self._optimizers])
+            self._save_state()
             self._save_checkpoint()
             self._run_evaluation(logger)
         if stopped or position.total_steps % config.checkpoint_steps == 0:
-            self._save_state([optimizer.state_dict() for optimizer in self._optimizers])
+            self._save_state()
 
-    def _end_stage(self, stage: StageConfig, logger: MetricsLogger, meter: _Meter) -> None:
+    def _end_stage(self, stage: StageConfig, logger: MetricsLogger) -> None:
         position = self.position
         self.average.copy_to(self.module)
         figures: dict[str, float] = {"steps": position.step, "minutes": position.stage_s / 60}
-        figures |= {name: meter.losses[name] for name in sorted(meter.losses)}
+        figures |= dict(sorted(self._losses.items()))
         if self._processes.is_main:
             checked = self._validate(stage, logger)
             figures |= {f"held-out {name}": value for name, value in checked.items()}
             logger.write("stage", position.total_steps, {"stage": stage.name, **figures})
         position.summary[stage.name] = figures
         position.stage, position.step, position.stage_s = position.stage + 1, 0, 0.0
+        self._optimizers = []
         if self._processes.is_main:
-            self._save_state([])
+            self._save_state()
 
     def _validate(self, stage: StageConfig, logger: MetricsLogger) -> dict[str, float]:
-        settings = self.config.validation
-        with averaged(self.module, self.average), self._autocast():
+        with self.average.applied_to(self.module), self._autocast():
             figures = validate(
-                self.module,
-                self.examples,
-                stage.losses,
-                settings.frames,
-                self.config.seed,
-                self._processes.device,
+                self.module, self.examples, stage.losses, self.config, self._processes.device
             )
         if figures:
             logger.write("validation", self.position.total_steps, figures)
@@ -277,20 +264,20 @@ class Trainer:
             torch.set_num_threads(threads)
         logger.write("evaluation", self.position.total_steps, figures)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self._processes.device.type, torch.bfloat16, enabled=enabled)
 
-    def _save_state(self, optimizers: list[dict[str, Any]]) -> None:
+    def _save_state(self) -> None:
         parts = {
             "module": self.module.state_dict(),
             "average": self.average.shadow,
-            "optimizers": optimizers,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
         checkpoints.save_state(self.output, self.config, self.position, parts)
 
     def _save_checkpoint(self) -> None:
-        with averaged(self.module, self.average):
+        with self.average.applied_to(self.module):
             checkpoints.save_checkpoint(
                 self.output / CHECKPOINT,
                 self.module.network,
@@ -302,30 +289,7 @@ class Trainer:
             )
 
 
-class _Meter:
-    """Running means of losses and times."""
-
-    def __init__(self) -> None:
-        self.losses: dict[str, float] = {}
-        self._last: dict[str, float] = {}
-
-    def add(
-        self,
-        losses: Mapping[str, torch.Tensor],
-        rate: float,
-        norm: float,
-        took_s: float,
-        waited_s: float,
-        rows: int,
-    ) -> None:
-        for name, loss in losses.items():
-            old = self.losses.get(name, float(loss))
-            self.losses[name] = SMOOTHING * old + (1 - SMOOTHING) * float(loss)
-        new = {"step_s": took_s, "wait_s": waited_s, "pairs_per_s": rows / took_s}
-        for name, value in new.items():
-            old = self._last.get(name, value)
-            self._last[name] = SMOOTHING * old + (1 - SMOOTHING) * value
-        self._last |= {"lr": rate, "norm": norm}
-
-    def figures(self) -> dict[str, float]:
-        return {name: float(f"{v:.5g}") for name, v in (self.losses | self._last).items()}
+def _smooth(means: dict[str, float], values: Mapping[str, float]) -> None:
+    """Update running means in place; they begin at the first values."""
+    for name, value in values.items():
+        means[name] = SMOOTHING * means.get(name, value) + (1 - SMOOTHING) * value

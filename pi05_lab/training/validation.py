@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
+from pi05_lab.training.config import TrainConfig
 from pi05_lab.training.data import Batch, Examples
 from pi05_lab.training.losses import TrainModule
-from pi05_lab.training.optim import AveragedWeights
 from pi05_ros.policy.images import EMPTY
+from pi05_ros.policy.model import Pi0
 
 BATCH = 32
 SAMPLED = 2
 """Batches whose chunks are sampled, which takes ten times as long as a loss."""
-
-
-@contextmanager
-def averaged(module: TrainModule, weights: AveragedWeights) -> Iterator[None]:
-    """Inside, the module has its averaged weights."""
-    own = {name: p.detach().clone() for name, p in module.named_parameters()}
-    weights.copy_to(module)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(own[name])
 
 
 @torch.no_grad()
@@ -37,8 +24,7 @@ def validate(
     module: TrainModule,
     examples: Examples,
     losses: Mapping[str, float],
-    frames: int,
-    seed: int,
+    config: TrainConfig,
     device: torch.device,
 ) -> dict[str, float]:
     """Losses on held-out frames; the same frames, noise and times for the same seed.
@@ -53,11 +39,7 @@ def validate(
     wanted = {name: 1.0 for name, weight in losses.items() if weight > 0}
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-
-    def add(name: str, value: torch.Tensor, rows: int) -> None:
-        sums[name] += float(value) * rows
-        counts[name] += rows
-
+    frames, seed = config.validation.frames, config.seed
     pairs = zip(
         examples.validation(frames, BATCH, seed),
         examples.validation(frames, BATCH, seed, other_text=True),
@@ -65,22 +47,22 @@ def validate(
     )
     for index, (cpu_batch, other) in enumerate(pairs):
         batch = cpu_batch.to(device)
+        figures = module(batch, wanted)[1]
+        if "flow" in wanted:
+            flow = {"flow": 1.0}
+            black = replace(batch, images=torch.full_like(batch.images, EMPTY))
+            figures["flow_other_text"] = module(other.to(device), flow)[0]
+            figures["flow_black"] = module(black, flow)[0]
+            if index < SAMPLED:
+                figures["action_error"] = _action_error(module.network, batch)
         rows = len(batch.tokens)
-        for name, value in module(batch, wanted)[1].items():
-            add(name, value, rows)
-        if "flow" not in wanted:
-            continue
-        flow = {"flow": 1.0}
-        add("flow_other_text", module(other.to(device), flow)[0], rows)
-        black = replace(batch, images=torch.full_like(batch.images, EMPTY))
-        add("flow_black", module(black, flow)[0], rows)
-        if index < SAMPLED:
-            add("action_error", _action_error(module, batch), rows)
+        for name, value in figures.items():
+            sums[name] += float(value) * rows
+            counts[name] += rows
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _action_error(module: TrainModule, batch: Batch) -> torch.Tensor:
-    network = module.network
+def _action_error(network: Pi0, batch: Batch) -> torch.Tensor:
     sampled = network.sample_actions(
         batch.images,
         batch.image_masks,
@@ -90,5 +72,5 @@ def _action_error(module: TrainModule, batch: Batch) -> torch.Tensor:
         noise=batch.noise,
         num_steps=network.config.num_steps,
     )
-    real = network.config.action_dim
-    return (sampled - batch.actions)[:, :, :real].abs().mean()
+    error = (sampled - batch.actions)[:, :, : network.config.action_dim]
+    return error.abs().mean()

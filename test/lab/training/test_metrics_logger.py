@@ -17,11 +17,8 @@ def test_lines_are_figures(tmp_path: Path) -> None:
     with MetricsLogger(tmp_path) as journal:
         journal.write("train", 5, {"flow": 0.5, "stage": "a"})
         journal.write("validation", 5, {"flow": 0.75})
-    entries = read_log(tmp_path / LOG_FILE)
-    assert [(e["kind"], e["step"], e["flow"]) for e in entries] == [
-        ("train", 5, 0.5),
-        ("validation", 5, 0.75),
-    ]
+    entries = [(e["kind"], e["step"], e["flow"]) for e in read_log(tmp_path / LOG_FILE)]
+    assert entries == [("train", 5, 0.5), ("validation", 5, 0.75)]
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path: Path) -> None:
@@ -49,7 +46,7 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=100)
         with MetricsLogger(None, console) as journal:
-            journal.progress("expert", 0.5)
+            journal.show_progress("expert", 0.5)
             journal.write("train", 7, {"flow": 0.123456})
         assert "flow" in text.getvalue() and "0.1235" in text.getvalue()
         assert ("train 7:" in text.getvalue()) == (not terminal)

@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pi05_lab.training.config import StageConfig
-from pi05_lab.training.optim import (
-    AveragedWeights,
-    learning_rate,
-    make_optimizers,
-)
+from pi05_lab.training.optim import AveragedWeights, learning_rate, make_optimizers
 
 
 def stage(**values: Any) -> StageConfig:
@@ -24,8 +20,8 @@ def stage(**values: Any) -> StageConfig:
     return StageConfig(**(defaults | values))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_every_parameter_has_one_optimiser(optimizer: str) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_has_one_optimiser(kind: str) -> None:
     names = {
         "network.experts.vlm.layers.0.qkv.weight": (8, 4),
         "network.vision.layers.0.qkv.bias": (8,),
@@ -36,26 +32,19 @@ def test_every_parameter_has_one_optimiser(optimizer: str) -> None:
         "auxiliary.chunk.0.weight": (2, 4, 3),
     }
     parameters = {name: nn.Parameter(torch.ones(shape)) for name, shape in names.items()}
-    optimizers = make_optimizers(parameters, stage(optimizer=optimizer))
-    found = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
-    assert sorted(found) == sorted(id(p) for p in parameters.values())
-    muons = [
-        p
-        for o in optimizers
-        if isinstance(o, torch.optim.Muon)
-        for p in o.param_groups[0]["params"]
+    optimizers = make_optimizers(parameters, stage(optimizer=kind))
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    rows = [
+        (name_of[id(parameter)], isinstance(optimizer, torch.optim.Muon), group["weight_decay"])
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
     ]
-    matrix = parameters["network.experts.vlm.layers.0.qkv.weight"]
-    assert [id(p) for p in muons] == ([id(matrix)] if optimizer == "muon" else [])
-    undecayed = [
-        id(p)
-        for o in optimizers
-        for g in o.param_groups
-        if not g["weight_decay"]
-        for p in g["params"]
-    ]
-    plain = ("network.vision.layers.0.qkv.bias", "network.embedder.weight")
-    assert sorted(undecayed) == sorted(id(parameters[name]) for name in plain)
+    assert sorted(name for name, _, _ in rows) == sorted(names)
+    matrices = ["network.experts.vlm.layers.0.qkv.weight"] if kind == "muon" else []
+    assert [name for name, is_muon, _ in rows if is_muon] == matrices
+    undecayed = {name for name, _, decay in rows if not decay}
+    assert undecayed == {"network.vision.layers.0.qkv.bias", "network.embedder.weight"}
 
 
 @example(hold=0.9999999999999999, final=0.0, warmup=0, steps=1)
@@ -91,13 +80,13 @@ def test_averaged_weights() -> None:
     module = nn.Linear(1, 1)
     module.bias.requires_grad_(False)
     start = module.bias.item()
-    average = AveragedWeights(module, decay=0.99)
+    average = AveragedWeights(module)
     expected = module.weight.item()
     for step, value in enumerate((1.0, 2.0, 5.0)):
         with torch.no_grad():
             module.weight.fill_(value)
             module.bias.fill_(7.0)
-        average.update(module, step)
+        average.update(module, step, decay=0.99)
         decay = min(0.99, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
     average.copy_to(module)
@@ -107,8 +96,8 @@ def test_averaged_weights() -> None:
 
 def test_no_average_is_the_newest_weights() -> None:
     module = nn.Linear(1, 1)
-    average = AveragedWeights(module, decay=0.0)
+    average = AveragedWeights(module)
     with torch.no_grad():
         module.weight.fill_(3.0)
-    average.update(module, 50)
+    average.update(module, 50, decay=0.0)
     assert average.shadow["weight"].item() == 3.0

@@ -16,7 +16,7 @@ from squares_world import make_config, stage  # type: ignore[import-not-found]
 from pi05_lab.training.checkpoints import load_state
 from pi05_lab.training.config import ConfigError
 from pi05_lab.training.metrics import LOG_FILE, read_log
-from pi05_lab.training.processes import Processes
+from pi05_lab.training.processes import open_processes
 from pi05_lab.training.train import train
 
 RUN = """
@@ -39,16 +39,16 @@ torch.save(ends, sys.argv[2])
 
 def test_devices_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'gpu' is unknown"):
-        Processes(make_config(tmp_path, tmp_path, device="gpu"))
+        open_processes(make_config(tmp_path, tmp_path, device="gpu"))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="needs CUDA, which is not available"):
-            Processes(make_config(tmp_path, tmp_path, device="cuda"))
+            open_processes(make_config(tmp_path, tmp_path, device="cuda"))
 
 
 def test_a_missing_accelerate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConfigError, match=r"pi05_ros\[train\]"):
-        Processes(make_config(tmp_path, tmp_path, accelerate=True))
+        open_processes(make_config(tmp_path, tmp_path, accelerate=True))
 
 
 def test_one_process_needs_no_accelerate(

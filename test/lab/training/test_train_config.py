@@ -61,7 +61,7 @@ def test_defaults_are_openpis_optimiser() -> None:
         (document(validation={"every_steps": 0}), r"validation\.every_steps must be at least 1"),
         (document(stages=[]), r"at least one"),
         (document(data={"datasets": []}), r"data\.datasets: at least one"),
-        (document(stages=document()["stages"] * 2), r"every name must be there once"),
+        (document(stages=document()["stages"] * 2), r"a name repeats"),
         (
             stages(steps=None, minutes=1) | {"accelerate": True},
             r"with accelerate give steps",

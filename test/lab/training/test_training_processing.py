@@ -74,7 +74,7 @@ def test_the_policy_sees_and_means_the_same(
     policy = Policy.from_pretrained(tmp_path / "c", robot="aloha", device="cpu", seed=0)
 
     sample = source.sample(5, HORIZON)
-    images, masks = processor.images(sample)
+    images, masks = processor.images(sample.images)
     _, actions, tokens = processor.numbers(sample.state, sample.actions, sample.task)
     given: dict[str, Any] = {}
 
