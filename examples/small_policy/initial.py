@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.config import TrainConfig
-from pi05_ros.policy.config import GemmaSize, PolicyConfig, VisionSize
+from pi05_ros.policy.config import GemmaSize, VisionSize
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.prompt import BINS, PromptTokenizer
-from small_policy.tokenizer import small_config
+from small_policy.tokenizer import small_config, write_tokenizer
 
 LONGEST_WAVELENGTH = 100.0
 """Of the image positions, in patches / 2π."""
@@ -28,7 +29,7 @@ NUMBER_OCTAVES = 6.0
 """From the slowest to the fastest sine of a state bin's number."""
 
 
-def scratch_config(config: TrainConfig, dataset: LeRobotDataset) -> PolicyConfig:
+def make_network(config: TrainConfig, dataset: LeRobotDataset, folder: Path) -> Pi0:
     """The small network for a dataset, with the sizes that the YAML file replaces."""
     wanted = config.network
     plain = small_config()
@@ -41,25 +42,23 @@ def scratch_config(config: TrainConfig, dataset: LeRobotDataset) -> PolicyConfig
         image=wanted.image or sizes.image,
         patch=wanted.patch or sizes.patch,
     )
-    cameras = plain.cameras if config.robot == "aloha" else tuple(dataset.cameras)
-    return replace(
+    changed = replace(
         plain,
         sizes=sizes,
         horizon=wanted.horizon or plain.horizon,
-        cameras=cameras,
+        cameras=plain.cameras if config.robot == "aloha" else tuple(dataset.cameras),
         state_dim=dataset.state_dim,
         action_dim=dataset.action_dim,
     )
+    write_tokenizer(folder)
+    network = Pi0(changed)
+    _initialize(network, PromptTokenizer.from_directory(folder, changed.token_length, sizes.vocab))
+    return network
 
 
 @torch.no_grad()
-def initialize(network: Pi0, tokenizer: PromptTokenizer) -> None:
-    """Set image positions, number embeddings, queries and gates of a π0.5 with random weights.
-
-    Args:
-        network: changed in place.
-        tokenizer: numbers that are one token each get embeddings in order.
-    """
+def _initialize(network: Pi0, tokenizer: PromptTokenizer) -> None:
+    """Set image positions, number embeddings, queries and gates of a π0.5 with random weights."""
     _set_image_positions(network)
     _set_numbers(network, tokenizer)
     _set_queries(network)
@@ -83,7 +82,8 @@ def _set_image_positions(network: Pi0) -> None:
     tokens, width = position.shape
     side, quarter = math.isqrt(tokens), width // 4
     frequency = LONGEST_WAVELENGTH ** -(torch.arange(quarter) / quarter)
-    row, column = (index.flatten().float()[:, None] * frequency for index in _grid(side))
+    grid = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    row, column = (index.flatten().float()[:, None] * frequency for index in grid)
     waves = torch.cat((column.sin(), column.cos(), row.sin(), row.cos()), dim=1)
     position.zero_()
     position[:, : 4 * quarter] = waves
@@ -105,21 +105,18 @@ def _set_queries(network: Pi0) -> None:
     half = network.config.sizes.vlm.head_dim // 2
     slow = (torch.arange(half) >= FAST_PAIRS * half).repeat(2)
     for layer in network.experts.vlm.layers:
-        queries, keys, _ = layer.qkv.weight.split(
-            (layer.query_dim, layer.kv_dim, layer.kv_dim), dim=0
-        )
+        queries, keys, _ = layer.qkv.weight.split((layer.query_dim, layer.kv_dim, layer.kv_dim))
         heads = queries.view(-1, layer.head_dim, queries.shape[1])
         # q = K · answer(x), with the permutation moved into the matrix
         matching = keys[: layer.head_dim].roll(-(keys.shape[1] // 2), dims=1)
         heads[: len(heads) // 2] = QUERY_SCALE * slow[:, None] * matching
 
 
-def _grid(side: int) -> tuple[Tensor, ...]:
-    return torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-
-
 def _set_numbers(network: Pi0, tokenizer: PromptTokenizer) -> None:
-    """Embeddings of the state's bins: sines and cosines of their value in -1 to 1."""
+    """Embeddings of the state's bins: sines and cosines of their value in -1 to 1.
+
+    Numbers that the tokenizer splits keep their random embeddings.
+    """
     weight = network.embedder.weight
     half = weight.shape[1] // 2
     frequency = 2.0 ** (torch.arange(half) * NUMBER_OCTAVES / half)

@@ -25,9 +25,8 @@ from pi05_lab.training.plugins import AuxiliaryLosses
 from pi05_lab.training.processing import DataProcessor
 from pi05_ros.policy.config import PolicyConfig
 from pi05_ros.policy.model import Pi0
-from small_policy.initial import answer, initialize, scratch_config
+from small_policy.initial import answer, make_network
 from small_policy.objects import pick_rows, read_pixels, read_positions
-from small_policy.tokenizer import write_tokenizer
 from small_policy.words import PromptLayout
 
 LOSSES = ("chunk", "named_position", "scene", "pixels")
@@ -35,7 +34,7 @@ _POSITION_BETA = 0.1
 _CHUNK_BETA = 0.2
 """Where the smooth L1 losses turn from square to linear, in standardised or normalised units."""
 
-__all__ = ["LOSSES", "initialize", "make_losses", "scratch_config", "write_tokenizer"]
+__all__ = ["LOSSES", "make_losses", "make_network"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ def make_losses(
     if processor.config.kind != "pi05":
         raise ConfigError(f"the losses {', '.join(LOSSES)} read the prompt of π0.5 only")
     layout = PromptLayout(processor.tokenizer, processor.robot.state_dim, options.names)
-    heads = SmallPolicyLosses(processor.config, options, losses, layout)
+    heads = SmallPolicyLosses(processor.config, options, losses, layout.name_ids)
+    heads.layout = layout
     heads.positions = read_positions(datasets, options)
     if "pixels" in losses:
         heads.pixels_of = [read_pixels(dataset, options, processor) for dataset in datasets]
@@ -183,17 +183,9 @@ class SmallPolicyLosses(AuxiliaryLosses):
         config: PolicyConfig,
         options: AuxLossConfig,
         losses: Collection[str],
-        layout: PromptLayout | None = None,
-        name_ids: Sequence[int] = (),
+        name_ids: Sequence[int],
     ) -> None:
-        """Make the heads that `losses` need.
-
-        Args:
-            config: the network's.
-            options: where the heads read.
-            losses: of all stages.
-            layout: of the prompts, for `targets`.
-            name_ids: the token that names each object, where there is no layout.
+        """Make the heads that `losses` need; `name_ids` are the tokens that name the objects.
 
         Raises:
             ConfigError: a layer or camera that the network does not have, or different numbers of
@@ -201,13 +193,13 @@ class SmallPolicyLosses(AuxiliaryLosses):
         """
         super().__init__()
         self.options = options
-        self.layout = layout
+        # `make_losses` sets what `targets` needs.
+        self.layout: PromptLayout | None = None
         self.positions: list[NDArray[np.float32] | None] = []
         self.pixels_of: list[NDArray[np.float32] | None] = []
         self.joints = config.action_dim or 0
-        width = config.sizes.vlm.width
-        ids = layout.name_ids if layout is not None else list(name_ids)
-        self.register_buffer("name_ids", torch.tensor(ids), persistent=False)
+        width, depth = config.sizes.vlm.width, config.sizes.vlm.depth
+        self.register_buffer("name_ids", torch.tensor(name_ids), persistent=False)
         if "pixels" in losses:
             self.pixels = PixelHead(width)
         if "scene" in losses:
@@ -220,11 +212,8 @@ class SmallPolicyLosses(AuxiliaryLosses):
             self.scene = SceneHead(width)
         for key in ("position_layers", "chunk_layers"):
             for layer in getattr(options, key):
-                if not 0 < layer < config.sizes.vlm.depth:
-                    raise ConfigError(
-                        f"plugin_options.{key}: {layer} is not from 1 to "
-                        f"{config.sizes.vlm.depth - 1}"
-                    )
+                if not 0 < layer < depth:
+                    raise ConfigError(f"plugin_options.{key}: {layer} is not from 1 to {depth - 1}")
         if "named_position" in losses:
             self.name = nn.ModuleList(NameHead(width) for _ in options.position_layers)
         if "chunk" in losses:
@@ -262,34 +251,25 @@ class SmallPolicyLosses(AuxiliaryLosses):
     ) -> dict[str, Tensor]:
         """Loss by name."""
         values = {}
-        if "chunk" in names:
-            assert features is not None
+        if features is not None and "chunk" in names:
             values["chunk"] = self.chunk_loss(batch, features)
-        if "named_position" in names:
-            assert features is not None
+        if features is not None and "named_position" in names:
             values["named_position"] = self.name_loss(batch, features)
+        vision = None if features is None else features.vision
         if "pixels" in names:
-            if features is None or features.vision is None:
-                features = PrefixFeatures(vision=network.vision(batch.images.flatten(0, 1)))
-            assert features.vision is not None
-            values["pixels"] = self.pixels.loss(
-                features.vision,
-                network.embedder(self.name_ids),
-                batch.targets["pixels"].flatten(0, 1),
-            )
+            if vision is None:
+                vision = network.vision(batch.images.flatten(0, 1))
+            words, pixels = network.embedder(self.name_ids), batch.targets["pixels"]
+            values["pixels"] = self.pixels.loss(vision, words, pixels.flatten(0, 1))
         if "scene" in names:
-            values["scene"] = self.scene_loss(network, batch, features)
+            # Without a camera, the features are of the others alone.
+            if vision is not None and bool(batch.image_masks.all()):
+                tokens = vision.unflatten(0, batch.image_masks.shape)[:, self._camera]
+            else:
+                tokens = network.vision(batch.images[:, self._camera])
+            positions = self.scene(tokens, network.embedder(self.name_ids))
+            values["scene"] = _known_mean(positions, batch.targets["positions"])
         return values
-
-    def scene_loss(self, network: Pi0, batch: Batch, features: PrefixFeatures | None) -> Tensor:
-        """Error of all objects' positions, read from the scene camera's tokens."""
-        if features and features.vision is not None and bool(batch.image_masks.all()):
-            cameras = batch.images.shape[1]
-            tokens = features.vision.unflatten(0, (-1, cameras))[:, self._camera]
-        else:
-            tokens = network.vision(batch.images[:, self._camera])
-        predicted = self.scene(tokens, network.embedder(self.name_ids))
-        return _known_mean(predicted, batch.targets["positions"])
 
     def name_loss(self, batch: Batch, features: PrefixFeatures) -> Tensor:
         """Error of the named object's position, where an instruction names one."""

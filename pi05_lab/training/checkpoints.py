@@ -24,10 +24,10 @@ from pi05_lab.training.config import ConfigError, TrainConfig
 from pi05_lab.training.metrics import LOG_FILE, format_figure, read_log
 from pi05_lab.training.processing import DataProcessor
 from pi05_ros import __version__
-from pi05_ros.policy import processing as processors
 from pi05_ros.policy.bundle import SETTINGS_FILE
 from pi05_ros.policy.checkpoint import save_model
 from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.processing import write_processing
 from pi05_ros.policy.robots import NAMED
 
 CONFIG_FILE = "train_config.yaml"
@@ -98,16 +98,9 @@ def save_checkpoint(
     counts: Mapping[str, int],
     log: Path | None = None,
 ) -> None:
-    """Write the checkpoint; the folder is replaced at once.
+    """Write the network and all that it was trained with; the folder is replaced at once.
 
-    Args:
-        directory: of the checkpoint.
-        network: with the weights to save, in float32.
-        processor: its tokenizer and statistics.
-        config: of the training, written beside the weights.
-        position: progress of the training.
-        counts: of the data, for the model card.
-        log: the training's log, copied into the folder.
+    `counts` are of the data, for the model card; the training's `log` is copied.
     """
     stored = copy.deepcopy(network)
     precision = getattr(torch, config.save_precision)
@@ -118,13 +111,8 @@ def save_checkpoint(
         save_model(stored, partial)
         for name, content in processor.tokenizer_files.items():
             (partial / name).write_bytes(content)
-        processors.write_processing(
-            partial,
-            processor.config,
-            processor.statistics,
-            tokenizer=".",
-            delta_mask=processor.robot.delta_mask,
-        )
+        mask = processor.robot.delta_mask
+        write_processing(partial, processor.config, processor.statistics, ".", delta_mask=mask)
         (partial / SETTINGS_FILE).write_text(settings, encoding="utf-8")
         write_config(partial, config)
         if log is not None:
@@ -143,15 +131,17 @@ def write_config(directory: Path, config: TrainConfig) -> None:
 
 def _settings(config: TrainConfig, processor: DataProcessor, position: Position) -> dict[str, Any]:
     minutes = position.total_s / 60
-    note = config.note or f"{position.total_steps} steps in {minutes:.0f} min, seed {config.seed}"
-    settings: dict[str, Any] = {"robot": processor.robot.name}
+    steps = f"{position.total_steps} steps in {minutes:.0f} min, seed {config.seed}"
+    units = {"adapt_to_pi": config.adapt_to_pi, "delta_actions": config.delta_actions}
     # A built-in robot's open settings follow the checkpoint's origin at loading. A robot's YAML
     # description is complete, unless the training adds to it.
-    for key in ("adapt_to_pi", "delta_actions"):
-        value = getattr(config, key)
-        if config.robot in NAMED or value:
-            settings[key] = value
-    return settings | {"dt_s": processor.robot.dt_s, "trained": True, "note": note}
+    return {
+        "robot": processor.robot.name,
+        **{key: value for key, value in units.items() if config.robot in NAMED or value},
+        "dt_s": processor.robot.dt_s,
+        "trained": True,
+        "note": config.note or steps,
+    }
 
 
 def make_card(

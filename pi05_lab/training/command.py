@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -44,10 +44,9 @@ def train(
     console = make_console(stderr=True)
     try:
         settings = read_config(config, set_ or ())
-        if output:
-            settings = replace(settings, output=output)
+        settings = replace(settings, output=output or settings.output)
         if data:
-            chosen = tuple(DatasetConfig(root) for root in data)
+            chosen = tuple(map(DatasetConfig, data))
             settings = replace(settings, data=replace(settings.data, datasets=chosen))
         evaluate = _import_function(settings.evaluation.function)
         with _stop_on_signal() as stop:
@@ -82,14 +81,13 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 def _import_function(path: str) -> Callable[[Path], Mapping[str, float]] | None:
     if not path:
         return None
-    module, _, name = path.partition(":")
     try:
-        function: Callable[[Path], Mapping[str, float]] = getattr(
-            importlib.import_module(module), name
-        )
+        function: Any = pkgutil.resolve_name(path)
+        if not callable(function):
+            raise ValueError(f"{path} is not a function")
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f'evaluation.function {path!r} must be "module:function" of an installed module: '
             f"{error}"
         ) from None
-    return function
+    return function  # type: ignore[no-any-return]

@@ -162,7 +162,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for key, value in (("precision", self.precision), ("save_precision", self.save_precision)):
-            _require_known(key, value, ("float32", "bfloat16"))
+            require_known(key, value, ("float32", "bfloat16"))
         for key, count in (
             ("log_steps", self.log_steps),
             ("checkpoint_steps", self.checkpoint_steps),
@@ -189,8 +189,8 @@ class TrainConfig:
         positive = any(weight > 0 for weight in stage.losses.values())
         _require(positive, f"{where}: losses needs a weight above 0")
         for part in stage.train:
-            _require_known(f"{where}: train", part, PARTS)
-        _require_known(f"{where}: optimizer", stage.optimizer, ("adamw", "muon"))
+            require_known(f"{where}: train", part, PARTS)
+        require_known(f"{where}: optimizer", stage.optimizer, ("adamw", "muon"))
         one = (stage.steps is None) != (stage.minutes is None)
         _require(one, f"{where}: give either steps or minutes")
         repeatable = stage.minutes is None or not self.accelerate
@@ -213,16 +213,14 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_known(where: str, value: str, known: tuple[str, ...]) -> None:
+def require_known(where: str, value: str, known: tuple[str, ...]) -> None:
     _require(value in known, f"{where}: {value!r} is unknown; known: {', '.join(known)}")
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
     """Read a training's YAML file.
 
-    Args:
-        path: of the file.
-        changes: `stages.0.lr=1e-4`: values, as YAML, that replace those of the file.
+    `changes` replace values of the file: `stages.0.lr=1e-4`, the value in YAML.
 
     Raises:
         ConfigError: the file is missing or not YAML; an unknown or missing key; a wrong type.

@@ -73,12 +73,8 @@ class Frame(NamedTuple):
     number: int
 
 
-@dataclass(frozen=True)
-class Group:
-    """Frames of one dataset that show the same images, each with its own instruction."""
-
-    dataset: int
-    frames: tuple[int, ...]
+Group = tuple[Frame, ...]
+"""Frames of one dataset that show the same images, each with its own instruction."""
 
 
 class Examples:
@@ -99,9 +95,9 @@ class Examples:
         for number, dataset in enumerate(self.datasets):
             split = dataset.split(config.data.held_out, config.seed)
             for groups, episodes in ((self.train, split.train), (self.held_out, split.held_out)):
-                frames = dataset.frames_of(episodes)
-                groups += [Group(number, group) for group in group_frames(dataset, frames)]
-        weights = np.array([config.data.datasets[group.dataset].weight for group in self.train])
+                for group in group_frames(dataset, dataset.frames_of(episodes)):
+                    groups.append(tuple(Frame(number, frame) for frame in group))
+        weights = np.array([config.data.datasets[group[0].dataset].weight for group in self.train])
         if not (weights >= 0).all() or weights.sum() <= 0:
             raise ConfigError("data.datasets: nothing to sample: weights must be above 0")
         self._cumulative = np.cumsum(weights / weights.sum())
@@ -111,7 +107,7 @@ class Examples:
         """Sizes for the log and the model card."""
         return {
             "images": len(self.train),
-            "frames": sum(len(group.frames) for group in self.train),
+            "frames": sum(map(len, self.train)),
             "held_out_images": len(self.held_out),
         }
 
@@ -144,13 +140,13 @@ class Examples:
         other_text: bool = False,
     ) -> Batch:
         processor, config = self.processor, self.processor.config
-        shown = [Frame(group.dataset, group.frames[0]) for group in groups]
+        shown = [group[0] for group in groups]
         cameras = tuple(processor.cameras)
         images, image_masks = zip(
             *(processor.images(self.datasets[d].images(frame, cameras)) for d, frame in shown),
             strict=True,
         )
-        rows = [(g.dataset, frame) for g in groups for frame in self._draw_frames(g, tasks, rng)]
+        rows = [frame for group in groups for frame in self._draw_frames(group, tasks, rng)]
         size = len(rows)
         texts = [self.datasets[dataset].task(frame) for dataset, frame in rows]
         if other_text:
@@ -185,19 +181,18 @@ class Examples:
             targets=targets,
         )
 
-    def _draw_frames(self, group: Group, tasks: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        frames = np.array(group.frames)
-        if len(frames) == 1:
-            return frames.repeat(tasks)
-        weights = np.ones(len(frames))
+    def _draw_frames(self, group: Group, tasks: int, rng: np.random.Generator) -> list[Frame]:
+        count = len(group)
+        if count == 1:
+            return [group[0]] * tasks
+        weights = np.ones(count)
         if self._task_weights:
-            source = self.datasets[group.dataset]
-            for index, frame in enumerate(group.frames):
-                words = source.task(frame).split()
+            for index, (dataset, frame) in enumerate(group):
+                words = self.datasets[dataset].task(frame).split()
                 found = (w for word, w in self._task_weights.items() if word in words)
                 weights[index] = max(found, default=1.0)
         weights /= weights.sum()
-        return frames[rng.choice(len(frames), tasks, replace=tasks > len(frames), p=weights)]
+        return [group[i] for i in rng.choice(count, tasks, replace=tasks > count, p=weights)]
 
 
 def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tuple[int, ...]]:
@@ -207,11 +202,11 @@ def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tup
     frame.
     """
     if PICTURE_KEY not in dataset.extras or len(frames) == 0:
-        return [(int(frame),) for frame in frames]
+        return [(frame,) for frame in frames.tolist()]
     images = dataset.extra(PICTURE_KEY)[frames]
     order = np.argsort(images, kind="stable")
     pieces = np.split(frames[order], np.flatnonzero(np.diff(images[order])) + 1)
-    return [tuple(int(frame) for frame in piece) for piece in pieces]
+    return [tuple(piece.tolist()) for piece in pieces]
 
 
 class _Steps(Dataset[Batch]):

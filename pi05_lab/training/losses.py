@@ -66,11 +66,8 @@ def capture_prefix(
 ) -> Iterator[PrefixFeatures]:
     """Keep the prefix's intermediate results while the network runs; its result is the same.
 
-    Args:
-        network: of any size.
-        rows: of the batch.
-        repeats: consecutive rows with the same images; the vision encoder sees them once.
-        insulate: no gradient passes from the last layer's keys and values to the layers below.
+    Each `repeats` consecutive rows have the same images, which the vision encoder encodes once.
+    With `insulate` no gradient passes from the last layer's keys and values to the layers below.
     """
     features = PrefixFeatures()
     last = network.experts.vlm.layers[-1].attention_norm
@@ -105,11 +102,8 @@ def flow_loss(network: Pi0, prefix: Prefix, batch: Batch, insulate: bool = False
 
     x_t = t · noise + (1 - t) · actions; the target velocity is noise - actions.
 
-    Args:
-        network: of any size.
-        prefix: of the batch's images and instructions, encoded once.
-        batch: with K rows of noise and time per instruction.
-        insulate: the gradient reaches only the last of the prefix's layers.
+    `prefix` is encoded once for the K rows of noise and time of each instruction. With `insulate`
+    the gradient reaches only the last of its layers.
     """
     repeats = len(batch.times) // len(batch.tokens)
     actions = batch.actions.repeat_interleave(repeats, dim=0)
@@ -126,16 +120,12 @@ def flow_loss(network: Pi0, prefix: Prefix, batch: Batch, insulate: bool = False
 
 
 def _repeat(prefix: Prefix, repeats: int, insulate: bool) -> Prefix:
-    cache = list(prefix.cache)
+    def repeat(x: Tensor) -> Tensor:
+        return x if repeats == 1 else x.repeat_interleave(repeats, dim=0)
+
+    cache, mask = list(prefix.cache), prefix.suffix_mask
     if insulate:
         cache[:-1] = [KeyValue(kv.key.detach(), kv.value.detach()) for kv in cache[:-1]]
-    if repeats == 1:
-        return prefix._replace(cache=cache)
-
-    def repeat(x: Tensor) -> Tensor:
-        return x.repeat_interleave(repeats, dim=0)
-
-    mask = prefix.suffix_mask
     return Prefix(
         [KeyValue(*map(repeat, kv)) for kv in cache],
         Rotary(*map(repeat, prefix.suffix_angles)),
@@ -174,13 +164,9 @@ def choose_parameters(
     if config.train_expert_only:
         parts &= {"auxiliary", "expert"}
     depth = module.network.config.sizes.vlm.depth
-    chosen = {}
     for name, parameter in module.named_parameters():
-        learns = part_of(name, depth) in parts
-        parameter.requires_grad_(learns)
-        if learns:
-            chosen[name] = parameter
-    return chosen
+        parameter.requires_grad_(part_of(name, depth) in parts)
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def checkpoint_layers(network: Pi0) -> None:

@@ -56,10 +56,7 @@ def make_optimizers(
 def learning_rate(stage: StageConfig, step: int, progress: float) -> float:
     """Linear warm-up, constant for `hold` of the stage, then a cosine down to `final_lr` of it.
 
-    Args:
-        stage: its rates.
-        step: 0 for the first.
-        progress: of the stage, 0 to 1.
+    `step` is 0 for the stage's first; `progress` is its completed part, 0 to 1.
     """
     warmup = min(1.0, (step + 1) / (stage.warmup_steps + 1))
     falling = (progress - stage.hold) / (1 - stage.hold) if progress > stage.hold else 0.0

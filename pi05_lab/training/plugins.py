@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from torch import Tensor, nn
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
-from pi05_lab.training.config import ConfigError, TrainConfig
-from pi05_ros.policy.config import PolicyConfig
+from pi05_lab.training.config import ConfigError, TrainConfig, require_known
 from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.prompt import PromptTokenizer
 
 if TYPE_CHECKING:
     from pi05_lab.training.data import Batch, Frame
@@ -37,22 +35,16 @@ class AuxiliaryLosses(nn.Module):
     ) -> dict[str, Tensor]:
         """What the losses of one batch need of the data: `Batch.targets`.
 
-        Args:
-            images: the frame of each of the P images.
-            tokens, token_masks: [P · J, L] of the prompts.
+        `images` are the frames of the P images; `tokens` and `token_masks` [P · J, L] the prompts.
         """
         raise NotImplementedError
 
     def forward(
         self, network: Pi0, batch: Batch, names: Collection[str], features: PrefixFeatures | None
     ) -> dict[str, Tensor]:
-        """Loss by name.
+        """The losses `names` of a batch, by name.
 
-        Args:
-            network: that is trained.
-            batch: on the network's device.
-            names: the losses to compute.
-            features: of the prefix, where the flow loss or one of `prefix_losses` encoded it.
+        `features` are of the prefix, where the flow loss or one of `prefix_losses` encoded it.
         """
         raise NotImplementedError
 
@@ -72,14 +64,8 @@ class Plugin(Protocol):
     ) -> AuxiliaryLosses:
         """The losses of a training, of which `losses` have a weight above 0."""
 
-    def scratch_config(self, config: TrainConfig, dataset: LeRobotDataset) -> PolicyConfig:
-        """The network of `start: scratch`."""
-
-    def write_tokenizer(self, directory: Path) -> None:
-        """Write that network's tokenizer files."""
-
-    def initialize(self, network: Pi0, tokenizer: PromptTokenizer) -> None:
-        """Change that network's random weights in place."""
+    def make_network(self, config: TrainConfig, dataset: LeRobotDataset, folder: Path) -> Pi0:
+        """The network of `start: scratch`; writes its tokenizer files into the folder."""
 
 
 def load_plugin(config: TrainConfig) -> Plugin | None:
@@ -92,9 +78,9 @@ def load_plugin(config: TrainConfig) -> Plugin | None:
     """
     if not config.plugin:
         return None
-    path, name = Path(config.plugin).expanduser(), config.plugin
-    if path.suffix == ".py":
-        path = path.resolve()
+    name = config.plugin
+    if name.endswith(".py"):
+        path = Path(name).expanduser().resolve()
         if not path.is_file():
             raise ConfigError(
                 f"plugin: there is no file {path}; give a path from the YAML's folder"
@@ -111,15 +97,11 @@ def load_plugin(config: TrainConfig) -> Plugin | None:
             f"plugin: {config.plugin} cannot be imported ({error}); give a Python file or an "
             "installed module"
         ) from None
-    members = ("LOSSES", "make_losses", "scratch_config", "write_tokenizer", "initialize")
+    members = ("LOSSES", "make_losses", "make_network")
     missing = [member for member in members if not hasattr(plugin, member)]
     if missing:
         raise ConfigError(f"plugin: {config.plugin} has no {', '.join(missing)}")
-    known = ("flow", *plugin.LOSSES)
     for stage in config.stages:
         for loss in stage.losses:
-            if loss not in known:
-                raise ConfigError(
-                    f"stage {stage.name!r}: losses: {loss!r} is unknown; known: {', '.join(known)}"
-                )
+            require_known(f"stage {stage.name!r}: losses", loss, ("flow", *plugin.LOSSES))
     return cast("Plugin", plugin)

@@ -16,13 +16,18 @@ from torch import Tensor
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.config import ConfigError, TrainConfig
 from pi05_lab.training.plugins import Plugin
-from pi05_ros.policy import processing as processors
 from pi05_ros.policy.bundle import Settings, make_robot, match_cameras
 from pi05_ros.policy.checkpoint import TOKENIZER_PATTERNS, load_model
 from pi05_ros.policy.config import PolicyConfig, read_config
 from pi05_ros.policy.images import EMPTY, prepare_image
 from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.processing import Processing
+from pi05_ros.policy.processing import (
+    ACTION,
+    STATE,
+    Processing,
+    read_processing,
+    write_processing,
+)
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot
 from pi05_ros.types import FloatArray, ImageArray
@@ -102,17 +107,13 @@ def start(
             "network.start: scratch needs a plug-in that makes the network; set plugin, as in "
             "examples/small_policy/train_small.yaml, or start from a checkpoint"
         )
-    try:
-        policy_config = plugin.scratch_config(config, datasets[0])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"network: {error}") from None
-    with tempfile.TemporaryDirectory() as folder:
-        plugin.write_tokenizer(Path(folder))
-        processor = _make_processor(policy_config, Path(folder), config, datasets)
     torch.manual_seed(config.seed)
-    network = Pi0(policy_config)
-    plugin.initialize(network, processor.tokenizer)
-    return network, processor
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            network = plugin.make_network(config, datasets[0], Path(folder))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"network: {error}") from None
+        return network, _make_processor(network.config, Path(folder), config, datasets)
 
 
 def _start_from(
@@ -146,11 +147,8 @@ def _make_processor(
     files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     first = datasets[0]
     _check_alike(datasets, policy_config)
-    settings = Settings(
-        adapt_to_pi=config.adapt_to_pi or None,
-        delta_actions=config.delta_actions or None,
-        dt_s=1.0 / first.fps,
-    )
+    adapt, delta = config.adapt_to_pi or None, config.delta_actions or None
+    settings = Settings(adapt_to_pi=adapt, delta_actions=delta, dt_s=1.0 / first.fps)
     try:
         robot = make_robot(config.robot, policy_config, "lerobot", settings)
         names = {name: robot.cameras.get(name, name) for name in first.cameras}
@@ -164,10 +162,8 @@ def _make_processor(
     statistics = compute_statistics(counted, robot, policy_config.horizon, config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        processors.write_processing(folder, policy_config, statistics, tokenizer=".")
-        processing = processors.read_processing(
-            folder, policy_config, robot.state_dim, robot.action_dim
-        )
+        write_processing(folder, policy_config, statistics)
+        processing = read_processing(folder, policy_config, robot.state_dim, robot.action_dim)
     return DataProcessor(policy_config, robot, processing, tokenizer, cameras, statistics, files)
 
 
@@ -203,10 +199,7 @@ def compute_statistics(
     ]
     states, actions = zip(*pairs, strict=True)
     statistics = {}
-    for feature, values in (
-        (processors.STATE, np.stack(states)),
-        (processors.ACTION, np.concatenate(actions)),
-    ):
+    for feature, values in ((STATE, np.stack(states)), (ACTION, np.concatenate(actions))):
         low, high = np.quantile(values, (0.01, 0.99), axis=0)
         center = (low + high) / 2
         half = np.maximum((high - low) / 2, config.data.minimum_half_range)

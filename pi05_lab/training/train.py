@@ -43,8 +43,7 @@ def train(
 
     Args:
         config: of the training.
-        evaluate: closed-loop evaluation, called with the checkpoint's folder every
-            `evaluation.every_minutes` and at the end.
+        evaluate: called every `evaluation.every_minutes` and at the end.
         console: for the live table; None prints nothing.
         resume: continue from the state in `output`.
         stop: polled after every step; True saves the state and ends.
@@ -119,11 +118,7 @@ class Trainer:
         self._figures: dict[str, float] = {}
 
     def restore(self) -> None:
-        """Continue from the state in `output`.
-
-        Raises:
-            ConfigError: there is none, or it is of another configuration.
-        """
+        """Continue from the state in `output`; raises as `checkpoints.load_state`."""
         self.position, parts = checkpoints.load_state(self.output, self.config)
         self.module.load_state_dict(parts["module"])
         for name, value in parts["average"].items():

@@ -96,7 +96,7 @@ def rows_of(batch: Batch) -> Any:
 
 
 def make_losses(network: Pi0) -> SmallPolicyLosses:
-    return SmallPolicyLosses(network.config, OPTIONS, LOSSES, name_ids=NAMES)
+    return SmallPolicyLosses(network.config, OPTIONS, LOSSES, NAMES)
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ def test_options_that_do_not_fit_are_named(
     options: dict[str, object], losses: set[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        SmallPolicyLosses(tiny_network().config, replace(OPTIONS, **options), losses)  # type: ignore[arg-type]
+        SmallPolicyLosses(tiny_network().config, replace(OPTIONS, **options), losses, NAMES)  # type: ignore[arg-type]
 
 
 def test_stages_have_all_parts_by_default() -> None:

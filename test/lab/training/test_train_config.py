@@ -130,8 +130,8 @@ def test_set_replaces_values(tmp_path: Path) -> None:
     [
         (None, r"no file .*plug\.py"),
         ("import nothing_like_this", r"cannot be imported \(No module named 'nothing_like_this'"),
-        ("LOSSES = ()", r"has no make_losses, scratch_config"),
-        ("LOSSES = ('sharp',)\nmake_losses = scratch_config = write_tokenizer = initialize = print",
+        ("LOSSES = ()", r"has no make_losses, make_network"),
+        ("LOSSES = ('sharp',)\nmake_losses = make_network = print",
          r"stage 'a': losses: 'sound' is unknown; known: flow, sharp"),
     ],
 )  # fmt: skip

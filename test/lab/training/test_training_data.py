@@ -93,8 +93,10 @@ def test_rows_belong_together(examples: Examples, config: TrainConfig) -> None:
 
 
 def test_held_out_pictures_are_never_learnt(examples: Examples, config: TrainConfig) -> None:
-    held = {frame for group in examples.held_out for frame in group.frames}
-    learnt = {frame for group in examples.train for frame in group.frames}
+    held, learnt = (
+        {frame for group in groups for _, frame in group}
+        for groups in (examples.held_out, examples.train)
+    )
     assert held and not held & learnt
     episodes = examples.datasets[0].episode_index
     assert not set(episodes[list(held)]) & set(episodes[list(learnt)])
@@ -149,7 +151,7 @@ def test_weights_of_datasets_and_tasks(tmp_path: Path, dataset: Path) -> None:
     batch = examples.batch(make_config(tmp_path, other, stages=[stage(batch=20)]).stages[0], (1,))
     assert set(batch.targets["named"].tolist()) == {1}
     source = examples.datasets[1]
-    learnt = {source.state[f].tobytes() for g in examples.train if g.dataset for f in g.frames}
+    learnt = {source.state[f].tobytes() for g in examples.train for d, f in g if d}
     states = examples.processor.processing.state.unnormalize(batch.states[:, :2])
     nearest = np.abs(source.state[None] - states[:, None]).max(-1).argmin(1)
     assert {source.state[f].tobytes() for f in nearest} <= learnt
