@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from squares_world import (  # type: ignore[import-not-found]
-    HORIZON,
-    OPTIONS,
-    make_config,
-    stage,
-    write_dataset,
-)
+from squares_world import HORIZON, OPTIONS, make_config, stage, write_dataset  # type: ignore
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import Extra, Features
@@ -168,17 +162,10 @@ def test_recordings_without_labels(tmp_path: Path) -> None:
     assert batch.targets["positions"].shape == (4, 0, 3)
 
 
-def test_positions_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> None:
-    options = OPTIONS | {"names": ["red", "green", "blue"]}
-    with pytest.raises(ConfigError, match=r"has 6 numbers, for the 3 names .* must have 9"):
-        load(make_config(tmp_path, dataset, plugin_options=options))
-
-
 def test_pixels_are_where_the_padded_picture_shows_them(tmp_path: Path) -> None:
     """Fault: coordinates of the recorded picture, which padding moves; another camera's."""
-    features = Features(
-        {"left": (24, 32), "right": (24, 32)}, ["x"], ["x"], {PIXELS_KEY: Extra((8,))}
-    )
+    cameras = {"left": (24, 32), "right": (24, 32)}
+    features = Features(cameras, ["x"], ["x"], {PIXELS_KEY: Extra((8,))})
     pictures = np.zeros((2, 24, 32, 3), dtype=np.uint8)
     pictures[0, 4:8, 20:24, 0] = 255  # the left camera sees red at column 22, row 6
     pictures[1, 16:20, 8:12, 2] = 255  # and the right one sees blue at 10, 18
@@ -186,12 +173,11 @@ def test_pixels_are_where_the_padded_picture_shows_them(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "data", 10, features, robot_type="squares") as writer:
         for _ in range(2):
             for _ in range(HORIZON + 1):
-                images = dict(zip(("left", "right"), pictures, strict=True))
+                images = dict(zip(cameras, pictures, strict=True))
                 writer.add_frame(images, np.zeros(1), np.zeros(1), "go", {PIXELS_KEY: pixels})
             writer.end_episode()
-    config = make_config(
-        tmp_path / "out", tmp_path / "data", stages=[stage(losses={"pixels": 1.0}, batch=1)]
-    )
+    stages = [stage(losses={"pixels": 1.0}, batch=1)]
+    config = make_config(tmp_path / "out", tmp_path / "data", stages=stages)
     examples = load(config)
     batch = examples.batch(config.stages[0], (0,))
     for camera, channel in ((0, 0), (1, 2)):
@@ -201,12 +187,20 @@ def test_pixels_are_where_the_padded_picture_shows_them(tmp_path: Path) -> None:
         assert (batch.targets["pixels"][0, camera, 1 - camera] < 0).all()
 
 
-def test_pixels_of_another_shape_are_named(tmp_path: Path, dataset: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["red", "green", "blue"]}, "has 6 numbers, for the 3 names .* must have 9"),
+        ({"pixels": CUBES_KEY}, "has 6 numbers, for 1 cameras and the 2 names.*4"),
+    ],
+)
+def test_objects_of_another_shape_are_named(
+    tmp_path: Path, dataset: Path, options: dict[str, Any], message: str
+) -> None:
     stages = [stage(losses={"pixels": 1.0})]
-    options = OPTIONS | {"pixels": CUBES_KEY}
-    config = make_config(tmp_path, dataset, stages=stages, plugin_options=options)
-    with pytest.raises(ConfigError, match=r"has 6 numbers, for 1 cameras and the 2 names.*4"):
-        load(config)
+    options = OPTIONS | options
+    with pytest.raises(ConfigError, match=message):
+        load(make_config(tmp_path, dataset, stages=stages, plugin_options=options))
 
 
 def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, dataset: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from small_policy.initial import QUERY_SCALE, answer
-from squares_world import (  # type: ignore[import-not-found]
-    HORIZON,
-    NETWORK,
-    make_config,
-    write_dataset,
-)
+from squares_world import HORIZON, NETWORK, make_config, write_dataset  # type: ignore
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import CHUNK_KEY, Extra, Features
@@ -31,9 +28,47 @@ from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.policy import Policy
 from pi05_ros.types import Observation
 
+UR5E: dict[str, Any] = {
+    "name": "my_ur5e",
+    "state": ["j1", "j2", "j3", "j4", "j5", "j6", "gripper"],
+    "action": ["j1", "j2", "j3", "j4", "j5", "j6", "gripper"],
+    "dt_s": 0.05,
+    "cameras": {"base_rgb": "base_0_rgb", "wrist_rgb": "left_wrist_0_rgb"},
+    "grippers": ["gripper"],
+    "delta_mask": [True] * 6 + [False],
+}
+
 
 def start(config: TrainConfig, datasets: list[LeRobotDataset]) -> tuple[Pi0, DataProcessor]:
     return processing.start(config, datasets, load_plugin(config))
+
+
+def save_start(folder: Path, config: TrainConfig, source: LeRobotDataset) -> DataProcessor:
+    """Write the checkpoint of a training without steps."""
+    network, processor = start(config, [source])
+    save_checkpoint(folder, network, processor, config, Position(), {})
+    return processor
+
+
+def random_images(rng: np.random.Generator, cameras: Iterable[str]) -> dict[str, Any]:
+    return {name: rng.integers(0, 256, (24, 40, 3), dtype=np.uint8) for name in cameras}
+
+
+def answer_with(
+    actions: np.ndarray, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """The network returns normalised actions; the result holds its latest inputs."""
+    given: dict[str, Any] = {}
+
+    def sample(inputs: SampleInputs, mark: Any) -> torch.Tensor:
+        given.update(images=inputs.images, present=list(inputs.present))
+        given.update(ids=inputs.tokens.ids.tolist(), token_mask=inputs.tokens.mask.tolist())
+        padded = torch.zeros(1, HORIZON, 32)
+        padded[0, :, : actions.shape[1]] = torch.from_numpy(actions)
+        return padded
+
+    monkeypatch.setattr(policy.sampler, "sample", sample)
+    return given
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +76,13 @@ def aloha(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random ALOHA states, pictures of another size than the network's, and chunks."""
     rng = np.random.default_rng(0)
     names = [f"joint_{i}" for i in range(14)]
-    features = Features(
-        dict.fromkeys(CAMERAS, (24, 40)), names, names, {CHUNK_KEY: Extra((HORIZON, 14))}
-    )
+    extras = {CHUNK_KEY: Extra((HORIZON, 14))}
+    features = Features(dict.fromkeys(CAMERAS, (24, 40)), names, names, extras)
     root = tmp_path_factory.mktemp("aloha") / "data"
     with DatasetWriter(root, 50, features) as writer:
         for _ in range(4):
             for _ in range(3):
-                images = {
-                    name: rng.integers(0, 256, (24, 40, 3), dtype=np.uint8) for name in CAMERAS
-                }
-                state = rng.uniform(0.1, 0.9, 14)
+                images, state = random_images(rng, CAMERAS), rng.uniform(0.1, 0.9, 14)
                 chunk = state + rng.normal(0, 0.1, (HORIZON, 14))
                 writer.add_frame(images, state, chunk[0], "go_home \n now", {CHUNK_KEY: chunk})
             writer.end_episode()
@@ -69,43 +100,20 @@ def test_the_policy_sees_and_means_the_same(
     """`Policy.infer` gives the network training's inputs, and turns its output into the actions."""
     config = make_config(tmp_path, aloha, robot="aloha", **units)
     source = LeRobotDataset(aloha)
-    network, processor = start(config, [source])
-    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {}, None)
+    processor = save_start(tmp_path / "c", config, source)
     policy = Policy.from_pretrained(tmp_path / "c", robot="aloha", device="cpu", seed=0)
-
     sample = source.sample(5, HORIZON)
     images, masks = processor.images(sample.images)
     _, actions, tokens = processor.numbers(sample.state, sample.actions, sample.task)
-    given: dict[str, Any] = {}
-
-    def answer(inputs: SampleInputs, mark: Any) -> torch.Tensor:
-        ids, token_masks = inputs.tokens.ids[None], inputs.tokens.mask[None]
-        given.update(images=inputs.images, masks=torch.tensor([inputs.present]))
-        given.update(ids=ids, token_masks=token_masks)
-        padded = np.zeros((1, HORIZON, 32), np.float32)
-        padded[0, :, :14] = actions
-        return torch.from_numpy(padded)
-
-    monkeypatch.setattr(policy.sampler, "sample", answer)
+    given = answer_with(actions, policy, monkeypatch)
     observation = Observation(sample.images, sample.state.astype(np.float64), sample.task, 0.0)
     chunk = policy.infer(observation)
     torch.testing.assert_close(given["images"][0], images, atol=0, rtol=0)
-    assert given["masks"][0].tolist() == masks.tolist() == [True] * 3
-    assert given["ids"][0].tolist() == tokens.ids.tolist()
-    assert given["token_masks"][0].tolist() == tokens.mask.tolist()
+    assert given["present"] == masks.tolist() == [True] * 3
+    assert given["ids"] == tokens.ids.tolist()
+    assert given["token_mask"] == tokens.mask.tolist()
     np.testing.assert_allclose(chunk.actions, sample.actions, atol=1e-5)
     assert np.abs(actions).max() < 2.5
-
-
-UR5E: dict[str, Any] = {
-    "name": "my_ur5e",
-    "state": ["j1", "j2", "j3", "j4", "j5", "j6", "gripper"],
-    "action": ["j1", "j2", "j3", "j4", "j5", "j6", "gripper"],
-    "dt_s": 0.05,
-    "cameras": {"base_rgb": "base_0_rgb", "wrist_rgb": "left_wrist_0_rgb"},
-    "grippers": ["gripper"],
-    "delta_mask": [True] * 6 + [False],
-}
 
 
 @pytest.mark.parametrize("units", [{}, {"delta_actions": True}], ids=["plain", "delta"])
@@ -119,37 +127,25 @@ def test_another_robots_actions_are_served_as_they_were_trained(
         robot = str(tmp_path / "my_ur5e.yaml")
         Path(robot).write_text(yaml.safe_dump(UR5E))
     rng = np.random.default_rng(0)
-    names = list(UR5E["state"])
     cameras = dict.fromkeys(UR5E["cameras"], (24, 40))
-    with DatasetWriter(tmp_path / "data", 20, Features(cameras, names, names)) as writer:
+    features = Features(cameras, UR5E["state"], UR5E["state"])
+    with DatasetWriter(tmp_path / "data", 20, features) as writer:
         for _ in range(2):
             for _ in range(8):
-                images = {
-                    name: rng.integers(0, 256, (24, 40, 3), dtype=np.uint8) for name in cameras
-                }
+                images = random_images(rng, cameras)
                 state = np.append(rng.uniform(0.5, 1.5, 6), rng.uniform(0, 1))
                 writer.add_frame(images, state, state + 0.01, "hold still")
             writer.end_episode()
     source = LeRobotDataset(tmp_path / "data")
     config = make_config(tmp_path, tmp_path / "data", robot=robot, **units)
-    network, processor = start(config, [source])
-    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {}, None)
+    processor = save_start(tmp_path / "c", config, source)
     policy = Policy.from_pretrained(tmp_path / "c", robot=robot, device="cpu", seed=0)
-
     sample = source.sample(5, HORIZON)
     _, actions, tokens = processor.numbers(sample.state, sample.actions, sample.task)
-    seen: list[Any] = []
-
-    def answer(inputs: SampleInputs, mark: Any) -> torch.Tensor:
-        seen.append(inputs.tokens.ids.tolist())
-        padded = np.zeros((1, HORIZON, 32), np.float32)
-        padded[0, :, :7] = actions
-        return torch.from_numpy(padded)
-
-    monkeypatch.setattr(policy.sampler, "sample", answer)
+    given = answer_with(actions, policy, monkeypatch)
     state = sample.state.astype(np.float64)
     chunk = policy.infer(Observation(sample.images, state, sample.task, 0.0))
-    assert seen == [tokens.ids.tolist()]
+    assert given["ids"] == tokens.ids.tolist()
     np.testing.assert_allclose(chunk.actions, sample.actions, atol=1e-5)
 
 
@@ -195,19 +191,41 @@ def test_added_data_leaves_the_statistics_alone(
 
 def test_going_on_from_a_checkpoint(aloha: Path, tmp_path: Path) -> None:
     """The weights and the tokenizer of the folder, with the statistics of the data."""
-    config = make_config(tmp_path, aloha, robot="aloha")
     source = LeRobotDataset(aloha)
+    config = make_config(tmp_path, aloha, robot="aloha")
     network, processor = start(config, [source])
-    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {}, None)
-    network_config = {"start": str(tmp_path / "c")}
-    again, prepared = start(
-        make_config(tmp_path, aloha, robot="aloha", network=network_config), [source]
-    )
-    for mine, theirs in zip(network.parameters(), again.parameters(), strict=True):
+    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {})
+    of_start = {"start": str(tmp_path / "c")}
+    again = make_config(tmp_path, aloha, robot="aloha", network=of_start)
+    network_again, processor_again = start(again, [source])
+    for mine, theirs in zip(network.parameters(), network_again.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert prepared.tokenizer_files == processor.tokenizer_files
+    assert processor_again.tokenizer_files == processor.tokenizer_files
     with pytest.raises(ConfigError, match=r"network\.image is for start: scratch"):
-        start(make_config(tmp_path, aloha, network=network_config | {"image": 32}), [source])
+        start(make_config(tmp_path, aloha, network=of_start | {"image": 32}), [source])
+
+
+@pytest.mark.parametrize(
+    ("readme", "licence"),
+    [
+        ("---\nlicense: other\nlicense_name: gemma\ntags: [x]\n---\n# Base", ["other", "gemma"]),
+        ("# A card without metadata", [None, None]),
+        ("---\nlicense: [\n---\n", [None, None]),
+    ],
+)
+def test_a_fine_tune_has_its_starts_licence(
+    aloha: Path, tmp_path: Path, readme: str, licence: list[str | None]
+) -> None:
+    """Fault: an invented licence. A training from scratch names none."""
+    source, card = LeRobotDataset(aloha), tmp_path / "c" / "README.md"
+    save_start(tmp_path / "c", make_config(tmp_path, aloha, robot="aloha"), source)
+    assert ModelCard.load(card).data.get("license") is None
+    card.write_text(readme)
+    config = make_config(tmp_path, aloha, robot="aloha", network={"start": str(tmp_path / "c")})
+    save_start(tmp_path / "d", config, source)
+    data = ModelCard.load(tmp_path / "d" / "README.md").data
+    assert [data.get("license"), data.get("license_name")] == licence
+    assert (data.library_name, data.pipeline_tag) == ("pi05_ros", "robotics")
 
 
 def test_data_that_does_not_fit_is_named(aloha: Path, dataset: Path, tmp_path: Path) -> None:
