@@ -21,13 +21,7 @@ from pi05_ros.policy.checkpoint import TOKENIZER_PATTERNS, load_model
 from pi05_ros.policy.config import PolicyConfig, read_config
 from pi05_ros.policy.images import EMPTY, prepare_image
 from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.processing import (
-    ACTION,
-    STATE,
-    Processing,
-    read_processing,
-    write_processing,
-)
+from pi05_ros.policy.processing import ACTION, STATE, Processing, read_processing, write_processing
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot
 from pi05_ros.types import FloatArray, ImageArray
