@@ -35,7 +35,10 @@ class Arms:
         )
 
     def unsubscribe(self, name: str) -> None:
+        """The controller is gone; its arm stands still."""
         self.peer.node.destroy_subscription(self._subscriptions.pop(name))
+        if name == VELOCITY:
+            self._moving_s = None
 
     def destroy(self) -> None:
         for name in list(self._subscriptions):
