@@ -25,6 +25,7 @@ from pi05_lab.sim.motion import (
     SQUEEZE_M,
     ArmState,
     Field,
+    Motion,
     follow,
     ramp,
     servo_lags_s,
@@ -104,10 +105,6 @@ class Expert:
         to row an arm's targets stay below 2 rad/s and 10 rad/s², a gripper's below 0.15 m/s; row 0
         is up to 0.1 rad ahead of the arm.
 
-        Args:
-            task: its cube must be on the table.
-            horizon: rows.
-
         Returns:
             [horizon, 14] positions in the order of `JOINT_NAMES`, rad and m, within the ranges of
             the targets.
@@ -118,27 +115,21 @@ class Expert:
         if task.color is not None and task.color not in self.sim.cubes:
             raise ValueError(f"there is no {task.color} cube; the cubes are {self.sim.cubes}")
         positions = self.sim.positions()
+        cubes = {cube: self.sim.cube_position(cube) for cube in self.sim.cubes}
         targets = np.empty((horizon, len(JOINT_NAMES)))
+        columns = np.arange(len(ARM_JOINTS))
         for side in SIDES:
             arm = arm_slice(side)
-            joints = positions[arm]
-            state = ArmState(
-                joints,
-                float(positions[arm.stop]),
-                self.kinematics.tool_position(side, joints),
-                {cube: self.sim.cube_position(cube) for cube in self.sim.cubes},
-            )
-            field = self._field(task, side, state)
+            joints, gripper = positions[arm], float(positions[arm.stop])
+            tool = self.kinematics.tool_position(side, joints)
+            state = ArmState(joints, gripper, tool, cubes)
             lag_steps = self._lag_s[arm] / DT_S
-            path, grip = follow(
-                self.kinematics, side, field, state, horizon + int(lag_steps.max()) + 1
-            )
+            steps = horizon + int(lag_steps.max()) + 1
+            path, grip = follow(self.kinematics, side, self._field(task, side, state), state, steps)
             rows = np.arange(horizon)[:, None] + lag_steps
             below = rows.astype(int)
-            columns = np.arange(len(ARM_JOINTS))
-            targets[:, arm] = path[below, columns] + (rows - below) * (
-                path[below + 1, columns] - path[below, columns]
-            )
+            low, high = path[below, columns], path[below + 1, columns]
+            targets[:, arm] = low + (rows - below) * (high - low)
             targets[:, arm.stop] = grip[:horizon]
         return np.clip(targets, self.sim.lower, self.sim.upper)
 
@@ -153,25 +144,20 @@ class Expert:
         if task.color is None:
             return self._rise_first(side, now, _wave)
         if task.verb == "touch":
-            return self._touch(side, task.color, now)
-        if task.verb == "pick":
-            return self._pick(side, task.color, now)
-        return self._place(side, task.color, now)
+            goal = above(now.cubes[task.color], _TOUCH_ABOVE_M)
+            return self._descend(side, now, goal, lambda at: at.free_gripper_m)
+        return (self._pick if task.verb == "pick" else self._place)(side, task.color, now)
 
     def _go_home(self, side: str, now: ArmState) -> Field:
         home = HOME_POSITIONS[arm_slice(side)]
         return self._rise_first(side, now, lambda at: (towards(at.joints, home), at.free_gripper_m))
-
-    def _touch(self, side: str, cube: str, now: ArmState) -> Field:
-        goal = above(now.cubes[cube], _TOUCH_ABOVE_M)
-        return self._descend(side, now, goal, lambda at: at.free_gripper_m)
 
     def _pick(self, side: str, cube: str, now: ArmState) -> Field:
         grasp = self._grasp(side, cube, now)
         lifted = self.kinematics.solve(side, [*now.cubes[cube][:2], _LIFT_M]).joints
         lifted[5] = self._grasp_wrist(side, cube, now)
 
-        def field(at: ArmState) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> Motion:
             if at.holds(cube):
                 return towards(at.joints, lifted), SQUEEZE_M
             return grasp(at)
@@ -182,18 +168,14 @@ class Expert:
         grasp = self._grasp(side, cube, now)
         leave = self._go_home(side, now)
         # The cube, not the tool, must reach the middle, and upright.
-        offset = now.tool - now.cubes[cube] if now.holds(cube) else np.zeros(3)
+        held = now.holds(cube)
+        offset = now.tool - now.cubes[cube] if held else np.zeros(3)
         spot = np.array([*MIDDLE_M, CUBE_HALF_SIZE_M + 0.001]) + offset
-        carry = self._descend(
-            side,
-            now,
-            spot,
-            lambda _: SQUEEZE_M,
-            pitch=self._upright_pitch(side, cube, now) if now.holds(cube) else None,
-            wrist=self._grasp_wrist(side, cube, now),
-        )
+        pitch = self._upright_pitch(side, cube, now) if held else None
+        wrist = self._grasp_wrist(side, cube, now)
+        carry = self._descend(side, now, spot, lambda _: SQUEEZE_M, pitch=pitch, wrist=wrist)
 
-        def field(at: ArmState) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> Motion:
             *place, height = at.cubes[cube]
             if math.dist(place, MIDDLE_M) < _PLACED_M[0] and height < _PLACED_M[1]:
                 if at.gripper_m < _OPEN_ENOUGH_M and at.distance_m(cube) < NEAR_CUBE_M:
@@ -209,7 +191,7 @@ class Expert:
         solution = self.kinematics.solve(side, low, self._upright_pitch(side, cube, now))
         solution.joints[5] = now.joints[5]
 
-        def field(at: ArmState) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> Motion:
             if not at.holds(cube):
                 return leave(at) if at.gripper_m > _OPEN_ENOUGH_M else (_STAND, GRIPPER_OPEN_M)
             if at.cubes[cube][2] < _PLACED_M[1] or not solution.reached:
@@ -220,11 +202,10 @@ class Expert:
 
     def _grasp(self, side: str, cube: str, now: ArmState) -> Field:
         """Open, approach the cube from above, close when it is between the fingers."""
-        approach = self._descend(
-            side, now, now.cubes[cube], lambda _: GRIPPER_OPEN_M, yaw=self._yaw(cube), opened=True
-        )
+        goal, yaw = now.cubes[cube], cube_yaw(self.sim, cube)
+        approach = self._descend(side, now, goal, lambda _: GRIPPER_OPEN_M, yaw=yaw, opened=True)
 
-        def field(at: ArmState) -> tuple[FloatArray, float]:
+        def field(at: ArmState) -> Motion:
             if at.between_fingers(cube) and at.gripper_m > CLOSED_ON_CUBE_M[0]:
                 return _STAND, SQUEEZE_M
             return approach(at)
@@ -253,16 +234,18 @@ class Expert:
         if wrist is not None:
             low.joints[5] = hover.joints[5] = wrist
 
-        def field(at: ArmState) -> tuple[FloatArray, float]:
-            height = ramp(math.dist(at.tool[:2], goal[:2]), *_FUNNEL_M)
+        def height(at: ArmState) -> float:
+            return ramp(math.dist(at.tool[:2], goal[:2]), *_FUNNEL_M)
+
+        def field(at: ArmState) -> Motion:
+            share = height(at)
             if opened:
-                height = max(height, ramp(at.gripper_m, _OPEN_ENOUGH_M, HELD_M))
-            joints = low.joints + height * (hover.joints - low.joints)
+                share = max(share, ramp(at.gripper_m, _OPEN_ENOUGH_M, HELD_M))
+            joints = low.joints + share * (hover.joints - low.joints)
             return towards(at.joints, joints), gripper(at)
 
         def surface(at: ArmState) -> float:
-            height = ramp(math.dist(at.tool[:2], goal[:2]), *_FUNNEL_M)
-            return float(min(goal[2] + height * _HOVER_M, _CLEAR_M))
+            return float(min(goal[2] + height(at) * _HOVER_M, _CLEAR_M))
 
         return self._rise_first(side, now, field, surface)
 
@@ -281,22 +264,16 @@ class Expert:
             return field
         rise.joints[5] = now.joints[5]
 
-        def rising(at: ArmState) -> tuple[FloatArray, float]:
+        def rising(at: ArmState) -> Motion:
             velocity, gripper = field(at)
             share = ramp(surface(at) - at.tool[2], 0.005, 0.025)
             return velocity + share * (towards(at.joints, rise.joints) - velocity), gripper
 
         return rising
 
-    def _yaw(self, cube: str) -> float:
-        """The direction of a cube's side faces about z, rad, for any face that it lies on."""
-        axes = self._axes(cube)
-        level = axes[:2, np.abs(axes[2]).argmin()]
-        return float(np.arctan2(level[1], level[0]))
-
     def _upright_pitch(self, side: str, cube: str, now: ArmState) -> float:
         """The tool's pitch at which a held cube stands upright."""
-        axes = self._axes(cube)
+        axes = self.sim.data.body(f"{cube}_cube").xmat.reshape(3, 3)
         upward = axes[:, np.abs(axes[2]).argmax()]
         upward = upward * np.sign(upward[2])
         base = self.sim.data.body(f"{side}_base").xmat.reshape(3, 3)
@@ -308,14 +285,18 @@ class Expert:
         """wrist_rotate while a cube is carried: the current one, or that of the grasp."""
         if now.holds(cube):
             return float(now.joints[5])
-        return float(self.kinematics.solve(side, now.cubes[cube], yaw=self._yaw(cube)).joints[5])
-
-    def _axes(self, cube: str) -> FloatArray:
-        axes: FloatArray = self.sim.data.body(f"{cube}_cube").xmat.reshape(3, 3)
-        return axes
+        yaw = cube_yaw(self.sim, cube)
+        return float(self.kinematics.solve(side, now.cubes[cube], yaw=yaw).joints[5])
 
 
-def _wave(at: ArmState) -> tuple[FloatArray, float]:
+def cube_yaw(sim: SimulatedAloha, cube: str) -> float:
+    """The direction of a cube's side faces about z, rad, for any face that it lies on."""
+    axes = sim.data.body(f"{cube}_cube").xmat.reshape(3, 3)
+    level = axes[:2, np.abs(axes[2]).argmin()]
+    return float(np.arctan2(level[1], level[0]))
+
+
+def _wave(at: ArmState) -> Motion:
     """A limit cycle of waist and wrist_rotate about a raised pose."""
     velocity = towards(at.joints, np.where([1, 0, 0, 0, 0, 1], at.joints, WAVE_POSE))
     raised = 1.0 - ramp(float(np.abs(at.joints - WAVE_POSE)[1:5].max()), 0.1, 0.6)

@@ -69,8 +69,9 @@ class ArmState:
         return _HOME_GRIPPER_M
 
 
-Field = Callable[[ArmState], tuple[FloatArray, float]]
-"""State → the arm's joint velocities [6] rad/s and its gripper's goal, m."""
+Motion = tuple[FloatArray, float]
+"""An arm's joint velocities [6] rad/s and its gripper's goal, m."""
+Field = Callable[[ArmState], Motion]
 
 
 def follow(
@@ -98,10 +99,8 @@ def follow(
         grip.append(last + within(change, _LARGEST_GRIPPER_M_S * DT_S))
         fingers = state.gripper_m + within(lead, _GRIPPER_M_S * DT_S)
         blocked = min(HELD_M, state.gripper_m)
-        if fingers < blocked and any(
-            state.between_fingers(cube) or state.holds(cube) for cube in state.cubes
-        ):
-            fingers = blocked
+        if any(state.between_fingers(cube) or state.holds(cube) for cube in state.cubes):
+            fingers = max(fingers, blocked)
         tool = kinematics.tool_position(side, joints)
         cubes = state.cubes
         if carried is not None:
@@ -114,18 +113,12 @@ def follow(
 
 def servo_lags_s(sim: SimulatedAloha) -> FloatArray:
     """[14] delay of the joints behind a moving target: (kv + damping) / kp."""
-    names = [
-        name.replace("gripper", "left_finger") if name.endswith("gripper") else name
-        for name in JOINT_NAMES
-    ]
-    actuators = [sim.model.actuator(name) for name in names]
-    joints = [sim.model.joint(name) for name in names]
-    return np.array(
-        [
-            (joint.damping[0] - actuator.biasprm[2]) / actuator.gainprm[0]
-            for actuator, joint in zip(actuators, joints, strict=True)
-        ]
-    )
+    lags = []
+    for name in JOINT_NAMES:
+        name = name.replace("gripper", "left_finger")
+        actuator, joint = sim.model.actuator(name), sim.model.joint(name)
+        lags.append((joint.damping[0] - actuator.biasprm[2]) / actuator.gainprm[0])
+    return np.array(lags)
 
 
 def ramp(value: float, low: float, high: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pi05_lab.sim.arms import HOME_POSITIONS, SimulatedAloha
-from pi05_lab.sim.experts import WAVE_POSE, WAVE_RAD
+from pi05_lab.sim.experts import WAVE_POSE, WAVE_RAD, cube_yaw
 from pi05_lab.sim.judge import arm_slice, other_side
 from pi05_lab.sim.kinematics import ArmKinematics
 from pi05_lab.sim.motion import HELD_M, SQUEEZE_M
@@ -134,15 +134,14 @@ class _Starts:
         if kind == "grasping":
             target += rng.normal(0, 0.005, 3) * [1.0, 1.0, 0.7]
             gripper_m = rng.uniform(0.045, GRIPPER_OPEN_M)
-            yaw = self._yaw(cube)
+            yaw = cube_yaw(sim, cube)
         elif kind in _IN_HAND:
             if kind == "holding" and self._task.verb == "place" and rng.random() < 0.75:
-                target[:2] += rng.random() * (
-                    np.array(MIDDLE_M) + rng.normal(0, 0.02, 2) - target[:2]
-                )
+                share = rng.random()
+                target[:2] += share * (np.array(MIDDLE_M) + rng.normal(0, 0.02, 2) - target[:2])
             target[2] += rng.uniform(0, 0.12) if rng.random() < 0.7 else rng.uniform(0, 0.03)
             gripper_m = HELD_M
-            yaw = self._yaw(cube)
+            yaw = cube_yaw(sim, cube)
         else:
             if kind == "released":
                 target[:2] = MIDDLE_M
@@ -151,17 +150,13 @@ class _Starts:
             target += [radius * np.cos(angle), radius * np.sin(angle), height]
             if rng.random() < 0.4:
                 gripper_m = rng.uniform(0.0226, GRIPPER_OPEN_M)
-            yaw = self._yaw(cube) if rng.random() < 0.7 else None
+            yaw = cube_yaw(sim, cube) if rng.random() < 0.7 else None
         pitch = self._kinematics.approach_pitch(side, target) + rng.normal(0, 0.06)
         solution = self._kinematics.solve(side, target, pitch, yaw)
         arm = arm_slice(side)
         positions[arm] = solution.joints + rng.normal(0, 0.008, 6) * (kind not in _IN_HAND)
         positions[arm.stop] = gripper_m
         return solution.reached
-
-    def _yaw(self, cube: str) -> float:
-        axes = self._sim.data.body(f"{cube}_cube").xmat.reshape(3, 3)
-        return float(np.arctan2(axes[1, 0], axes[0, 0]))
 
     def _in_hand(self, positions: FloatArray, side: str) -> tuple[FloatArray, FloatArray]:
         """Position [3] and rotation [3, 3] of a cube that is held roughly upright."""
