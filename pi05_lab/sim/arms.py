@@ -137,9 +137,12 @@ class SimulatedAloha:
             raise ValueError(f"side must be one of {SIDES}, got {side!r}")
         return self.data.site(f"{side}_tool").xpos.copy()
 
-    def qpos(self) -> FloatArray:
-        """[nq] a copy of the whole configuration, for a renderer or a recording."""
-        return self.data.qpos.copy()
+    def qpos(self, positions: FloatArray | None = None) -> FloatArray:
+        """[nq] a copy of the whole configuration, with the joints at `positions` [14] if given."""
+        qpos = self.data.qpos.copy()
+        if positions is not None:
+            qpos[self._qpos_index] = self._sign * positions
+        return qpos
 
     def set_qpos(self, qpos: ArrayLike) -> None:
         """Set the configuration `qpos` [nq], at rest, as the servos' targets.

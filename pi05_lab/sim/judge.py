@@ -45,13 +45,6 @@ def touches(sim: SimulatedAloha, side: str, cube: str) -> bool:
     return bool(np.hypot(offset[0], offset[1]) < TOUCH_RADIUS_M and offset[2] < TOUCH_HEIGHT_M)
 
 
-def in_the_middle(sim: SimulatedAloha, cube: str) -> bool:
-    """The cube lies on the table, its centre within 4 cm of the middle."""
-    position = sim.cube_position(cube)
-    distance = np.hypot(*(position[:2] - MIDDLE_M))
-    return bool(distance < PLACE_RADIUS_M and abs(position[2]) < RESTING_HEIGHT_M)
-
-
 class Judge:
     """Evaluates a task from the judge's construction on.
 
@@ -99,32 +92,33 @@ class Judge:
         others = self._other_touches()
         self._exempt &= others
         self.wrong |= bool(others - self._exempt)
-        if self._settled(self._holds()):
+        now_s = self._sim.time_s
+        if not self._holds():
+            self._since_s = None
+            return
+        if self._since_s is None:
+            self._since_s = now_s
+        wait_s = SETTLED_S if self.task.verb in ("place", "home") else 0.0
+        if now_s - self._since_s >= wait_s - 1e-9:
             self.done = True
-            self.done_at_s = self._sim.time_s - self._start_s
+            self.done_at_s = now_s - self._start_s
 
     def _holds(self) -> bool:
         if self.task.verb == "wave":
             return self._waved()
         if self.task.verb == "home":
-            return self._at_home()
+            error = np.abs(self._sim.positions() - HOME_POSITIONS)
+            return all(error[arm_slice(side)].max() < HOME_TOLERANCE_RAD for side in SIDES)
         side, cube = self._named()
-        distance_m = np.linalg.norm(self._sim.tool_position(side) - self._sim.cube_position(cube))
         if self.task.verb == "touch":
             return touches(self._sim, side, cube)
+        position = self._sim.cube_position(cube)
+        distance_m = np.linalg.norm(self._sim.tool_position(side) - position)
         if self.task.verb == "pick":
-            lifted = self._sim.cube_position(cube)[2] > LIFT_HEIGHT_M
-            return bool(lifted and distance_m < HELD_RADIUS_M)
-        return bool(in_the_middle(self._sim, cube) and distance_m > HELD_RADIUS_M)
-
-    def _settled(self, holds: bool) -> bool:
-        if not holds:
-            self._since_s = None
-            return False
-        if self._since_s is None:
-            self._since_s = self._sim.time_s
-        wait_s = SETTLED_S if self.task.verb in ("place", "home") else 0.0
-        return self._sim.time_s - self._since_s >= wait_s - 1e-9
+            return bool(position[2] > LIFT_HEIGHT_M and distance_m < HELD_RADIUS_M)
+        off_m = np.hypot(*(position[:2] - MIDDLE_M))
+        lies = off_m < PLACE_RADIUS_M and abs(position[2]) < RESTING_HEIGHT_M
+        return bool(lies and distance_m > HELD_RADIUS_M)
 
     def _named(self) -> tuple[str, str]:
         assert self.task.side is not None and self.task.color is not None
@@ -136,10 +130,6 @@ class Judge:
         pairs = {(side, cube) for side in SIDES for cube in self._sim.cubes} - {self._named()}
         return {pair for pair in pairs if touches(self._sim, *pair)}
 
-    def _at_home(self) -> bool:
-        error = np.abs(self._sim.positions() - HOME_POSITIONS)
-        return all(error[arm_slice(side)].max() < HOME_TOLERANCE_RAD for side in SIDES)
-
     def _waved(self) -> bool:
         positions, time_s = self._sim.positions(), self._sim.time_s
         for side, swings in self._swings.items():
@@ -148,8 +138,8 @@ class Judge:
                 swings.reset()
         assert self.task.side is not None
         named, other = self._swings[self.task.side], self._swings[other_side(self.task.side)]
-        self.wrong |= other.enough
-        return named.enough and other.travel_since(named.started_s) < STILL_RAD
+        self.wrong |= other.started_s < np.inf
+        return named.started_s < np.inf and other.travel_since(named.started_s) < STILL_RAD
 
 
 class _Swings:
@@ -160,22 +150,16 @@ class _Swings:
         self.reset()
 
     def reset(self) -> None:
-        """Reset the count."""
         self._times_s: list[list[float]] = [[] for _ in _SWINGING]
         self._direction = [0] * len(_SWINGING)
         self._low = [np.inf] * len(_SWINGING)
         self._high = [-np.inf] * len(_SWINGING)
 
     @property
-    def enough(self) -> bool:
-        return self.started_s < np.inf
-
-    @property
     def started_s(self) -> float:
         """Start of the last `SWINGS` swings; inf if there are fewer."""
-        return min(
-            (times[-SWINGS] for times in self._times_s if len(times) >= SWINGS), default=np.inf
-        )
+        starts = [times[-SWINGS] for times in self._times_s if len(times) >= SWINGS]
+        return min(starts, default=np.inf)
 
     def travel_since(self, time_s: float) -> float:
         """The largest range of any of the arm's joints since then, rad."""

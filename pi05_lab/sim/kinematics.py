@@ -78,22 +78,20 @@ class ArmKinematics:
         self._jacobian = np.zeros((3, model.nv))
         self._arms = {side: self._arm(side) for side in SIDES}
         hand = model.body("left_gripper_link").pos[0] + model.site("left_tool").pos[0]
-        forearm = (
-            model.body("left_lower_forearm_link").pos[0] + model.body("left_wrist_link").pos[0]
-        )
         upper_arm = np.linalg.norm(model.body("left_upper_forearm_link").pos)
+        links = ("left_lower_forearm_link", "left_wrist_link")
+        forearm = sum(model.body(link).pos[0] for link in links)
         self._hand_m, self._stretch_m = float(hand), _STRETCH * float(upper_arm + forearm)
 
     def _arm(self, side: str) -> _Arm:
         joints = [self._model.joint(f"{side}_{name}") for name in ARM_JOINTS]
-        frame = self._data.body(f"{side}_base").xmat.reshape(3, 3)
         lower, upper = np.array([joint.range for joint in joints]).T
         return _Arm(
             qpos=np.array([joint.qposadr[0] for joint in joints]),
             dofs=np.array([joint.dofadr[0] for joint in joints])[_FREE],
             site=int(self._model.site(f"{side}_tool").id),
             origin=self._data.body(f"{side}_upper_arm_link").xpos.copy(),
-            forward=frame[:2, 0].copy(),
+            forward=self._data.body(f"{side}_base").xmat.reshape(3, 3)[:2, 0].copy(),
             lower=lower,
             upper=upper,
         )
@@ -103,8 +101,7 @@ class ArmKinematics:
         arm = self._arms[side]
         self._data.qpos[arm.qpos] = joints
         mujoco.mj_kinematics(self._model, self._data)
-        position: FloatArray = self._data.site_xpos[arm.site].copy()
-        return position
+        return self._data.site_xpos[arm.site].copy()
 
     def approach_pitch(self, side: str, position: ArrayLike) -> float:
         """The steepest pitch below the horizontal, rad, at which the arm reaches `position` [3].
@@ -112,13 +109,10 @@ class ArmKinematics:
         With the wrist at the distance `_stretch_m` from the shoulder, the law of cosines gives
         ρ cos(pitch + elevation) = (ρ² + hand² − stretch²) / 2 hand.
         """
-        arm = self._arms[side]
-        offset = np.asarray(position, dtype=np.float64) - arm.origin
-        radius, height = np.hypot(offset[0], offset[1]), offset[2]
+        x, y, height = np.asarray(position, dtype=np.float64) - self._arms[side].origin
+        radius, hand = np.hypot(x, y), self._hand_m
         distance = np.hypot(radius, height)
-        cosine = (distance**2 + self._hand_m**2 - self._stretch_m**2) / (
-            2 * self._hand_m * distance
-        )
+        cosine = (distance**2 + hand**2 - self._stretch_m**2) / (2 * hand * distance)
         pitch = np.arccos(np.clip(cosine, -1.0, 1.0)) - np.arctan2(height, radius)
         return float(min(pitch, STEEPEST_PITCH_RAD))
 
@@ -146,7 +140,9 @@ class ArmKinematics:
         arm = self._arms[side]
         pitch = self.approach_pitch(side, target) if pitch is None else pitch
         joints = _START.copy()
-        joints[0] = np.clip(self._waist(arm, target), arm.lower[0], arm.upper[0])
+        (x, y), (forward_x, forward_y) = target[:2] - arm.origin[:2], arm.forward
+        waist = np.arctan2(forward_x * y - forward_y * x, forward_x * x + forward_y * y)
+        joints[0] = np.clip(waist, arm.lower[0], arm.upper[0])
         for _ in range(_ITERATIONS):
             error = target - self.tool_position(side, joints)
             pitch_error = pitch - joints[_PLANAR].sum()
@@ -154,9 +150,8 @@ class ArmKinematics:
                 break
             mujoco.mj_comPos(self._model, self._data)
             mujoco.mj_jacSite(self._model, self._data, self._jacobian, None, arm.site)
-            jacobian = np.vstack(
-                (self._jacobian[:, arm.dofs], [0.0, *[_PITCH_WEIGHT_M] * len(_PLANAR)])
-            )
+            pitch_row = [0.0, *[_PITCH_WEIGHT_M] * len(_PLANAR)]
+            jacobian = np.vstack((self._jacobian[:, arm.dofs], pitch_row))
             residual = np.append(error, _PITCH_WEIGHT_M * pitch_error)
             damped = jacobian @ jacobian.T + _DAMPING * np.eye(4)
             step = jacobian.T @ np.linalg.solve(damped, residual)
@@ -164,23 +159,11 @@ class ArmKinematics:
             joints[_FREE] = np.clip(joints[_FREE] + step, arm.lower[_FREE], arm.upper[_FREE])
         error_m = float(np.linalg.norm(target - self.tool_position(side, joints)))
         if yaw is not None:
-            joints[5] = self._wrist_rotate(arm, joints, yaw)
+            # Turn the fingers' axis to the nearest of the box's four faces. Unturned, that axis is
+            # horizontal and square to the arm's plane. Turned by θ about a hand that points down
+            # by `pitch`, its horizontal part has turned by −atan(tan θ · sin(pitch)).
+            heading = joints[0] + np.arctan2(forward_y, forward_x)
+            turn = (yaw - heading + np.pi / 4) % (np.pi / 2) - np.pi / 4
+            down = max(abs(np.sin(joints[_PLANAR].sum())), 0.3)
+            joints[5] = -np.arctan2(np.tan(turn), down)
         return IkSolution(joints, error_m)
-
-    @staticmethod
-    def _waist(arm: _Arm, target: FloatArray) -> float:
-        x, y = target[:2] - arm.origin[:2]
-        forward_x, forward_y = arm.forward
-        return float(np.arctan2(forward_x * y - forward_y * x, forward_x * x + forward_y * y))
-
-    @staticmethod
-    def _wrist_rotate(arm: _Arm, joints: FloatArray, yaw: float) -> float:
-        """Turn the fingers' axis to the nearest of the box's four faces.
-
-        Unturned, that axis is horizontal and square to the arm's plane. Turned by θ about a hand
-        that points down by `pitch`, its horizontal part has turned by −atan(tan θ · sin(pitch)).
-        """
-        heading = joints[0] + np.arctan2(arm.forward[1], arm.forward[0])
-        turn = (yaw - heading + np.pi / 4) % (np.pi / 2) - np.pi / 4
-        pitch = joints[_PLANAR].sum()
-        return float(-np.arctan2(np.tan(turn), max(abs(np.sin(pitch)), 0.3)))

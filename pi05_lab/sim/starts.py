@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from pi05_lab.sim.arms import HOME_POSITIONS, SimulatedAloha
-from pi05_lab.sim.experts import WAVE_POSE, WAVE_RAD, cube_yaw
+from pi05_lab.sim.experts import GRIPPERS, WAVE_POSE, WAVE_RAD, cube_yaw
 from pi05_lab.sim.judge import arm_slice, other_side
 from pi05_lab.sim.kinematics import ArmKinematics
 from pi05_lab.sim.motion import HELD_M, SQUEEZE_M
-from pi05_lab.sim.scene import CUBE_HALF_SIZE_M, GRIPPER_OPEN_M, JOINT_NAMES, SIDES, mujoco
+from pi05_lab.sim.scene import CUBE_HALF_SIZE_M, GRIPPER_OPEN_M, SIDES, mujoco
 from pi05_lab.sim.tasks import CUBE_VERBS, MIDDLE_M, Task
 from pi05_ros.types import FloatArray
 
@@ -53,7 +53,25 @@ def random_start(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> s
         cube in the hand), "released" (the cube in the middle, the hand near it), "waving" (near
         the wave's circle).
     """
-    return _Starts(sim, task, rng).draw()
+    shares = {"jitter": 0.2, "away": 0.3}
+    if len(sim.cubes) > 1:
+        shares["burdened"] = 0.1
+    if task.verb in CUBE_VERBS or task.verb == "home":
+        shares["near"] = 0.5
+    if task.verb in ("pick", "place"):
+        shares |= {"grasping": 0.25, "holding": 0.4}
+    if task.verb == "place":
+        shares["released"] = 0.15
+    if task.verb == "wave":
+        shares["waving"] = 0.6
+    weights = np.array(list(shares.values()))
+    kind = str(rng.choice(list(shares), p=weights / weights.sum()))
+    starts = _Starts(sim, task, rng)
+    for _ in range(_TRIES):
+        reset_for(sim, task, rng)
+        if starts.place_arms(kind):
+            return kind
+    raise RuntimeError(f"no {kind!r} start for {task} in {_TRIES} tries")
 
 
 class _Starts:
@@ -61,27 +79,7 @@ class _Starts:
         self._sim, self._task, self._rng = sim, task, rng
         self._kinematics = ArmKinematics(sim.model)
 
-    def draw(self) -> str:
-        shares = {"jitter": 0.2, "away": 0.3}
-        if len(self._sim.cubes) > 1:
-            shares["burdened"] = 0.1
-        if self._task.verb in CUBE_VERBS or self._task.verb == "home":
-            shares["near"] = 0.5
-        if self._task.verb in ("pick", "place"):
-            shares |= {"grasping": 0.25, "holding": 0.4}
-        if self._task.verb == "place":
-            shares["released"] = 0.15
-        if self._task.verb == "wave":
-            shares["waving"] = 0.6
-        weights = np.array(list(shares.values()))
-        kind = str(self._rng.choice(list(shares), p=weights / weights.sum()))
-        for _ in range(_TRIES):
-            reset_for(self._sim, self._task, self._rng)
-            if self._place_arms(kind):
-                return kind
-        raise RuntimeError(f"no {kind!r} start for {self._task} in {_TRIES} tries")
-
-    def _place_arms(self, kind: str) -> bool:
+    def place_arms(self, kind: str) -> bool:
         """Draw one state; False if it is out of reach, in collision, or unstable."""
         rng, sim = self._rng, self._sim
         side = self._task.side or str(rng.choice(SIDES))
@@ -108,11 +106,16 @@ class _Starts:
         if kind == "released":
             spot = np.array([*MIDDLE_M, CUBE_HALF_SIZE_M])
             spot[:2] += rng.uniform(-0.015, 0.015, 2)
-            self._put_cube(qpos, cube, spot, _about_z(rng.uniform(-0.4, 0.4)))
+            yaw = rng.uniform(-0.4, 0.4)
+            turned = np.array(
+                [[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]]
+            )
+            self._put_cube(qpos, cube, spot, turned)
         if kind in _IN_HAND:
             self._put_cube(qpos, cube, *self._in_hand(positions, side))
         sim.set_qpos(qpos)
-        if self._collides():
+        contacts = sim.data.contact
+        if len(contacts.dist) and contacts.dist.min() < _DEEPEST_M:
             return False
         if kind in _IN_HAND:
             return self._settle(positions, side, cube)
@@ -180,16 +183,10 @@ class _Starts:
         return bool(held)
 
     def _with_joints(self, positions: FloatArray) -> FloatArray:
-        """The simulator's qpos with the arms at `positions` [14]."""
-        qpos = self._sim.qpos()
-        for name, value in zip(JOINT_NAMES, positions, strict=True):
-            if name.endswith("gripper"):
-                for finger, sign in (("left_finger", 1.0), ("right_finger", -1.0)):
-                    joint = self._sim.model.joint(name.replace("gripper", finger))
-                    qpos[joint.qposadr[0]] = sign * max(value, 0.0224)
-            else:
-                qpos[self._sim.model.joint(name).qposadr[0]] = value
-        return qpos
+        """The simulator's qpos with the arms at `positions` [14], the fingers at least touching."""
+        parted = positions.copy()
+        parted[GRIPPERS] = np.maximum(parted[GRIPPERS], 0.0224)
+        return self._sim.qpos(parted)
 
     def _put_cube(
         self, qpos: FloatArray, cube: str, position: FloatArray, rotation: FloatArray
@@ -197,12 +194,3 @@ class _Starts:
         start = self._sim.model.joint(f"{cube}_cube").qposadr[0]
         qpos[start : start + 3] = position
         mujoco.mju_mat2Quat(qpos[start + 3 : start + 7], rotation.ravel())
-
-    def _collides(self) -> bool:
-        contacts = self._sim.data.contact
-        return bool(len(contacts.dist) and contacts.dist.min() < _DEEPEST_M)
-
-
-def _about_z(angle: float) -> FloatArray:
-    cosine, sine = np.cos(angle), np.sin(angle)
-    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
