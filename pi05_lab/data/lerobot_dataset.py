@@ -18,8 +18,8 @@ from pi05_lab.data.lerobot_format import (
     STATE_KEY,
     TASKS_PATH,
     DatasetError,
+    Metadata,
     is_image,
-    load_metadata,
 )
 from pi05_lab.data.parquet import read_column
 from pi05_lab.data.video import VideoReader
@@ -72,7 +72,7 @@ class LeRobotDataset:
 
     def __init__(self, root: Path | str, cache_bytes: int = CACHE_BYTES) -> None:
         self.root = Path(root)
-        self.meta = meta = load_metadata(self.root)
+        self.meta = meta = Metadata(self.root)
         for key in (STATE_KEY, ACTION_KEY):
             if key not in meta.features:
                 raise DatasetError(

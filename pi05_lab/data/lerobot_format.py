@@ -155,21 +155,54 @@ def next_file(chunk_index: int, file_index: int) -> tuple[int, int]:
     return (chunk_index + 1, 0) if full else (chunk_index, file_index + 1)
 
 
-@dataclass
 class Metadata:
-    """info.json, tasks.parquet and the table of episodes."""
+    """info.json, tasks.parquet and the table of episodes.
 
-    root: Path
-    fps: float
-    total_frames: int
-    features: dict[str, dict[str, Any]]
-    cameras: dict[str, str]
-    """Camera name → feature key; without depth maps."""
-    tasks: dict[int, str]
-    robot_type: str
-    data_path: str
-    video_path: str
-    episodes: dict[int, dict[str, Any]]
+    Args:
+        root: the data set's folder.
+
+    Raises:
+        DatasetError: no data set, another version of the format, or damaged metadata.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        path, tasks = root / INFO_PATH, root / TASKS_PATH
+        if not path.is_file():
+            raise DatasetError(f"{root} is not a LeRobot data set: {INFO_PATH} is missing")
+        info = _load_json(path)
+        version = str(info.get("codebase_version", ""))
+        if version.startswith(("v1.", "v2.", "2.")):
+            raise DatasetError(
+                f"{root} has LeRobot's format {version}; convert it to {VERSION}: "
+                f"python -m {CONVERTER} --repo-id=NAME --root={root} --push-to-hub=false"
+            )
+        if not version.startswith(("v3.", "3.")):
+            raise DatasetError(f"{root} has LeRobot's format {version!r}, which is not {VERSION}")
+        try:
+            self.fps = float(info["fps"])
+            self.features = {key: _feature(key, value) for key, value in info["features"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DatasetError(f"{path} lacks or garbles {error}") from None
+        if not self.fps > 0:
+            raise DatasetError(f"{path}: fps must be > 0, got {self.fps:g}")
+        if not tasks.is_file() and info.get("total_tasks", 1):
+            raise DatasetError(f"{tasks} is missing; without it the instructions are unknown")
+        self.tasks = read_tasks(tasks) if tasks.is_file() else {}
+        self.robot_type = str(info.get("robot_type") or "")
+        images = [key for key, value in self.features.items() if is_image(value)]
+        self.cameras = {camera_name(k): k for k in images if not _is_depth(self.features[k])}
+        """Camera name → feature key; without depth maps."""
+        self._data_path = info.get("data_path") or DATA_PATH
+        self._video_path = info.get("video_path") or VIDEO_PATH
+        self._episodes: dict[int, dict[str, Any]] = {}
+        for file in sorted((root / "meta/episodes").glob("*/*.parquet")):
+            with _named_errors(file):
+                names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
+                rows = pq.read_table(file, columns=names, partitioning=None).to_pylist()
+                self._episodes |= {int(row["episode_index"]): row for row in rows}
+        counted = sum(int(row["length"]) for row in self._episodes.values())
+        self.total_frames = int(info.get("total_frames", counted))
 
     def names(self, key: str) -> list[str]:
         """The names of a vector's entries."""
@@ -190,9 +223,9 @@ class Metadata:
             DatasetError: one is missing.
         """
         keys = ("chunk_index", "file_index")
-        places = {tuple(row.get(f"data/{key}") for key in keys) for row in self.episodes.values()}
+        places = {tuple(row.get(f"data/{key}") for key in keys) for row in self._episodes.values()}
         files = [
-            self.root / self.data_path.format(**dict(zip(keys, place, strict=True)))
+            self.root / self._data_path.format(**dict(zip(keys, place, strict=True)))
             for place in sorted(place for place in places if None not in place)
         ] or sorted((self.root / "data").glob("*/*.parquet"))
         if not files:
@@ -208,66 +241,16 @@ class Metadata:
         Raises:
             DatasetError: the table of episodes lacks it.
         """
-        row = self.episodes.get(episode, {})
+        row = self._episodes.get(episode, {})
         try:
             place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-            path = self.root / self.video_path.format(video_key=key, **place)
+            path = self.root / self._video_path.format(video_key=key, **place)
             return path, float(row[f"videos/{key}/from_timestamp"])
         except KeyError as error:
             raise DatasetError(
                 f"{self.root / 'meta/episodes'} does not say where the video of episode {episode}, "
                 f"camera {key!r}, is: {error.args[0]!r} is missing"
             ) from None
-
-
-def load_metadata(root: Path) -> Metadata:
-    """Read a data set's metadata.
-
-    Raises:
-        DatasetError: no data set, another version of the format, or damaged metadata.
-    """
-    path, tasks = root / INFO_PATH, root / TASKS_PATH
-    if not path.is_file():
-        raise DatasetError(f"{root} is not a LeRobot data set: {INFO_PATH} is missing")
-    info = _load_json(path)
-    version = str(info.get("codebase_version", ""))
-    if version.startswith(("v1.", "v2.", "2.")):
-        raise DatasetError(
-            f"{root} has LeRobot's format {version}; convert it to {VERSION}: "
-            f"python -m {CONVERTER} --repo-id=NAME --root={root} --push-to-hub=false"
-        )
-    if not version.startswith(("v3.", "3.")):
-        raise DatasetError(f"{root} has LeRobot's format {version!r}, which is not {VERSION}")
-    try:
-        fps = float(info["fps"])
-        features = {key: _feature(key, value) for key, value in info["features"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{path} lacks or garbles {error}") from None
-    if not fps > 0:
-        raise DatasetError(f"{path}: fps must be > 0, got {fps:g}")
-    if not tasks.is_file() and info.get("total_tasks", 1):
-        raise DatasetError(f"{tasks} is missing; without it the instructions are unknown")
-    episodes: dict[int, dict[str, Any]] = {}
-    for file in sorted((root / "meta/episodes").glob("*/*.parquet")):
-        with _named_errors(file):
-            names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
-            rows = pq.read_table(file, columns=names, partitioning=None).to_pylist()
-            episodes |= {int(row["episode_index"]): row for row in rows}
-    images = [key for key, value in features.items() if is_image(value) and not _is_depth(value)]
-    return Metadata(
-        root=root,
-        fps=fps,
-        total_frames=int(
-            info.get("total_frames", sum(int(row["length"]) for row in episodes.values()))
-        ),
-        features=features,
-        cameras={camera_name(key): key for key in images},
-        tasks=read_tasks(tasks) if tasks.is_file() else {},
-        robot_type=str(info.get("robot_type") or ""),
-        data_path=info.get("data_path") or DATA_PATH,
-        video_path=info.get("video_path") or VIDEO_PATH,
-        episodes=episodes,
-    )
 
 
 @contextmanager

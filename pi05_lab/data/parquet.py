@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,14 @@ class DataFiles:
             path = self._folder / layout.DATA_PATH.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
             self.paths.append(path)
-            images = [f"{field.name}.bytes" for field in self._schema if field.type == _IMAGE]
             # Encoded images do not compress further.
-            codecs = dict.fromkeys(_columns(self._schema), "zstd") | dict.fromkeys(images, "none")
+            images = [f"{field.name}.bytes" for field in self._schema if field.type == _IMAGE]
+            # An empty file has the paths of all its columns; a struct has several.
+            empty = pa.BufferOutputStream()
+            pq.write_table(self._schema.empty_table(), empty)
+            columns = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
+            paths = [columns.column(k).path for k in range(len(columns))]
+            codecs = dict.fromkeys(paths, "zstd") | dict.fromkeys(images, "none")
             self._writer = pq.ParquetWriter(
                 path,
                 self._schema,
@@ -131,18 +136,6 @@ class DataFiles:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _columns(schema: pa.Schema) -> Iterator[str]:
-    """The paths of the parquet columns; a struct has several."""
-    for field in schema:
-        name, kind = field.name, field.type
-        if kind == _IMAGE:
-            yield from (f"{name}.bytes", f"{name}.path")
-            continue
-        while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-            name, kind = f"{name}.list.element", kind.value_type
-        yield name
 
 
 def read_column(files: Sequence[Path], key: str, shape: tuple[int, ...]) -> NDArray[Any]:

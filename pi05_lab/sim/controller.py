@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -152,17 +153,13 @@ class _Playing:
     index: int = 0
     """The segment of the last cycle; earlier ones are complete."""
 
-    def advance(self, time_s: float) -> None:
-        """Put `index` on the segment of `time_s`; blended points may go back in time."""
-        points, since_s = self.points, time_s - self.start_s
-        if since_s < points[0].time_s:
-            return
-        last = len(points) - 1
-        for index in range(self.index, last):
-            if points[index].time_s <= since_s < points[index + 1].time_s:
-                self.index = index
-                return
-        self.index = last
+    def segment(self, time_s: float) -> int:
+        """The segment of a time, from `index` on; blended points may go back in time."""
+        since_s = time_s - self.start_s
+        for index, (a, b) in enumerate(pairwise(self.points[self.index :]), self.index):
+            if a.time_s <= since_s < b.time_s:
+                return index
+        return len(self.points) - 1
 
 
 class JointTrajectoryController:
@@ -281,7 +278,8 @@ class JointTrajectoryController:
         else:
             self._time_s += now_s - self._cycle_s
         self._cycle_s = now_s
-        playing.advance(self._time_s)
+        if self._time_s - playing.start_s >= playing.points[0].time_s:
+            playing.index = playing.segment(self._time_s)
         state = self._sample(playing, self._time_s + self._period_s)
         self._commanded = replace(state, time_s=now_s)
         assert state.velocity is not None
@@ -330,15 +328,13 @@ class JointTrajectoryController:
             assert playing.before is not None
             before = replace(playing.before, time_s=playing.before.time_s - playing.start_s)
             return _interpolate(before, points[0], since_s)
-        for a, b in zip(points[playing.index :], points[playing.index + 1 :], strict=False):
-            if a.time_s <= since_s < b.time_s:
-                return _interpolate(a, b, since_s)
-        end = points[-1]
-        return replace(
-            end,
-            velocity=self._zero if end.velocity is None else end.velocity,
-            acceleration=self._zero if end.acceleration is None else end.acceleration,
-        )
+        index = playing.segment(time_s)
+        if index + 1 < len(points):
+            return _interpolate(points[index], points[index + 1], since_s)
+        end, zero = points[-1], self._zero
+        velocity = zero if end.velocity is None else end.velocity
+        acceleration = zero if end.acceleration is None else end.acceleration
+        return replace(end, velocity=velocity, acceleration=acceleration)
 
     def _to_points(self, trajectory: Trajectory) -> list[_Point]:
         order = [list(trajectory.joint_names).index(name) for name in self.joint_names]
