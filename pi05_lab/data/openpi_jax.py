@@ -69,14 +69,13 @@ def _named_errors(text: str) -> Iterator[None]:
 
 
 class Params:
-    """The arrays of a params/ folder by their paths, joined with dots."""
+    """The arrays of a params/ folder by their paths, joined with dots.
+
+    All methods raise CheckpointError: tensorstore is not installed, no orbax checkpoint, an array
+    that is missing, empty, not floating-point, too large or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Open the store.
-
-        Raises:
-            CheckpointError: tensorstore is not installed, or not an orbax checkpoint.
-        """
         try:
             import tensorstore
         except ImportError:
@@ -99,22 +98,14 @@ class Params:
         return name in self._paths
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The array's shape, without reading it.
-
-        Raises:
-            CheckpointError: missing or empty.
-        """
+        """The array's shape, without reading it."""
         shape = tuple(int(n) for n in self._array(name).shape)
         if 0 in shape:
             raise CheckpointError(f"{self.folder}: {name} is empty, {list(shape)}")
         return shape
 
     def read(self, name: str) -> Array:
-        """The whole array, as float32.
-
-        Raises:
-            CheckpointError: missing, not floating-point, too large or damaged.
-        """
+        """The whole array, as float32."""
         array = self._array(name)
         if array.dtype.name not in STORED_DTYPES or math.prod(array.shape) > MAX_VALUES:
             raise CheckpointError(
@@ -314,13 +305,13 @@ def _write_tensors(path: Path, params: Params, config: PolicyConfig, dtype: str)
 def main() -> int:
     """Exit code 0, or 1 with the reason on one line."""
     parser = argparse.ArgumentParser(description="openpi's JAX checkpoint to one that loads here")
-    parser.add_argument("checkpoint", type=Path, help="the folder with params/ and assets/")
+    parser.add_argument("directory", metavar="checkpoint", type=Path, help="has params/, assets/")
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--horizon", type=int, default=50, help="steps of a chunk (default: 50)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     options = parser.parse_args()
     try:
-        config = convert(options.checkpoint, options.output, options.horizon, options.dtype)
+        config = convert(**vars(options))
     except CheckpointError as error:
         print(error)
         return 1
