@@ -54,8 +54,7 @@ class ParquetImages:
     """
 
     def __init__(self, root: Path, files: Sequence[Path], cache_bytes: int) -> None:
-        self._root = root
-        self._cache_bytes = cache_bytes
+        self._root, self._files, self._cache_bytes = root, files, cache_bytes
         self._groups: list[tuple[Path, int]] = []
         rows = [0]
         for file in files:
@@ -64,19 +63,14 @@ class ParquetImages:
                 self._groups.append((file, group))
                 rows.append(metadata.row_group(group).num_rows)
         self._starts = np.cumsum(rows)
-        self.__setstate__({})
-
-    def __getstate__(self) -> dict[str, object]:
-        """Open files and the cache are not pickled."""
-        own = ("_open", "_cache", "_used_bytes", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
         self._open: dict[tuple[Path, str], pq.ParquetFile] = {}
         self._cache: OrderedDict[tuple[int, str], pa.StructArray] = OrderedDict()
         self._used_bytes = 0
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ParquetImages], tuple[Path, Sequence[Path], int]]:
+        """Open files and the cache are not pickled."""
+        return ParquetImages, (self._root, self._files, self._cache_bytes)
 
     def image(self, key: str, row: int) -> ImageArray:
         """RGB [height, width, 3] of feature `key` in a row.

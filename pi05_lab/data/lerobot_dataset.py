@@ -10,17 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pi05_lab.data import lerobot_format as layout
 from pi05_lab.data.images import ParquetImages
-from pi05_lab.data.lerobot_format import (
-    ACTION_KEY,
-    CHUNK_KEY,
-    INDEX_FEATURES,
-    STATE_KEY,
-    TASKS_PATH,
-    DatasetError,
-    Metadata,
-    is_image,
-)
+from pi05_lab.data.lerobot_format import ACTION_KEY, STATE_KEY, DatasetError, is_image
 from pi05_lab.data.parquet import read_column
 from pi05_lab.data.video import VideoReader
 from pi05_ros.types import ImageArray
@@ -72,7 +64,7 @@ class LeRobotDataset:
 
     def __init__(self, root: Path | str, cache_bytes: int = CACHE_BYTES) -> None:
         self.root = Path(root)
-        self.meta = meta = Metadata(self.root)
+        self.meta = meta = layout.Metadata(self.root)
         for key in (STATE_KEY, ACTION_KEY):
             if key not in meta.features:
                 raise DatasetError(
@@ -109,8 +101,12 @@ class LeRobotDataset:
             self.task_index = self.extra("task_index").astype(np.int64)
         unknown = set(np.unique(self.task_index).tolist()) - set(meta.tasks)
         if meta.tasks and unknown:
-            raise DatasetError(f"{self.root / TASKS_PATH} lacks task {min(unknown)} of the frames")
-        self._chunks = self._vectors(CHUNK_KEY) if CHUNK_KEY in meta.features else None
+            raise DatasetError(
+                f"{self.root / layout.TASKS_PATH} lacks task {min(unknown)} of the frames"
+            )
+        self._chunks = (
+            self._vectors(layout.CHUNK_KEY) if layout.CHUNK_KEY in meta.features else None
+        )
         self._images = ParquetImages(self.root, self._files, cache_bytes)
         self._videos = VideoReader()
 
@@ -126,7 +122,7 @@ class LeRobotDataset:
     @property
     def extras(self) -> list[str]:
         """Keys of the features besides state, action, images and indices."""
-        known = {STATE_KEY, ACTION_KEY, *INDEX_FEATURES}
+        known = {STATE_KEY, ACTION_KEY, *layout.INDEX_FEATURES}
         features = self.meta.features.items()
         return [key for key, feature in features if key not in known and not is_image(feature)]
 

@@ -25,24 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from pi05_lab.files import atomic_file
-from pi05_ros.policy.checkpoint import (
-    EMBEDDING,
-    EXPERT,
-    LANGUAGE,
-    PALIGEMMA,
-    VISION,
-    check_depth,
-    key_map,
-    projection_names,
-)
-from pi05_ros.policy.config import (
-    CONFIG_FILE,
-    GemmaSize,
-    PolicyConfig,
-    Sizes,
-    VisionSize,
-    parse_config,
-)
+from pi05_ros.policy import checkpoint as lerobot
+from pi05_ros.policy import config as policy_config
+from pi05_ros.policy.config import GemmaSize, PolicyConfig
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.weights import SINGLE_FILE, CheckpointError, require_regular_file
 
@@ -137,17 +122,17 @@ def config_from_shapes(params: Params, horizon: int) -> PolicyConfig:
         depth, _, mlp = params.shape(BLOCK + "MlpBlock_0.Dense_0.kernel")
         heads = params.shape(BLOCK + ATTENTION + "query.kernel")[2]
         patches = params.shape(IMG + "pos_embedding")[1]
-        sizes = Sizes(
+        sizes = policy_config.Sizes(
             vlm=_gemma_size(params, ""),
             exp=_gemma_size(params, "_1"),
-            vis=VisionSize(width, depth, heads, mlp),
+            vis=policy_config.VisionSize(width, depth, heads, mlp),
             vocab=params.shape(LLM + "embedder.input_embedding")[0],
             image=math.isqrt(patches) * side,
             patch=side,
         )
         dim = params.shape("action_in_proj.kernel")[0]
         document = {"chunk_size": horizon, "max_action_dim": dim, "max_state_dim": dim}
-        return replace(parse_config(document, kind), sizes=sizes)
+        return replace(policy_config.parse_config(document, kind), sizes=sizes)
 
 
 def _gemma_size(params: Params, suffix: str) -> GemmaSize:
@@ -161,10 +146,10 @@ def tensors(params: Params, config: PolicyConfig) -> Iterator[tuple[str, Array]]
     """LeRobot's names without `model.` and their tensors, one after the other."""
     adaptive = config.kind == "pi05"
     yield from _vision_tensors(params)
-    yield EMBEDDING, params.read(LLM + "embedder.input_embedding")
-    yield from _gemma_tensors(params, "", LANGUAGE, adaptive=False)
-    yield from _gemma_tensors(params, "_1", EXPERT + "model.", adaptive)
-    for name in projection_names(adaptive):
+    yield lerobot.EMBEDDING, params.read(LLM + "embedder.input_embedding")
+    yield from _gemma_tensors(params, "", lerobot.LANGUAGE, adaptive=False)
+    yield from _gemma_tensors(params, "_1", lerobot.EXPERT + "model.", adaptive)
+    for name in lerobot.projection_names(adaptive):
         yield from _linear(params, name, name)
 
 
@@ -202,20 +187,25 @@ VISION_LAYER: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
 
 
 def _vision_tensors(params: Params) -> Iterator[tuple[str, Array]]:
-    patch = VISION + "embeddings.patch_embedding"
+    patch = lerobot.VISION + "embeddings.patch_embedding"
     yield patch + ".weight", params.read(IMG + "embedding.kernel").transpose(3, 2, 0, 1)
     yield patch + ".bias", params.read(IMG + "embedding.bias")
-    position = VISION + "embeddings.position_embedding.weight"
+    position = lerobot.VISION + "embeddings.position_embedding.weight"
     yield position, params.read(IMG + "pos_embedding")[0]
-    yield VISION + "post_layernorm.weight", params.read(IMG + "Transformer.encoder_norm.scale")
-    yield VISION + "post_layernorm.bias", params.read(IMG + "Transformer.encoder_norm.bias")
-    yield from _linear(params, IMG + "head", PALIGEMMA + "model.multi_modal_projector.linear")
+    yield (
+        lerobot.VISION + "post_layernorm.weight",
+        params.read(IMG + "Transformer.encoder_norm.scale"),
+    )
+    yield lerobot.VISION + "post_layernorm.bias", params.read(IMG + "Transformer.encoder_norm.bias")
+    yield from _linear(
+        params, IMG + "head", lerobot.PALIGEMMA + "model.multi_modal_projector.linear"
+    )
     for theirs, ours, change in VISION_LAYER:
         for n, array in enumerate(params.read(BLOCK + theirs)):
-            yield f"{VISION}encoder.layers.{n}.{ours}.weight", change(array)
+            yield f"{lerobot.VISION}encoder.layers.{n}.{ours}.weight", change(array)
         bias = theirs.rpartition(".")[0] + ".bias"
         for n, array in enumerate(params.read(BLOCK + bias)):
-            yield f"{VISION}encoder.layers.{n}.{ours}.bias", array.ravel()
+            yield f"{lerobot.VISION}encoder.layers.{n}.{ours}.bias", array.ravel()
 
 
 def _gemma_tensors(
@@ -263,11 +253,11 @@ def convert(
             require_regular_file(path)
     params = Params(folder)
     config = config_from_shapes(params, horizon)
-    check_depth(config, MAX_LAYERS, folder)
+    lerobot.check_depth(config, MAX_LAYERS, folder)
     with atomic_file(output / SINGLE_FILE) as partial:
         _write_tensors(partial, params, config, dtype)
     document = json.dumps(config.to_json(), indent=2) + "\n"
-    (output / CONFIG_FILE).write_text(document, encoding="utf-8")
+    (output / policy_config.CONFIG_FILE).write_text(document, encoding="utf-8")
     if assets.is_dir():
         shutil.copytree(assets, output / "assets", dirs_exist_ok=True)
     return config
@@ -277,7 +267,7 @@ def _write_tensors(path: Path, params: Params, config: PolicyConfig, dtype: str)
     """Write a safetensors file one tensor at a time, in any order."""
     code, torch_dtype = DTYPES[dtype]
     with torch.device("meta"):
-        sources = key_map(Pi0(config)).values()
+        sources = lerobot.key_map(Pi0(config)).values()
     shapes = {n: s for source in sources for n, s in zip(source.names, source.shapes, strict=True)}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

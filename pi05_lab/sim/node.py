@@ -28,15 +28,7 @@ from pi05_lab.sim.controller import JointTrajectoryController, Trajectory, Traje
 from pi05_lab.sim.rendering import CAMERAS, CameraRenderer
 from pi05_lab.sim.scene import JOINT_NAMES, TIMESTEP_S
 from pi05_ros.config import ParameterError, SimParameters
-from pi05_ros.nodes.messages import (
-    IMAGE_QOS,
-    TRAJECTORY_QOS,
-    image_message,
-    joint_state_message,
-    to_seconds,
-    to_time,
-    trajectory_arrays,
-)
+from pi05_ros.nodes import messages
 from pi05_ros.nodes.parameters import declare
 from pi05_ros.nodes.spinning import spin_until_interrupted
 from pi05_ros.nodes.status import Level, PartStatus, diagnostic_array
@@ -94,7 +86,7 @@ class AlohaSimNode(Node):
         )
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._image_publishers = {
-            camera: self.create_publisher(Image, f"{camera}/image_raw", IMAGE_QOS)
+            camera: self.create_publisher(Image, f"{camera}/image_raw", messages.IMAGE_QOS)
             for camera in settings.cameras
         }
         self._controllers = {
@@ -118,7 +110,7 @@ class AlohaSimNode(Node):
                 JointTrajectory,
                 f"{name}/joint_trajectory",
                 lambda message, name=name: self._on_trajectory(name, message),
-                TRAJECTORY_QOS,
+                messages.TRAJECTORY_QOS,
             )
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_subscription(Float64MultiArray, "~/set_qpos", self._on_set_qpos, 10)
@@ -180,8 +172,8 @@ class AlohaSimNode(Node):
         self, stamp_s: float, positions: FloatArray, velocities: FloatArray, qpos: FloatArray
     ) -> None:
         if self._clock_publisher is not None:
-            self._clock_publisher.publish(Clock(clock=to_time(stamp_s)))
-        message = joint_state_message(JOINT_NAMES, positions, velocities, stamp_s)
+            self._clock_publisher.publish(Clock(clock=messages.to_time(stamp_s)))
+        message = messages.joint_state_message(JOINT_NAMES, positions, velocities, stamp_s)
         self._state_publisher.publish(message)
         if self._qpos_publisher.get_subscription_count() > 0:
             self._qpos_publisher.publish(Float64MultiArray(data=[stamp_s, *qpos.tolist()]))
@@ -201,7 +193,7 @@ class AlohaSimNode(Node):
                     subscribed = publisher.get_subscription_count() > 0
                     if camera in self._active_cameras and subscribed:
                         image = noise(renderer.render(qpos, camera))
-                        publisher.publish(image_message(image, stamp_s, camera))
+                        publisher.publish(messages.image_message(image, stamp_s, camera))
                         self._frames[camera] += 1
                 next_s += period_s
                 while next_s < time.monotonic() - period_s:
@@ -210,10 +202,10 @@ class AlohaSimNode(Node):
                 self._stop.wait(max(0.0, next_s - time.monotonic()))
 
     def _on_trajectory(self, controller: str, message: JointTrajectory) -> None:
-        times_s, positions, velocities, accelerations = trajectory_arrays(message)
+        times_s, positions, velocities, accelerations = messages.trajectory_arrays(message)
         trajectory = Trajectory(
             joint_names=list(message.joint_names),
-            stamp_s=to_seconds(message.header.stamp),
+            stamp_s=messages.to_seconds(message.header.stamp),
             times_from_start_s=times_s,
             positions=positions,
             velocities=velocities if any(velocities) else None,
