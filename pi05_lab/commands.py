@@ -9,7 +9,7 @@ COMMANDS = (
     Command("record", "Record demonstrations of the scripted experts", "Learn",
             "pi05_lab.data.command:record", "sim,train"),
     Command("dagger", "Roll out a policy, label its states with the experts", "Learn",
-            "pi05_lab.data.dagger:dagger", "sim,train"),
+            "pi05_lab.data.command:dagger", "sim,train"),
     Command("train", "Train or fine-tune on LeRobot data sets", "Learn",
             "pi05_lab.training.command:train", "train"),
     Command("evaluate", "Evaluate a policy on bags or data sets, open loop", "Evaluate",

@@ -1,10 +1,11 @@
-"""`pi05 record`: the scripted experts' demonstrations as a data set or as bags."""
+"""`pi05 record` and `pi05 dagger`: the scripted experts' demonstrations and labels as data."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +72,37 @@ def record(
     return 0
 
 
+def dagger(
+    checkpoint: Annotated[str, typer.Argument(help="Folder, or 'small' (the shipped policy).")],
+    output: Output,
+    episodes: Episodes = 300,
+    tasks: Tasks = ALL_TASKS,
+    seed: Seed = 0,
+    size: Size = (112, 84),
+    instructions: Annotated[int, Option(
+        help="Instructions that each image is labelled for.")] = 4,
+    workers: Workers = 2,
+) -> int:  # fmt: skip
+    """Record the states that a policy visits, labelled by the scripted expert; the exit code.
+
+    Demonstrations show what to do where an expert goes; a policy's errors lead elsewhere (DAgger,
+    Ross et al. 2011). The data have the format of `pi05 record --states` and are trained on beside
+    it. They depend on the checkpoint, the options and the seed, not on the number of workers.
+    """
+    from pi05_lab.seeded_policy import EpisodePolicy  # loads torch, which `record` does not need
+    from pi05_ros.policy import CheckpointError
+
+    try:
+        EpisodePolicy.from_pretrained(checkpoint)
+    except CheckpointError as error:
+        raise CommandError(str(error)) from None
+    with one_line_errors():
+        config = make_config(tasks, seed=seed, size_px=size, states=True, instructions=instructions)
+        make_policy: Any = partial(EpisodePolicy.from_pretrained, checkpoint, seed=seed, threads=1)
+        record_dataset(config, output, episodes, workers, make_policy=make_policy)
+    return 0
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turns what ends a recording into a `CommandError`."""
@@ -83,11 +115,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def make_config(tasks: str, **options: Any) -> RecordConfig:
-    """The configuration for `--tasks` and the other options.
-
-    Raises:
-        DatasetError: an option is out of range.
-    """
+    """The configuration for `--tasks` and the other options; DatasetError if out of range."""
     if min(options["size_px"]) < 16:
         size = " ".join(map(str, options["size_px"]))
         raise DatasetError(f"--size must be at least 16 16, got {size}")

@@ -187,25 +187,21 @@ VISION_LAYER: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
 
 
 def _vision_tensors(params: Params) -> Iterator[tuple[str, Array]]:
-    patch = lerobot.VISION + "embeddings.patch_embedding"
-    yield patch + ".weight", params.read(IMG + "embedding.kernel").transpose(3, 2, 0, 1)
-    yield patch + ".bias", params.read(IMG + "embedding.bias")
-    position = lerobot.VISION + "embeddings.position_embedding.weight"
-    yield position, params.read(IMG + "pos_embedding")[0]
-    yield (
-        lerobot.VISION + "post_layernorm.weight",
-        params.read(IMG + "Transformer.encoder_norm.scale"),
-    )
-    yield lerobot.VISION + "post_layernorm.bias", params.read(IMG + "Transformer.encoder_norm.bias")
-    yield from _linear(
-        params, IMG + "head", lerobot.PALIGEMMA + "model.multi_modal_projector.linear"
-    )
-    for theirs, ours, change in VISION_LAYER:
+    ours = lerobot.VISION
+    patch = params.read(IMG + "embedding.kernel").transpose(3, 2, 0, 1)
+    yield ours + "embeddings.patch_embedding.weight", patch
+    yield ours + "embeddings.patch_embedding.bias", params.read(IMG + "embedding.bias")
+    position = params.read(IMG + "pos_embedding")[0]
+    yield ours + "embeddings.position_embedding.weight", position
+    yield ours + "post_layernorm.weight", params.read(IMG + "Transformer.encoder_norm.scale")
+    yield ours + "post_layernorm.bias", params.read(IMG + "Transformer.encoder_norm.bias")
+    projector = lerobot.PALIGEMMA + "model.multi_modal_projector.linear"
+    yield from _linear(params, IMG + "head", projector)
+    for theirs, module, change in VISION_LAYER:
         for n, array in enumerate(params.read(BLOCK + theirs)):
-            yield f"{lerobot.VISION}encoder.layers.{n}.{ours}.weight", change(array)
-        bias = theirs.rpartition(".")[0] + ".bias"
-        for n, array in enumerate(params.read(BLOCK + bias)):
-            yield f"{lerobot.VISION}encoder.layers.{n}.{ours}.bias", array.ravel()
+            yield f"{ours}encoder.layers.{n}.{module}.weight", change(array)
+        for n, array in enumerate(params.read(BLOCK + theirs.rpartition(".")[0] + ".bias")):
+            yield f"{ours}encoder.layers.{n}.{module}.bias", array.ravel()
 
 
 def _gemma_tensors(
