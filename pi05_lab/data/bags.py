@@ -94,11 +94,8 @@ class Bag:
     """Reads one rosbag2: MCAP or sqlite3, compressed or not. Messages are not kept in memory.
 
     Args:
-        path: the bag's folder, or one .mcap or .db3 file.
+        path: the bag's folder, or one .mcap or .db3 file; BagError for anything else.
         notes: receives what cannot be read.
-
-    Raises:
-        BagError: `path` is not a bag.
     """
 
     def __init__(self, path: Path, notes: Notes) -> None:
@@ -109,10 +106,9 @@ class Bag:
 
     @cached_property
     def topics(self) -> dict[str, str]:
-        """Topic → message type, of topics with messages. A damaged bag is read to its end.
+        """Topic → message type, of topics with messages; BagError if there is none.
 
-        Raises:
-            BagError: no message can be read.
+        A damaged bag is read to its end.
         """
         found: dict[str, str] = {}
         faults: list[str] = []
@@ -259,9 +255,8 @@ def _scan_mcap(path: Path, on_fault: Callable[[str], None]) -> Iterator[RawMessa
 class BagWriter:
     """Writes one bag, of serialized messages or of values; a context manager closes it.
 
-    Args:
-        path: the bag's folder, which must not exist.
-        definitions: message type → its .msg text, for types beyond ROS 2's own.
+    The bag's folder `path` must not exist. `definitions` are message type → .msg text, for types
+    beyond ROS 2's own.
     """
 
     def __init__(self, path: Path | str, definitions: Mapping[str, str] | None = None) -> None:

@@ -138,12 +138,7 @@ def record_dataset(
     video: bool = False,
     make_policy: MakePolicy | None = None,
 ) -> None:
-    """Record `count` episodes as a LeRobot data set.
-
-    Raises:
-        DatasetError: an option is out of range, or the expert keeps failing.
-        FileExistsError: `output` exists.
-    """
+    """Record `count` episodes as a LeRobot data set in `output`, which must not exist."""
     console = make_console()
     started_s = time.monotonic()
     features = simulated.features(config, video)

@@ -29,11 +29,7 @@ def encode(image: ImageArray) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> ImageArray:
-    """PNG, JPEG, WebP, … → RGB [height, width, 3].
-
-    Raises:
-        DatasetError: the data cannot be decoded.
-    """
+    """PNG, JPEG, WebP, … → RGB [height, width, 3]; DatasetError if it cannot be decoded."""
     array = np.frombuffer(data, dtype=np.uint8)
     image = cv2.imdecode(array, cv2.IMREAD_COLOR) if len(array) else None
     if image is None:
@@ -42,15 +38,11 @@ def decode(data: bytes | memoryview) -> ImageArray:
 
 
 class ParquetImages:
-    """The encoded images in the columns of several parquet files, by row.
+    """The encoded images in the columns of several parquet files, in the order of their rows.
 
     A row group's column is read when its first image is requested, and is cached until
-    `cache_bytes` are exceeded. An image that several rows of a row group share is kept once.
-
-    Args:
-        root: the data set, to which paths of images outside the files are relative.
-        files: the parquet files in the order of their rows.
-        cache_bytes: of encoded images kept in memory.
+    `cache_bytes` are exceeded. An image that several rows of a row group share is kept once. Images
+    outside the files have paths relative to `root`.
     """
 
     def __init__(self, root: Path, files: Sequence[Path], cache_bytes: int) -> None:
@@ -73,11 +65,7 @@ class ParquetImages:
         return ParquetImages, (self._root, self._files, self._cache_bytes)
 
     def image(self, key: str, row: int) -> ImageArray:
-        """RGB [height, width, 3] of feature `key` in a row.
-
-        Raises:
-            DatasetError: the image is missing or cannot be decoded.
-        """
+        """RGB [height, width, 3] of feature `key` in a row; DatasetError if missing or damaged."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         cell = self._column(key, number)[row - int(self._starts[number])]
         data = cell["bytes"].as_py()

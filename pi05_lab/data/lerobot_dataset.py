@@ -49,13 +49,10 @@ class Split:
 
 
 class LeRobotDataset:
-    """A data set on disk: numbers in memory, images read and decoded on demand.
+    """The data set in folder `root`: numbers in memory, images read and decoded on demand.
 
-    May be read from several threads and, after pickling or a fork, processes.
-
-    Args:
-        root: the data set's folder.
-        cache_bytes: of encoded images kept in memory.
+    At most `cache_bytes` of encoded images are kept. May be read from several threads and, after
+    pickling or a fork, processes.
 
     Raises:
         DatasetError: no data set, another version of the format, missing or damaged files, values
@@ -127,11 +124,7 @@ class LeRobotDataset:
         return [key for key, feature in features if key not in known and not is_image(feature)]
 
     def extra(self, key: str) -> NDArray[Any]:
-        """[n, *shape] of any feature that is not an image; [n] where it is one number.
-
-        Raises:
-            DatasetError: there is no such feature.
-        """
+        """[n, *shape] of any feature that is not an image; [n] where it is one number."""
         feature = self.meta.features.get(key)
         if feature is None or is_image(feature):
             raise DatasetError(f"{self.root} has no numbers {key!r}; it has {self.extras}")
@@ -142,11 +135,7 @@ class LeRobotDataset:
         return self.meta.tasks.get(int(self.task_index[frame]), "")
 
     def bounds(self, episode: int) -> tuple[int, int]:
-        """The first frame of an episode and the one after its last.
-
-        Raises:
-            DatasetError: there is no such episode.
-        """
+        """The first frame of an episode and the one after its last; DatasetError if unknown."""
         position = np.flatnonzero(self.episodes == episode)
         if not len(position):
             raise DatasetError(f"{self.root} has no episode {episode}")
@@ -160,10 +149,8 @@ class LeRobotDataset:
     def split(self, held_out: float = 0.1, seed: int = 0) -> Split:
         """Divide the episodes at random; the same seed gives the same split.
 
-        Args:
-            held_out: fraction of the episodes, from 0 to less than 1; if it is more than 0, at
-                least one episode is held out, and at least one is trained on.
-            seed: of the choice.
+        `held_out` is a fraction from 0 to less than 1. If it is more than 0, at least one episode
+        is held out, and at least one is trained on.
         """
         if not 0.0 <= held_out < 1.0:
             raise ValueError(f"held_out must be from 0 to less than 1, got {held_out}")
@@ -176,9 +163,8 @@ class LeRobotDataset:
     def images(self, frame: int, cameras: Sequence[str] | None = None) -> dict[str, ImageArray]:
         """Camera → RGB [height, width, 3] of a frame; of all cameras if None.
 
-        Raises:
-            DatasetError: an unknown camera, or an image that cannot be read.
-            IndexError: there is no such frame.
+        DatasetError for an unknown camera or an image that cannot be read, IndexError for no such
+        frame.
         """
         if not 0 <= frame < len(self):
             raise IndexError(f"frame {frame} of {len(self)}")
@@ -188,15 +174,7 @@ class LeRobotDataset:
     def sample(self, frame: int, horizon: int, cameras: Sequence[str] | None = None) -> Sample:
         """A frame with a chunk of actions: the expert's where recorded, else the following ones.
 
-        Args:
-            frame: 0 … len - 1.
-            horizon: steps of the chunk.
-            cameras: which ones to read; None for all.
-
-        Raises:
-            DatasetError: the recorded chunks are shorter than `horizon`, or an image cannot be
-                read.
-            IndexError: there is no such frame.
+        Raises as `images`; DatasetError also if the recorded chunks are shorter than `horizon`.
         """
         images = self.images(frame, cameras)
         actions, is_pad = self.actions(frame, horizon)

@@ -156,14 +156,7 @@ def next_file(chunk_index: int, file_index: int) -> tuple[int, int]:
 
 
 class Metadata:
-    """info.json, tasks.parquet and the table of episodes.
-
-    Args:
-        root: the data set's folder.
-
-    Raises:
-        DatasetError: no data set, another version of the format, or damaged metadata.
-    """
+    """info.json, tasks.parquet and the table of episodes; DatasetError if they are damaged."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -217,11 +210,7 @@ class Metadata:
         return height, width
 
     def data_files(self) -> list[Path]:
-        """The data files in the order of their frames.
-
-        Raises:
-            DatasetError: one is missing.
-        """
+        """The data files in the order of their frames; DatasetError if one is missing."""
         keys = ("chunk_index", "file_index")
         places = {tuple(row.get(f"data/{key}") for key in keys) for row in self._episodes.values()}
         files = [
@@ -236,11 +225,7 @@ class Metadata:
         return files
 
     def video(self, episode: int, key: str) -> tuple[Path, float]:
-        """The file of an episode's video, and the time in it at which the episode starts.
-
-        Raises:
-            DatasetError: the table of episodes lacks it.
-        """
+        """The file of an episode's video, and the time in it at which the episode starts."""
         row = self._episodes.get(episode, {})
         try:
             place = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
@@ -283,11 +268,7 @@ def _is_depth(feature: dict[str, Any]) -> bool:
 
 
 def read_tasks(path: Path) -> dict[int, str]:
-    """Task index → instruction.
-
-    Raises:
-        DatasetError: the file cannot be read or is not a table of tasks.
-    """
+    """Task index → instruction; DatasetError if the file is not a table of tasks."""
     with _named_errors(path):
         table = pq.read_table(path, partitioning=None)
         indices = table.column("task_index").to_pylist()

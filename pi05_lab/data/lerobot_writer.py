@@ -63,14 +63,9 @@ class DatasetWriter:
 
     Args:
         root: the folder to make, which must not exist.
-        fps: frames per second of every episode.
+        fps: frames per second of every episode, a whole number.
         features: the content of a frame.
         robot_type: free text for info.json.
-
-    Raises:
-        FileExistsError: `root` exists.
-        DatasetError: fps is not a positive whole number; at the end, no episode was recorded, or
-            frames were added without `end_episode`.
     """
 
     def __init__(
@@ -164,11 +159,7 @@ class DatasetWriter:
         return checked
 
     def end_episode(self) -> None:
-        """Write the current episode.
-
-        Raises:
-            DatasetError: it has no frames.
-        """
+        """Write the current episode; DatasetError if it has no frames."""
         episode, self._episode = self._episode, _Episode(self._features)
         length = len(episode.tasks)
         if not length:

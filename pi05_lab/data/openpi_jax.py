@@ -111,11 +111,7 @@ class Params:
 
 
 def config_from_shapes(params: Params, horizon: int) -> PolicyConfig:
-    """Kind and sizes, which only the shapes record; the horizon is in no array.
-
-    Raises:
-        CheckpointError: an array is missing or has a shape that no network has.
-    """
+    """Kind and sizes, which only the shapes record; the horizon is in no array."""
     kind = "pi05" if "time_mlp_in.kernel" in params else "pi0"
     with _named_errors(f"{params.folder}: no network has such shapes"):
         side, _, _, width = params.shape(IMG + "embedding.kernel")
@@ -239,8 +235,7 @@ def convert(
 ) -> PolicyConfig:
     """Write config.json, model.safetensors and openpi's assets to `output`.
 
-    Raises:
-        CheckpointError: not an orbax checkpoint of π0 or π0.5, or tensorstore is missing.
+    CheckpointError if this is no orbax checkpoint of π0 or π0.5, or tensorstore is missing.
     """
     folder = directory / "params" if (directory / "params").is_dir() else directory
     assets = folder.parent / "assets"

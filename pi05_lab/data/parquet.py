@@ -44,13 +44,7 @@ def data_schema(features: Features) -> pa.Schema:
 def data_table(
     schema: pa.Schema, columns: Mapping[str, NDArray[Any]], images: Mapping[str, Sequence[Any]]
 ) -> pa.Table:
-    """The rows of one episode.
-
-    Args:
-        schema: of the file.
-        columns: feature key → [n, …].
-        images: camera → n encoded images, for the image columns of the schema.
-    """
+    """The rows of one episode, of columns [n, …] by feature key and images by camera."""
     arrays = []
     for field in schema:
         if field.type == _IMAGE:
@@ -72,12 +66,7 @@ def data_table(
 
 
 class DataFiles:
-    """Writes episodes into data files of limited size.
-
-    Args:
-        folder: the data set's.
-        schema: of every file.
-    """
+    """Writes episodes into data files of limited size."""
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self._folder = folder
@@ -141,8 +130,7 @@ class DataFiles:
 def read_column(files: Sequence[Path], key: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """[n, *shape] of one feature over several data files; [n] for the shape [1].
 
-    Raises:
-        DatasetError: a file cannot be read, lacks the column, or a row has another shape.
+    DatasetError if a file cannot be read, lacks the column, or a row has another shape.
     """
     parts: list[NDArray[Any]] = []
     for file in files:

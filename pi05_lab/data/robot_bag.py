@@ -23,12 +23,8 @@ class RobotBagWriter:
     Args:
         path: the bag's folder, which must not exist.
         joint_names: of all joints, in the order of every array that is written.
-        controllers: controller → its joints.
+        controllers: controller → its joints, which must be in `joint_names`.
         period_s: between two frames; a command is due one period after its frame.
-
-    Raises:
-        FileExistsError: `path` exists.
-        BagError: a controller has a joint that is not in `joint_names`.
     """
 
     def __init__(
@@ -61,18 +57,15 @@ class RobotBagWriter:
         targets: FloatArray,
         instruction: str,
     ) -> None:
-        """Write one frame.
+        """Write one frame; BagError for missing or infinite values, or images that are not RGB.
 
         Args:
             stamp_s: of the images and the joints.
-            images: camera → RGB [height, width, 3].
+            images: camera → uint8 RGB [height, width, 3].
             positions: [n_joints] measured, rad and m.
             velocities: [n_joints] measured, rad/s and m/s.
             targets: [n_joints] commanded, rad and m.
             instruction: published when it changes and every `INSTRUCTION_PERIOD_S`.
-
-        Raises:
-            BagError: joint values are missing or not finite, or an image is not uint8 RGB.
         """
         time_ns = round(stamp_s * 1e9)
         for values in (positions, velocities, targets):

@@ -138,9 +138,7 @@ def episodes(
 ) -> Iterator[list[Frame]]:
     """Episodes 0 … count - 1, independent of the number of workers.
 
-    Raises:
-        DatasetError: the expert keeps failing.
-        WorkerDied: a worker process was killed.
+    DatasetError if the expert keeps failing, WorkerDied if a worker process was killed.
     """
     yield from run_tasks(partial(SimulatedRecorder, config, make_policy), range(count), workers)
 
@@ -148,14 +146,8 @@ def episodes(
 class SimulatedRecorder:
     """Simulates one episode per call; used only in the thread that made it.
 
-    Args:
-        config: what is recorded.
-        make_policy: makes a policy that moves the arms instead of the expert. Requires
-            `config.states`: the expert labels the states that the policy reaches (DAgger, Ross et
-            al. 2011).
-
-    Raises:
-        RenderingUnavailable: no OpenGL on this machine.
+    A policy of `make_policy` moves the arms instead of the expert, which labels the states that the
+    policy reaches (DAgger, Ross et al. 2011); this requires `config.states`.
     """
 
     def __init__(self, config: RecordConfig, make_policy: MakePolicy | None = None) -> None:
@@ -173,11 +165,7 @@ class SimulatedRecorder:
         self._renderer.close()
 
     def __call__(self, number: int) -> list[Frame]:
-        """The frames of episode `number`.
-
-        Raises:
-            DatasetError: the expert failed in `TRIES` attempts.
-        """
+        """The frames of episode `number`; DatasetError if the expert failed `TRIES` times."""
         if self._policy is not None:
             (seed,) = np.random.SeedSequence([self.config.seed, number]).generate_state(1)
             self._policy.restart(int(seed))

@@ -17,19 +17,10 @@ _BASIC = ("min", "max", "mean", "std")
 
 
 def vector_statistics(values: NDArray[Any]) -> Statistics:
-    """Statistics of each entry.
+    """Statistics [d] of each entry of `values` [n, ..., d], n ≥ 1; `count` [1] is n.
 
-    LeRobot estimates the quantiles from histograms and, over several episodes, takes the outermost;
-    these are exact, over all the data.
-
-    Args:
-        values: [n, ..., d], n ≥ 1; the last axis counts the entries, as in LeRobot.
-
-    Returns:
-        Arrays [d]; `count` [1] is n.
-
-    Raises:
-        ValueError: there is no data.
+    The last axis counts the entries, as in LeRobot. LeRobot estimates the quantiles from histograms
+    and, over several episodes, takes the outermost; these are exact, over all the data.
     """
     if values.size == 0:
         raise ValueError("there are no statistics of no data")
@@ -65,11 +56,7 @@ class ImageHistogram:
         self._images += other._images
 
     def statistics(self) -> Statistics:
-        """Per channel [3, 1, 1], values from 0 to 1; `count` [1] is the number of images.
-
-        Raises:
-            ValueError: no image was added.
-        """
+        """Per channel [3, 1, 1], values from 0 to 1; `count` [1] is the number of images."""
         if self._images == 0:
             raise ValueError("there are no statistics of no images")
         values = np.arange(256) / 255.0

@@ -27,10 +27,7 @@ _ERRORS = (av.FFmpegError, OSError)
 class VideoWriter:
     """Appends frames to one mp4 (H.264, yuv420p), which is readable after `close`.
 
-    Args:
-        path: of the file; its folder is made.
-        fps: frames per second.
-        size: (height, width) in pixels, both even.
+    `size` is (height, width) in pixels, both even. The file's folder is made.
     """
 
     def __init__(self, path: Path, fps: int, size: tuple[int, int]) -> None:
@@ -92,8 +89,7 @@ class VideoReader:
     def frame(self, path: Path, time_s: float, fps: float) -> ImageArray:
         """RGB [height, width, 3] of the frame nearest to `time_s` seconds.
 
-        Raises:
-            DatasetError: no file, no video, or no frame within half a frame of that time.
+        DatasetError if there is no file, no video, or no frame within half a frame of that time.
         """
         if os.getpid() != self._process:
             # A forked process shares the file positions with its parent: open the files again.

@@ -28,7 +28,7 @@ CUBE_YAW_RAD = 0.4
 
 
 class SimulatedAloha:
-    """Two ViperX 300s arms at a table, stepped in real or any other time.
+    """Two ViperX 300s arms at a table with cubes, stepped in real or any other time.
 
     Joints are in the order of `JOINT_NAMES`. Twelve are angles in rad. A gripper is the position
     of one finger in m, in the convention of openpi and gym-aloha: 0.01844 is closed (0), 0.058 is
@@ -36,9 +36,6 @@ class SimulatedAloha:
     cube reads 0.042, or up to 0.05 askew.
 
     Not thread-safe: step and read from one thread, and pass `qpos()` to others.
-
-    Args:
-        cubes: colours of the cubes on the table, out of red, green, blue, yellow.
     """
 
     def __init__(self, cubes: Sequence[str] = ("red", "green", "blue")) -> None:
@@ -100,22 +97,14 @@ class SimulatedAloha:
         return (self._sign * self.data.qvel[self._qvel_index]).mean(axis=0)
 
     def set_targets(self, positions: ArrayLike) -> None:
-        """Set the position servos' targets, [14] rad and m; clipped to `lower`, `upper`.
-
-        Raises:
-            ValueError: the shape is not [14] or a value is not finite.
-        """
+        """Set the position servos' targets, [14] finite rad and m; clipped to `lower`, `upper`."""
         targets = np.asarray(positions, dtype=np.float64)
         if targets.shape != (len(JOINT_NAMES),) or not np.isfinite(targets).all():
             raise ValueError(f"targets must be {len(JOINT_NAMES)} finite numbers, got {targets}")
         self.data.ctrl[self._actuator_index] = self._sign * np.clip(targets, self.lower, self.upper)
 
     def step(self, n_steps: int = 1) -> None:
-        """Advance `n_steps` physics steps.
-
-        Raises:
-            RuntimeError: the simulation diverged; call `reset`.
-        """
+        """Advance `n_steps` physics steps; RuntimeError if the simulation diverged."""
         mujoco.mj_step(self.model, self.data, n_steps)
         kinds = mujoco.mjtWarning
         bad = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
@@ -145,11 +134,7 @@ class SimulatedAloha:
         return qpos
 
     def set_qpos(self, qpos: ArrayLike) -> None:
-        """Set the configuration `qpos` [nq], at rest, as the servos' targets.
-
-        Raises:
-            ValueError: the shape does not fit this scene or a value is not finite.
-        """
+        """Set the finite configuration `qpos` [nq], at rest, as the servos' targets."""
         array = np.asarray(qpos, dtype=np.float64)
         if array.shape != (self.model.nq,) or not np.isfinite(array).all():
             raise ValueError(f"qpos must be {self.model.nq} finite numbers, got {array.shape}")

@@ -55,14 +55,11 @@ def check_trajectory(
     *,
     allow_nonzero_velocity_at_trajectory_end: bool = False,
 ) -> None:
-    """Apply the rules of `validate_trajectory_msg`, which are the same from Humble to 6.9.
+    """Raise TrajectoryRejected if a controller of `joint_names` rejects the trajectory.
 
-    Three rules are stricter, because the controller passes these faults on to the motors:
-    non-finite numbers, a joint named twice, and accelerations without velocities (which it
-    interpolates as zeros).
-
-    Raises:
-        TrajectoryRejected: a controller of `joint_names` rejects the trajectory.
+    The rules are those of `validate_trajectory_msg`, the same from Humble to 6.9. Three are
+    stricter, because the controller passes these faults on to the motors: non-finite numbers, a
+    joint named twice, and accelerations without velocities (which it interpolates as zeros).
     """
     given = list(trajectory.joint_names)
     if len(given) != len(joint_names):
@@ -229,14 +226,9 @@ class JointTrajectoryController:
         self._commanded = replace(point, time_s=math.nan, velocity=self._zero)
 
     def accept(self, trajectory: Trajectory, now_s: float) -> None:
-        """Accept a trajectory for the next `update`.
+        """Accept a trajectory, its joints in any order, for the next `update`.
 
-        Args:
-            trajectory: its joints may be in any order.
-            now_s: the controller's clock on arrival.
-
-        Raises:
-            TrajectoryRejected: a rule of `check_trajectory` is broken.
+        TrajectoryRejected if it breaks a rule of `check_trajectory` at `now_s`.
         """
         allow = self._allow_nonzero_end
         try:
@@ -253,18 +245,15 @@ class JointTrajectoryController:
     def update(
         self, now_s: float, positions: ArrayLike, velocities: ArrayLike | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """One cycle at `now_s`.
+        """One cycle, which began at `now_s` on the controller's clock.
 
         Args:
-            now_s: the controller's clock when the cycle began.
+            now_s: time of the cycle.
             positions: [J] measured.
             velocities: [J] measured; None: the hardware has no velocity state interface.
 
         Returns:
             The positions [J] that are commanded until the next cycle, and their velocities.
-
-        Raises:
-            RuntimeError: `hold` was not called.
         """
         if self._playing is None:
             raise RuntimeError("the controller is not active: call hold() with the positions")

@@ -83,12 +83,10 @@ def grippers_to_metres(units: ArrayLike) -> FloatArray:
 
 
 class Expert:
-    """Plans a task's next second for both arms; an arm without a task goes home.
+    """Plans a task's next second for both arms; only reads the simulator.
 
-    An arm that holds a cube of no use for its task puts it down first.
-
-    Args:
-        sim: only read.
+    An arm without a task goes home. An arm that holds another cube than its task's puts it down
+    first.
     """
 
     def __init__(self, sim: SimulatedAloha) -> None:
@@ -97,20 +95,13 @@ class Expert:
         self._lag_s = servo_lags_s(sim)
 
     def plan(self, task: Task, horizon: int = HORIZON) -> FloatArray:
-        """Joint targets from the current state on; a function of the state alone.
+        """Joint targets [horizon, 14] from the current state on; a function of the state alone.
 
         The state is the joints' positions and the cubes' poses. Speeds are not part of it, because
         a policy does not see them: a plan from rest starts at full speed. Row k is due in k·20 ms
         and leads the field by the servos' lag, so that the arm itself follows the field. From row
         to row an arm's targets stay below 2 rad/s and 10 rad/s², a gripper's below 0.15 m/s; row 0
-        is up to 0.1 rad ahead of the arm.
-
-        Returns:
-            [horizon, 14] positions in the order of `JOINT_NAMES`, rad and m, within the ranges of
-            the targets.
-
-        Raises:
-            ValueError: the task's cube is not in the scene.
+        is up to 0.1 rad ahead of the arm. All targets are within their ranges.
         """
         if task.color is not None and task.color not in self.sim.cubes:
             raise ValueError(f"there is no {task.color} cube; the cubes are {self.sim.cubes}")

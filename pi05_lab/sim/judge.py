@@ -61,14 +61,8 @@ class Judge:
     It is wrong when, before that, another arm or cube fulfilled "touch" during a task with a cube
     (unless it did so from the start), or the other arm swung twice during "wave".
 
-    Once set, `done` and `wrong` stay. A task that is fulfilled at the start is done.
-
-    Args:
-        task: the requested task.
-        sim: the simulator; its cubes must include the task's.
-
-    Raises:
-        ValueError: the task's cube is not on the table.
+    Once set, `done` and `wrong` stay. A task that is fulfilled at the start is done. The task's
+    cube must be on the table.
     """
 
     def __init__(self, task: Task, sim: SimulatedAloha) -> None:

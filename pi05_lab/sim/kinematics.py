@@ -66,9 +66,6 @@ class ArmKinematics:
 
     The forearm never rolls in a solution, so an arm is a plane that the waist turns, and the tool's
     pitch below the horizontal is shoulder + elbow + wrist_angle.
-
-    Args:
-        model: `SimulatedAloha.model`.
     """
 
     def __init__(self, model: mujoco.MjModel) -> None:
@@ -123,16 +120,10 @@ class ArmKinematics:
 
         Args:
             side: "left" or "right".
-            position: [3] of the tool, world, m.
+            position: [3] of the tool, world, finite, m.
             pitch: of the tool below the horizontal, rad; `approach_pitch` if None.
             yaw: of a box's faces about z, rad, for the fingers to close on; wrist_rotate turns by
                 at most about 45° for it, and stays 0 if None.
-
-        Returns:
-            The solution; if out of reach, the closest one found, with `reached` False.
-
-        Raises:
-            ValueError: the position is not three finite numbers.
         """
         target = np.asarray(position, dtype=np.float64)
         if target.shape != (3,) or not np.isfinite(target).all():

@@ -79,9 +79,8 @@ def follow(
 ) -> tuple[FloatArray, FloatArray]:
     """Integrate a field from a state on.
 
-    Returns:
-        The arm's joints [steps + 2, 6], rad, from the state's on; and the gripper's commands
-        [steps + 1], m.
+    Returns the arm's joints [steps + 2, 6], rad, from the state's on, and the gripper's commands
+    [steps + 1], m.
     """
     path: list[FloatArray] = [state.joints]
     grip: list[float] = []
@@ -99,8 +98,10 @@ def follow(
         grip.append(last + within(change, _LARGEST_GRIPPER_M_S * DT_S))
         fingers = state.gripper_m + within(lead, _GRIPPER_M_S * DT_S)
         blocked = min(HELD_M, state.gripper_m)
-        if any(state.between_fingers(cube) or state.holds(cube) for cube in state.cubes):
-            fingers = max(fingers, blocked)
+        if fingers < blocked and any(
+            state.between_fingers(cube) or state.holds(cube) for cube in state.cubes
+        ):
+            fingers = blocked
         tool = kinematics.tool_position(side, joints)
         cubes = state.cubes
         if carried is not None:

@@ -41,11 +41,7 @@ _LEAST_SEEN = 2
 
 
 def mjcf_name(camera: str) -> str:
-    """A camera's name in the MJCF files.
-
-    Raises:
-        ValueError: it is neither one of `CAMERAS` nor "scene".
-    """
+    """The name in the MJCF files of one of `CAMERAS` or "scene"; ValueError for another."""
     if camera not in (*CAMERAS, SCENE_CAMERA):
         raise ValueError(f"camera must be one of {(*CAMERAS, SCENE_CAMERA)}, got {camera!r}")
     return _MJCF_NAMES.get(camera, camera)
@@ -56,19 +52,11 @@ class RenderingUnavailable(RuntimeError):
 
 
 class CameraRenderer:
-    """Renders any camera of one model; used only in the thread that made it.
+    """Renders any camera of one model, of `width` × `height` pixels.
 
-    It has its own copy of the model and its own MjData, so physics may run in another thread:
-    rendering releases Python's global lock.
-
-    Args:
-        model: the scene, `SimulatedAloha.model`.
-        width: of the images, pixels.
-        height: of the images, pixels.
-        quality: "fast" for a policy, "pretty" (shadows, smooth edges) for people.
-
-    Raises:
-        RenderingUnavailable: no OpenGL; the message names the packages.
+    Used only in the thread that made it. It has its own copy of the model and its own MjData, so
+    physics may run in another thread: rendering releases Python's global lock. `quality` is "fast"
+    for a policy, "pretty" (shadows, smooth edges) for people.
     """
 
     def __init__(
@@ -101,18 +89,10 @@ class CameraRenderer:
         self._upside_down = np.empty((height, width, 3), np.uint8)
 
     def render(self, state: mujoco.MjData | NDArray[np.float64], camera: str) -> NDArray[np.uint8]:
-        """Render one image.
+        """RGB [height, width, 3] of one of `CAMERAS`, or "scene".
 
-        Args:
-            state: `qpos` [nq], or an MjData that is not stepped meanwhile.
-            camera: one of `CAMERAS`, or "scene".
-
-        Returns:
-            [height, width, 3] RGB.
-
-        Raises:
-            RuntimeError: the renderer is closed or belongs to another thread.
-            ValueError: no such camera, or a qpos of another scene.
+        `state` is `qpos` [nq], or an MjData that is not stepped meanwhile. RuntimeError if the
+        renderer is closed or belongs to another thread.
         """
         if self._context is None:
             raise RuntimeError("this renderer is closed")
@@ -174,15 +154,8 @@ def _open_context(model: mujoco.MjModel, width: int, height: int) -> tuple[Any, 
 def cube_pixels(sim: SimulatedAloha, camera: str, aspect: float = 4 / 3) -> FloatArray:
     """[cubes, 2] column and row of the visible part's middle, from 0 to 1 over the image.
 
-    0, 0 is the upper left corner. An invisible cube has `ABSENT` twice.
-
-    Args:
-        sim: in the state to evaluate.
-        camera: one of `CAMERAS`.
-        aspect: the image's width over its height.
-
-    Raises:
-        ValueError: no such camera.
+    0, 0 is the upper left corner. An invisible cube has `ABSENT` twice. `aspect` is the image's
+    width over its height.
     """
     model, data = sim.model, sim.data
     mujoco.mj_camlight(model, data)

@@ -53,11 +53,7 @@ CUBE_COLORS = {
 
 
 def build_model(cubes: Sequence[str] = ("red", "green", "blue")) -> mujoco.MjModel:
-    """Compile the scene with one cube per colour in `cubes`.
-
-    Raises:
-        ValueError: a colour is unknown or given twice.
-    """
+    """Compile the scene with one cube per colour in `cubes`."""
     unknown = [name for name in cubes if name not in CUBE_COLORS]
     if unknown or len(set(cubes)) != len(cubes):
         raise ValueError(f"cubes must be different names of {sorted(CUBE_COLORS)}, got {cubes!r}")

@@ -39,12 +39,7 @@ def reset_for(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> None
 
 
 def random_start(sim: SimulatedAloha, task: Task, rng: np.random.Generator) -> str:
-    """Set a random initial state at rest, optionally mid-task.
-
-    Args:
-        sim: is reset and changed.
-        task: determines the possible states, and the arm that is moved to the cube.
-        rng: the source of all random numbers.
+    """Reset the simulator to a random state at rest, optionally in the middle of the task.
 
     Returns:
         The kind of state: "jitter" (arms near home), "away" (arms anywhere above the table),

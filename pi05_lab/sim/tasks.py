@@ -84,15 +84,12 @@ _HELD_OUT = {
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task; ValueError if a field is unknown, missing, or does not belong to the verb.
 
     Attributes:
         verb: one of `VERBS`: "pick" is to pick up, "place" to put in the table's middle.
         side: the arm, "left" or "right"; None for "home", which is for both.
         color: the cube, for `CUBE_VERBS`; else None.
-
-    Raises:
-        ValueError: a field is unknown, is missing, or does not belong to the verb.
     """
 
     verb: str
@@ -125,12 +122,9 @@ def all_tasks(
 
 
 def wordings(task: Task, held_out: bool = False) -> list[str]:
-    """The instructions of a task.
+    """The instructions of a task for training, the plainest first, or those held out of it.
 
-    Args:
-        task: the task.
-        held_out: those kept out of training, made of words that occur in training; else those for
-            training. The first one for training is the plainest.
+    Held-out ones are made of words that occur in training.
     """
     templates = (_HELD_OUT if held_out else _TRAINED)[task.verb]
     return [text.format(side=task.side, color=task.color) for text in templates]
