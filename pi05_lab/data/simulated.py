@@ -221,16 +221,14 @@ class SimulatedRecorder:
                 state = grippers_to_unit(self._sim.positions())
                 actions = self._policy.infer(Observation(rendered, state, text, 0.0)).actions
                 targets = grippers_to_metres(actions).repeat(self._stride, axis=0)
-            for target in targets[: self._ticks_until_next(task, rng)]:
+            near = False
+            if task.side is not None and task.color is not None:
+                offset = self._sim.tool_position(task.side) - self._sim.cube_position(task.color)
+                near = bool(np.linalg.norm(offset) < _NEAR_M)
+            ticks = int(rng.integers(6, 16) if near else rng.integers(12, 30))
+            for target in targets[:ticks]:
                 self._step(target)
         return frames
-
-    def _ticks_until_next(self, task: Task, rng: np.random.Generator) -> int:
-        if task.side is not None and task.color is not None:
-            offset = self._sim.tool_position(task.side) - self._sim.cube_position(task.color)
-            if np.linalg.norm(offset) < _NEAR_M:
-                return int(rng.integers(6, 16))
-        return int(rng.integers(12, 30))
 
     def _disturbed(self, plan: FloatArray, rng: np.random.Generator) -> FloatArray:
         """The plan, sometimes with a growing constant error."""

@@ -85,7 +85,7 @@ def grippers_to_metres(units: ArrayLike) -> FloatArray:
 class Expert:
     """Plans a task's next second for both arms; only reads the simulator.
 
-    An arm without a task goes home. An arm that holds another cube than its task's puts it down
+    An arm without a task goes home. A cube in the hand that the task does not carry is put down
     first.
     """
 

@@ -90,12 +90,14 @@ def follow(
         wanted, gripper_goal = field(state)
         if velocity is None:
             velocity = wanted
-        velocity = velocity + _limited(wanted - velocity, _LARGEST_RAD_S2 * DT_S)
+        change = wanted - velocity
+        share = _LARGEST_RAD_S2 * DT_S / max(float(np.abs(change).max()), 1e-12)
+        velocity = velocity + change * min(1.0, share)
         joints = state.joints + velocity * DT_S
         lead = within(gripper_goal - state.gripper_m, _GRIPPER_LEAD_M)
         last = grip[-1] if grip else state.gripper_m + lead
-        change = state.gripper_m + lead - last
-        grip.append(last + within(change, _LARGEST_GRIPPER_M_S * DT_S))
+        step = within(state.gripper_m + lead - last, _LARGEST_GRIPPER_M_S * DT_S)
+        grip.append(last + step)
         fingers = state.gripper_m + within(lead, _GRIPPER_M_S * DT_S)
         blocked = min(HELD_M, state.gripper_m)
         if fingers < blocked and any(
@@ -131,11 +133,6 @@ def ramp(value: float, low: float, high: float) -> float:
 def within(value: float, largest: float) -> float:
     """The value, clipped to ±largest."""
     return min(max(value, -largest), largest)
-
-
-def _limited(vector: FloatArray, largest: float) -> FloatArray:
-    """The vector, scaled down so that no entry exceeds `largest`."""
-    return vector * min(1.0, largest / max(float(np.abs(vector).max()), 1e-12))
 
 
 def towards(joints: FloatArray, goal: FloatArray) -> FloatArray:

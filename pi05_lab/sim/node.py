@@ -32,7 +32,7 @@ from pi05_ros.nodes import messages
 from pi05_ros.nodes.parameters import declare
 from pi05_ros.nodes.spinning import spin_until_interrupted
 from pi05_ros.nodes.status import Level, PartStatus, diagnostic_array
-from pi05_ros.types import FloatArray, ImageArray
+from pi05_ros.types import ImageArray
 
 STATUS_PERIOD_S = 0.5
 ARMS = {"left_arm_controller": slice(0, 7), "right_arm_controller": slice(7, 14)}
@@ -159,7 +159,12 @@ class AlohaSimNode(Node):
                 positions, velocities = self._sim.positions(), self._sim.velocities()
             step += 1
             if step % steps_per_state == 0:
-                self._publish_state(stamp_s, positions, velocities, qpos)
+                if self._clock_publisher is not None:
+                    self._clock_publisher.publish(Clock(clock=messages.to_time(stamp_s)))
+                state = messages.joint_state_message(JOINT_NAMES, positions, velocities, stamp_s)
+                self._state_publisher.publish(state)
+                if self._qpos_publisher.get_subscription_count() > 0:
+                    self._qpos_publisher.publish(Float64MultiArray(data=[stamp_s, *qpos.tolist()]))
             next_s += TIMESTEP_S
             lag_s = time.monotonic() - next_s
             if lag_s > MAX_LAG_S:
@@ -167,16 +172,6 @@ class AlohaSimNode(Node):
                 next_s += lag_s
             elif lag_s < 0:
                 self._stop.wait(-lag_s)
-
-    def _publish_state(
-        self, stamp_s: float, positions: FloatArray, velocities: FloatArray, qpos: FloatArray
-    ) -> None:
-        if self._clock_publisher is not None:
-            self._clock_publisher.publish(Clock(clock=messages.to_time(stamp_s)))
-        message = messages.joint_state_message(JOINT_NAMES, positions, velocities, stamp_s)
-        self._state_publisher.publish(message)
-        if self._qpos_publisher.get_subscription_count() > 0:
-            self._qpos_publisher.publish(Float64MultiArray(data=[stamp_s, *qpos.tolist()]))
 
     def _run_cameras(self) -> None:
         period_s = 1.0 / self._settings.camera_rate_hz

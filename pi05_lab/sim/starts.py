@@ -87,7 +87,11 @@ class _Starts:
         positions = HOME_POSITIONS.copy()
         for each in SIDES:
             spread = 0.35 if kind == "away" or rng.random() < 0.15 else 0.03
-            self._scatter(positions, each, spread)
+            arm = arm_slice(each)
+            positions[arm] += spread * rng.normal(size=6) * [1.0, 0.6, 0.6, 0.3, 0.6, 0.3]
+            gripper = abs(rng.normal(0, 0.004)) if rng.random() < 0.7 else 0.034
+            opened = 0.0226 + gripper * rng.uniform(0.3, 1.0)
+            positions[arm.stop] = min(opened, GRIPPER_OPEN_M)
         if kind in ("near", "grasping", "holding", "burdened", "released"):
             if not self._reach(positions, side, cube, kind):
                 return False
@@ -116,12 +120,6 @@ class _Starts:
             return self._settle(positions, side, cube)
         scattered = SIDES if kind in ("jitter", "away") else (other_side(side),)
         return all(sim.tool_position(each)[2] > _LOWEST_TOOL_M for each in scattered)
-
-    def _scatter(self, positions: FloatArray, side: str, spread_rad: float) -> None:
-        arm = arm_slice(side)
-        positions[arm] += spread_rad * self._rng.normal(size=6) * [1.0, 0.6, 0.6, 0.3, 0.6, 0.3]
-        gripper = abs(self._rng.normal(0, 0.004)) if self._rng.random() < 0.7 else 0.034
-        positions[arm.stop] = min(0.0226 + gripper * self._rng.uniform(0.3, 1.0), GRIPPER_OPEN_M)
 
     def _reach(self, positions: FloatArray, side: str, cube: str, kind: str) -> bool:
         """Move one arm to where the kind of state requires it."""
