@@ -22,10 +22,7 @@ PNG_LEVEL = 1
 def encode(image: ImageArray) -> bytes:
     """RGB [height, width, 3] → PNG."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
-    if not done:
-        raise DatasetError(f"cannot encode an image of shape {image.shape}")
-    return bytes(data.tobytes())
+    return bytes(cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])[1].tobytes())
 
 
 def decode(data: bytes | memoryview) -> ImageArray:

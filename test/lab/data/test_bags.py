@@ -56,7 +56,7 @@ def test_a_bare_file_is_a_bag(bag: Path) -> None:
     assert len(messages) == COUNT and notes == []
 
 
-def test_without_metadata_the_files_are_read_and_it_is_said(bag: Path, tmp_path: Path) -> None:
+def test_without_metadata_the_files_are_read_with_a_note(bag: Path, tmp_path: Path) -> None:
     broken = copy(bag, tmp_path / "bag")
     (broken / "metadata.yaml").unlink()
     messages, notes = read(broken)
@@ -120,7 +120,7 @@ def test_sqlite_and_compressed_bags_are_read(bag: Path, tmp_path: Path) -> None:
         assert [m.data for m in messages] == [m.data for m in read(bag)[0]]
 
 
-def test_a_damaged_database_is_read_as_far_as_it_goes(bag: Path, tmp_path: Path) -> None:
+def test_a_damaged_database_is_read_up_to_the_damage(bag: Path, tmp_path: Path) -> None:
     target = tmp_path / "bag"
     target.mkdir()
     file = target / "bag_0.db3"
@@ -142,7 +142,7 @@ def test_a_damaged_database_is_read_as_far_as_it_goes(bag: Path, tmp_path: Path)
     assert any("malformed" in note or "corrupt" in note for note in notes)
 
 
-def test_what_is_no_bag_is_named(tmp_path: Path) -> None:
+def test_a_path_without_a_bag_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     assert not is_bag(tmp_path)
     with pytest.raises(BagError, match=r"not a rosbag2: no metadata\.yaml, no \.mcap or \.db3"):

@@ -25,7 +25,7 @@ from pi05_lab.data.lerobot_format import DatasetError, Extra, Features, flat_nam
         ({"cameras": {"top": (9, 8)}, "use_video": True}, "even sizes"),
     ],
 )
-def test_features_that_no_dataset_can_have_are_refused(change: dict[str, Any], reason: str) -> None:
+def test_invalid_features_are_rejected(change: dict[str, Any], reason: str) -> None:
     fields: dict[str, Any] = {"cameras": {}, "state_names": ("a",), "action_names": ("a",)}
     with pytest.raises(DatasetError, match=reason):
         Features(**(fields | change))
@@ -41,7 +41,7 @@ def test_features_that_no_dataset_can_have_are_refused(change: dict[str, Any], r
         (["only one"], ["x_0", "x_1"]),
     ],
 )
-def test_names_are_read_from_every_form_that_datasets_have(names: Any, expected: list[str]) -> None:
+def test_names_are_read_in_every_form(names: Any, expected: list[str]) -> None:
     assert flat_names(names, 2, "x") == expected
 
 

@@ -103,7 +103,7 @@ def test_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["params/manifest.ocdbt", "assets/droid/norm_stats.json"])
 @pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_special_files_are_refused(tmp_path: Path, name: str, kind: str) -> None:
+def test_special_files_are_rejected(tmp_path: Path, name: str, kind: str) -> None:
     """Fault: a conversion that never ends."""
     path = Path(shutil.copytree(JAX, tmp_path / "in")) / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ Numbers = dict[str, list[Any]]
 
 
 @pytest.mark.parametrize("kind", ["images", "video"])
-def test_what_lerobot_wrote_is_read(kind: str) -> None:
+def test_data_written_by_lerobot_are_read(kind: str) -> None:
     dataset = LeRobotDataset(LEROBOT / kind)
     assert len(dataset) == 24 and dataset.episodes.tolist() == [0, 1, 2]
     assert dataset.cameras == ("top",) and dataset.image_sizes == {"top": (64, 64)}
@@ -61,7 +61,7 @@ def test_a_chunk_ends_with_its_episode(write: Write, numbers: Numbers) -> None:
             frame += 1
 
 
-def test_recorded_labels_are_taken_instead(write: Write, numbers: Numbers) -> None:
+def test_recorded_labels_replace_the_executed_actions(write: Write, numbers: Numbers) -> None:
     dataset = LeRobotDataset(write(label=True))
     sample = dataset.sample(13, 3, cameras=["wrist"])
     np.testing.assert_array_equal(sample.actions, numbers["label"][2][7][:3])
@@ -70,7 +70,7 @@ def test_recorded_labels_are_taken_instead(write: Write, numbers: Numbers) -> No
         dataset.sample(0, 5)
 
 
-def test_frames_that_do_not_exist_are_refused(write: Write) -> None:
+def test_unknown_frames_cameras_and_episodes_are_rejected(write: Write) -> None:
     dataset = LeRobotDataset(write())
     for frame in (-1, len(dataset)):
         with pytest.raises(IndexError, match=f"frame {frame} of 14"):

@@ -53,7 +53,7 @@ def test_a_task_becomes_a_bag_with_the_nodes_topics(tmp_path: Path) -> None:
     assert 0.015 < states[0].position[6] < 0.06
 
 
-def test_video_is_written_when_asked_for(tmp_path: Path) -> None:
+def test_video_is_written_on_request(tmp_path: Path) -> None:
     options = ("--tasks", "home", "--episodes", 1, "--fps", 10, "--video", "--labels", "chunk")
     assert record("--output", tmp_path / "data", *options) == 0
     assert (tmp_path / "data/videos/observation.images.cam_high/chunk-000/file-000.mp4").is_file()

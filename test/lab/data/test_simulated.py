@@ -34,7 +34,7 @@ def states() -> Iterator[list[Frame]]:
     recorder.close()
 
 
-def test_a_demonstration_does_what_it_says(demonstration: list[Frame]) -> None:
+def test_a_demonstration_does_its_task(demonstration: list[Frame]) -> None:
     task = parse(demonstration[0].task)
     assert task is not None and task.verb == "pick"
     assert {frame.task for frame in demonstration} == {demonstration[0].task}
@@ -59,7 +59,7 @@ def test_the_label_is_in_the_units_and_at_the_rate_of_the_data(demonstration: li
         assert chunk[:, GRIPPERS].min() > -0.2 and chunk[:, GRIPPERS].max() < 1.2
 
 
-def test_an_image_of_states_has_several_instructions_for_each_picture(states: list[Frame]) -> None:
+def test_each_image_of_states_has_several_instructions(states: list[Frame]) -> None:
     assert len(states) % 4 == 0 and len(states) >= 12
     for start in range(0, len(states), 4):
         group = states[start : start + 4]
@@ -158,6 +158,6 @@ def test_an_expert_that_keeps_failing_ends_recording() -> None:
         ({"states": True, "instructions": 0}, "needs an instruction"),
     ],
 )
-def test_an_invalid_config_is_refused(change: dict[str, Any], reason: str) -> None:
+def test_an_invalid_config_is_rejected(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(DatasetError, match=reason):
         RecordConfig(**change)

@@ -28,7 +28,7 @@ def all_frames() -> list[tuple[int, int]]:
     return [(episode, k) for episode, length in enumerate(LENGTHS) for k in range(length)]
 
 
-def test_what_was_recorded_is_read(write: Write, numbers: Numbers) -> None:
+def test_recorded_data_are_read_back(write: Write, numbers: Numbers) -> None:
     dataset = LeRobotDataset(write())
     assert len(dataset) == sum(LENGTHS)
     assert dataset.cameras == tuple(SIZES) and dataset.image_sizes == SIZES
@@ -158,7 +158,7 @@ GOOD: dict[str, Any] = {
         ({"extra": {"x": [1]}}, r"feature \['x'\] is not one"),
     ],
 )
-def test_a_bad_frame_is_refused_and_the_episode_goes_on(
+def test_a_bad_frame_is_rejected_and_the_episode_continues(
     tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     with DatasetWriter(tmp_path / "d", 10, Features({"top": (8, 8)}, JOINTS, JOINTS)) as writer:

@@ -170,14 +170,14 @@ def test_set_qpos_restores_a_recorded_state(sim: SimulatedAloha) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros(13), np.full(14, np.nan), np.full(14, np.inf)])
-def test_bad_targets_are_refused(sim: SimulatedAloha, bad: np.ndarray) -> None:
+def test_bad_targets_are_rejected(sim: SimulatedAloha, bad: np.ndarray) -> None:
     before = sim.data.ctrl.copy()
     with pytest.raises(ValueError, match="14 finite"):
         sim.set_targets(bad)
     np.testing.assert_array_equal(sim.data.ctrl, before)
 
 
-def test_unknown_names_are_refused(sim: SimulatedAloha) -> None:
+def test_unknown_names_are_rejected(sim: SimulatedAloha) -> None:
     with pytest.raises(ValueError, match="purple"):
         sim.cube_position("purple")
     with pytest.raises(ValueError, match="middle"):

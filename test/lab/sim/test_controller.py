@@ -86,7 +86,7 @@ def on_the_ramp(**options: bool) -> Joints:
     return joints
 
 
-def test_holds_until_something_comes() -> None:
+def test_holds_until_the_first_trajectory() -> None:
     controller = JointTrajectoryController(JOINTS)
     with pytest.raises(RuntimeError, match="hold"):
         controller.update(0.0, ZERO)
@@ -358,11 +358,7 @@ def test_each_rule_has_its_reason(changes: dict[str, Any], reason: str) -> None:
 )
 def test_trajectories_that_the_controller_accepts(changes: dict[str, Any]) -> None:
     check_trajectory(trajectory(**changes), JOINTS, NOW)
-
-
-def test_one_point_is_enough() -> None:
-    point = Trajectory(JOINTS, 0.0, [0.5], np.zeros((1, 3)))
-    check_trajectory(point, JOINTS, NOW)
+    check_trajectory(Trajectory(JOINTS, 0.0, [0.5], np.zeros((1, 3))), JOINTS, NOW)
 
 
 def test_a_moving_end_can_be_allowed() -> None:

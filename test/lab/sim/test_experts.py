@@ -115,7 +115,7 @@ def test_a_cube_in_the_hand_is_put_down_before_another_is_touched() -> None:
     assert np.hypot(*(SIM.tool_position("left") - SIM.cube_position("blue"))[:2]) < 0.01
 
 
-def test_a_cube_that_is_not_there_is_refused() -> None:
+def test_a_cube_that_is_not_there_is_rejected() -> None:
     with pytest.raises(ValueError, match="yellow"):
         EXPERT.plan(Task("touch", "left", "yellow"))
 

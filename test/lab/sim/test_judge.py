@@ -1,5 +1,4 @@
-"""Faults pinned: a success seen where nothing was done, one that is missed, the wrong cube or arm
-taken for the right one, swinging that is no waving."""
+"""Faults pinned: false successes, missed successes, a wrong cube or arm, swings that do not wave."""
 
 from __future__ import annotations
 
@@ -128,7 +127,7 @@ def test_place_needs_rest_in_the_middle_and_a_hand_that_let_go(sim: SimulatedAlo
     assert judge.done
 
 
-def test_place_beside_the_middle_or_above_it_is_nothing(sim: SimulatedAloha) -> None:
+def test_place_beside_or_above_the_middle_is_not_done(sim: SimulatedAloha) -> None:
     judge = Judge(Task("place", "left", "red"), sim)
     for place in ((0.045, MIDDLE_M[1], 0.02), (0.0, MIDDLE_M[1], 0.06)):
         put_cube(sim, "red", place)
@@ -161,7 +160,7 @@ def test_waving_with_the_other_arm_is_wrong(sim: SimulatedAloha) -> None:
     assert not judge.done
 
 
-def test_home_needs_both_arms_for_a_moment(sim: SimulatedAloha) -> None:
+def test_home_needs_both_arms_for_a_while(sim: SimulatedAloha) -> None:
     judge = Judge(Task("home"), sim)
     away = HOME_POSITIONS[arm_slice("left")] + [0.0, 0.12, 0.0, 0.0, 0.0, 0.0]
     set_joints(sim, "left", away)
@@ -172,6 +171,6 @@ def test_home_needs_both_arms_for_a_moment(sim: SimulatedAloha) -> None:
     assert judge.done
 
 
-def test_a_cube_that_is_not_there_is_refused(sim: SimulatedAloha) -> None:
+def test_a_cube_that_is_not_there_is_rejected(sim: SimulatedAloha) -> None:
     with pytest.raises(ValueError, match="yellow"):
         Judge(Task("touch", "left", "yellow"), sim)

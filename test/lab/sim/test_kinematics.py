@@ -29,7 +29,7 @@ def put(side: str, joints: np.ndarray) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(sides, reachable)
-def test_reachable_points_are_hit_with_the_pitch_asked_for(
+def test_reachable_points_are_reached_with_the_requested_pitch(
     side: str, position: tuple[float, float, float]
 ) -> None:
     pitch = KINEMATICS.approach_pitch(side, position)
@@ -57,7 +57,7 @@ def test_the_fingers_close_on_the_faces(
 
 @given(sides, st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(-1, 2)))
 @settings(max_examples=60, deadline=None)
-def test_any_point_is_answered_within_the_ranges_and_honestly(
+def test_any_solution_is_within_the_ranges_with_its_true_error(
     side: str, position: tuple[float, float, float]
 ) -> None:
     solution = KINEMATICS.solve(side, position)
@@ -71,11 +71,11 @@ def test_any_point_is_answered_within_the_ranges_and_honestly(
 
 
 @pytest.mark.parametrize("position", [(1.0, 0.5, 0.1), (0.45, 0.5, 0.02), (-0.469, 0.5, 1.2)])
-def test_out_of_reach_is_said(position: tuple[float, float, float]) -> None:
+def test_out_of_reach_is_reported(position: tuple[float, float, float]) -> None:
     assert not KINEMATICS.solve("left", position).reached
 
 
-def test_bad_positions_are_refused() -> None:
+def test_bad_positions_are_rejected() -> None:
     with pytest.raises(ValueError, match="finite"):
         KINEMATICS.solve("left", (0.0, np.nan, 0.1))
     with pytest.raises(ValueError, match="three"):

@@ -162,7 +162,7 @@ def test_renders_in_a_thread_while_physics_steps() -> None:
     np.testing.assert_array_equal(sim.qpos(), reference.qpos())
 
 
-def test_another_thread_is_refused(sim: SimulatedAloha, renderer: CameraRenderer) -> None:
+def test_another_thread_is_rejected(sim: SimulatedAloha, renderer: CameraRenderer) -> None:
     """OpenGL would draw nothing, or crash."""
     caught: list[BaseException] = []
 
@@ -181,6 +181,8 @@ def test_another_thread_is_refused(sim: SimulatedAloha, renderer: CameraRenderer
 def test_wrong_requests_are_named(sim: SimulatedAloha, renderer: CameraRenderer) -> None:
     with pytest.raises(ValueError, match="cam_low"):
         renderer.render(sim.data, "cam_low")
+    with pytest.raises(ValueError, match="'cam_low'"):
+        cube_pixels(sim, "cam_low")
     with pytest.raises(ValueError, match="qpos"):
         renderer.render(np.zeros(3), "cam_high")
     with pytest.raises(ValueError, match="0×10"):
@@ -189,7 +191,7 @@ def test_wrong_requests_are_named(sim: SimulatedAloha, renderer: CameraRenderer)
         CameraRenderer(sim.model, quality="ugly")  # type: ignore[arg-type]
 
 
-def test_a_closed_renderer_says_so(sim: SimulatedAloha) -> None:
+def test_a_closed_renderer_is_rejected(sim: SimulatedAloha) -> None:
     renderer = CameraRenderer(sim.model, 32, 24)
     renderer.close()
     renderer.close()
@@ -234,7 +236,7 @@ def test_the_pixels_are_those_that_the_image_shows() -> None:
     assert np.median(distances) < 0.6 and np.quantile(distances, 0.9) < 2.0
 
 
-def test_what_is_not_in_the_image_is_absent() -> None:
+def test_a_cube_outside_the_image_is_absent() -> None:
     sim = SimulatedAloha()
     sim.reset(0)
     assert (cube_pixels(sim, "cam_high") >= 0).all()
@@ -257,8 +259,3 @@ def test_a_cube_under_another_is_hidden() -> None:
     red, green, _ = cube_pixels(sim, "cam_high")
     assert (red == ABSENT).all()
     assert (green >= 0).all()
-
-
-def test_an_unknown_camera_is_named() -> None:
-    with pytest.raises(ValueError, match="'cam_low'"):
-        cube_pixels(SimulatedAloha(), "cam_low")

@@ -43,7 +43,7 @@ def test_other_sentences_are_not_understood(text: str) -> None:
     assert parse(text) is None
 
 
-def test_instruction_draws_from_the_wordings_asked_for() -> None:
+def test_instruction_draws_from_the_requested_wordings() -> None:
     task, rng = Task("pick", "right", "blue"), np.random.default_rng(0)
     for held_out in (False, True):
         drawn = {instruction(task, rng, held_out) for _ in range(200)}
@@ -81,7 +81,7 @@ def test_every_word_is_one_token() -> None:
         (("home", "left", None), "side"),
     ],
 )
-def test_a_task_that_makes_no_sense_is_refused(
+def test_an_invalid_task_is_rejected(
     fields: tuple[str, str | None, str | None], named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
