@@ -1,4 +1,4 @@
-"""Faults pinned: false successes, missed successes, a wrong cube or arm, swings that do not wave."""
+"""Faults pinned: false or missed successes, a wrong cube or arm, swings that do not wave."""
 
 from __future__ import annotations
 
