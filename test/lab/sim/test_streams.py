@@ -28,7 +28,7 @@ def supported(draw: st.DrawFn) -> Setup:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(supported(), st.sampled_from([0.03, 0.05]), st.floats(0.0, 1.0), seeds)
 def test_delays_below_the_lead_are_not_seen(
     setup: Setup, lead_s: float, share: float, seed: int
@@ -40,7 +40,7 @@ def test_delays_below_the_lead_are_not_seen(
     assert result.rejected == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(supported(), st.integers(1, 3), st.floats(0.002, 0.01), seeds)
 def test_losses_that_the_lead_covers_are_not_seen(
     setup: Setup, losses: int, delay_s: float, seed: int
@@ -52,7 +52,7 @@ def test_losses_that_the_lead_covers_are_not_seen(
     assert result.held, result
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(supported(), st.floats(0.0, 0.04), seeds)
 def test_re_ordering_that_the_lead_covers_is_not_seen(
     setup: Setup, delay_s: float, seed: int
@@ -63,7 +63,7 @@ def test_re_ordering_that_the_lead_covers_is_not_seen(
     assert result.held, result
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(supported(), seeds)
 def test_what_a_sender_delays_is_retracted(setup: Setup, seed: int) -> None:
     """Pins: messages sent 57 and 210 ms after their stamp by an overloaded sender."""
