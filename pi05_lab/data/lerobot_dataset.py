@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,18 +148,32 @@ class LeRobotDataset:
         return np.sort(np.concatenate([np.arange(0), *chosen]))
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> Split:
-        """Divide the episodes at random; the same seed gives the same split.
+        """Divide the episodes by a hash of their content and the seed.
 
-        `held_out` is a fraction from 0 to less than 1. If it is more than 0, at least one episode
-        is held out, and at least one is trained on.
+        Episodes that are appended, removed or renumbered move no other one to the other side, with
+        one exception: if `held_out` is more than 0, at least one episode is held out, and at least
+        one is trained on.
+
+        Args:
+            held_out: expected fraction of the episodes, from 0 to less than 1.
+            seed: another one gives another split.
         """
         if not 0.0 <= held_out < 1.0:
             raise ValueError(f"held_out must be from 0 to less than 1, got {held_out}")
-        count = round(held_out * len(self.episodes))
+        bounds = zip(self._from, self._to, strict=True)
+        hashes = np.array([self._hash(slice(*rows), seed) for rows in bounds])
+        order = np.argsort(hashes, kind="stable")
+        count = int((hashes < held_out).sum())
         if held_out > 0.0:
             count = min(max(count, 1), len(self.episodes) - 1)
-        order = np.random.default_rng(seed).permutation(self.episodes)
-        return Split(np.sort(order[count:]), np.sort(order[:count]))
+        return Split(np.sort(self.episodes[order[count:]]), np.sort(self.episodes[order[:count]]))
+
+    def _hash(self, rows: slice, seed: int) -> float:
+        """A number from 0 to 1 that the frames' content and the seed determine."""
+        digest = hashlib.blake2b(f"{seed}".encode(), digest_size=8)
+        for values in (self.state[rows], self.action[rows]):
+            digest.update(np.ascontiguousarray(values))
+        return int.from_bytes(digest.digest(), "little") / 2**64
 
     def images(self, frame: int, cameras: Sequence[str] | None = None) -> dict[str, ImageArray]:
         """Camera → RGB [height, width, 3] of a frame; of all cameras if None.

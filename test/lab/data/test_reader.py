@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from synthetic import LENGTHS
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
-from pi05_lab.data.lerobot_format import DatasetError
+from pi05_lab.data.lerobot_format import DatasetError, Features
+from pi05_lab.data.lerobot_writer import DatasetWriter
 
 LEROBOT = Path(__file__).parents[2] / "data/lerobot_v3"
 Write = Callable[..., Path]
@@ -96,6 +97,26 @@ def test_every_episode_is_on_one_side_of_a_split(held_out: float, seed: int) -> 
     assert len(split.train) >= 1 and (len(split.held_out) >= 1) == (held_out > 0)
     frames = [*dataset.frames_of(split.train), *dataset.frames_of(split.held_out)]
     assert sorted(frames) == list(range(24))
+
+
+def test_appended_episodes_move_no_other_one_across_the_split(tmp_path: Path) -> None:
+    """Fault: 6 of 10 new held-out episodes had been trained on before."""
+    rng = np.random.default_rng(0)
+    states = [rng.uniform(-1, 1, (3, 2)).astype(np.float32) for _ in range(60)]
+    sides = []
+    for name, episodes in (("before", states[:40]), ("after", states[::-1])):
+        with DatasetWriter(tmp_path / name, 10, Features({}, ["x", "y"], ["x", "y"])) as writer:
+            for rows in episodes:
+                for row in rows:
+                    writer.add_frame({}, row, row, "go")
+                writer.end_episode()
+        dataset = LeRobotDataset(tmp_path / name)
+        held_out = dataset.frames_of(dataset.split(0.3).held_out)
+        sides.append({tuple(dataset.state[frame]) for frame in held_out})
+    before, after = sides
+    known = {tuple(row) for rows in states[:40] for row in rows}
+    assert before and before == after & known
+    assert 8 <= len(after) / 3 <= 28
 
 
 @pytest.mark.parametrize("use_video", [False, True])
