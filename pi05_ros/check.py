@@ -33,6 +33,7 @@ from pi05_ros.policy.checkpoint import (
     key_map,
     network_tensors,
     summarize_names,
+    weights_folder,
 )
 from pi05_ros.policy.config import PolicyConfig, read_config
 from pi05_ros.policy.model import Pi0
@@ -149,7 +150,8 @@ def check(checkpoint: str | Path, robot: RobotSource = "aloha", values: bool = T
 
 
 def _check_weights(report: Report, folder: Path, config: PolicyConfig, values: bool) -> None:
-    index = report.attempt(network_tensors, folder)
+    start = report.attempt(weights_folder, folder)
+    index = None if start is None else report.attempt(network_tensors, start)
     found = len(report.problems)
     report.attempt(check_depth, config, MAX_LAYERS if index is None else len(index), folder)
     if len(report.problems) > found:

@@ -76,11 +76,12 @@ LAB_PACKAGES = {
     "data": package(
         f"{ALL_RUNTIME} pi05_lab.sim pi05_lab.console pi05_lab.files pi05_lab.parallel "
         "pi05_lab.seeded_policy",
-        "numpy cv2 rosbags mcap pyarrow av rich typer torch safetensors tensorstore",
+        "numpy cv2 rosbags mcap pyarrow av rich typer torch safetensors tensorstore "
+        "huggingface_hub",
     ),
     "training": package(
         f"{ALL_RUNTIME} pi05_lab.data pi05_lab.console pi05_lab.files",
-        "numpy torch safetensors accelerate huggingface_hub yaml rich typer tokenizers",
+        "numpy torch cv2 accelerate peft huggingface_hub yaml rich typer tokenizers",
     ),
     "evaluation": package(
         f"{ALL_RUNTIME} pi05_lab.sim pi05_lab.data pi05_lab.console pi05_lab.files "

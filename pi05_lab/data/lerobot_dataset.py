@@ -172,7 +172,7 @@ class LeRobotDataset:
         """A number from 0 to 1 that the frames' content and the seed determine."""
         digest = hashlib.blake2b(f"{seed}".encode(), digest_size=8)
         for values in (self.state[rows], self.action[rows]):
-            digest.update(np.ascontiguousarray(values))
+            digest.update(values.tobytes())
         return int.from_bytes(digest.digest(), "little") / 2**64
 
     def images(self, frame: int, cameras: Sequence[str] | None = None) -> dict[str, ImageArray]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+TRACKERS = ("tensorboard", "wandb")
 PARTS = ("vision", "projector", "embedder", "prefix", "bridge", "expert")
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class DatasetConfig:
     """One LeRobot v3 dataset."""
 
     root: str
+    """A folder, or a Hugging Face id: `owner/name` or `owner/name@revision`."""
     weight: float = 1.0
     """Relative frequency of its images, compared with one image of another dataset."""
     statistics: bool = True
@@ -40,11 +42,21 @@ class DataConfig:
 
     datasets: tuple[DatasetConfig, ...]
     held_out: float = 0.05
-    """Fraction of the episodes of each dataset that is used for validation only."""
+    """Fraction of the episodes of each dataset that is used for validation only. A hash of an
+    episode's content decides, so episodes that are added later move none."""
+    rename: dict[str, str] = field(default_factory=dict)
+    """The data's camera name → the checkpoint's: `{front: base_0_rgb}`."""
+    rotated_images: bool = False
+    """The data's images are rotated already as the checkpoint needs them, as openpi's LIBERO data
+    are; otherwise the robot's `rotated_cameras` are rotated, as in inference."""
+    augment: bool = False
+    """openpi's random crop, rotation and colours; see `augmentation`."""
     minimum_half_range: float = 0.0
     """Lower bound of (q99 - q01) / 2 in robot units, for joints that hardly move."""
     workers: int = 0
     """Processes that prepare batches; 0 is a thread."""
+    cache_gb: float = 4.0
+    """Encoded images that each of them keeps in memory."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Word of an instruction → relative frequency of frames with it; others have 1."""
 
@@ -54,7 +66,8 @@ class NetworkConfig:
     """The network that the training starts from."""
 
     start: str = "scratch"
-    """A checkpoint folder, or "scratch": fresh weights of the plug-in's network."""
+    """A checkpoint folder; a Hugging Face id, `owner/name` or `owner/name@revision`; "small", the
+    shipped policy; or "scratch": fresh weights of the plug-in's network."""
     # The sizes are for "scratch" and default to the plug-in's.
     vlm: tuple[int, ...] = ()
     """(width, depth, mlp_dim, heads, kv_heads, head_dim), as `exp`."""
@@ -64,6 +77,19 @@ class NetworkConfig:
     image: int | None = None
     patch: int | None = None
     horizon: int | None = None
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA) in place of whole matrices."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    """The adapters' product is scaled by alpha / rank."""
+    parts: tuple[str, ...] = ("expert",)
+    """`expert` and `prefix` (the language model). Projections around the expert learn whole."""
+    merge: bool = True
+    """Save the whole network; false: the adapters alone, which name the start checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +105,9 @@ class StageConfig:
     train: tuple[str, ...] = PARTS
     """`PARTS` that learn. `bridge` is the key and value projection of the prefix's last layer."""
     batch: int = 16
-    """Frames per step and process, each with the images of all cameras."""
+    """Frames per step, of all processes together, each with the images of all cameras."""
+    accumulate: int = 1
+    """Passes per step and process, which share its frames: less memory, the same result."""
     tasks_per_picture: int = 1
     """Instructions per frame, where a dataset has several."""
     samples_per_prefix: int = 1
@@ -95,12 +123,16 @@ class StageConfig:
     """Fraction of the stage with the full rate, before the cosine."""
     final_lr: float = 0.1
     """Fraction of `lr` at the end of the cosine."""
+    rtc_max_delay: int = 0
+    """Training-time real-time chunking (arXiv 2512.05964): each chunk's first steps, 0 to this
+    many, are given clean, and the loss is on the others."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
     """Largest norm of the gradient."""
     ema: float = 0.99
-    """Of the averaged weights, which are validated, saved and shipped; 0 turns it off."""
+    """Of the averaged weights, which are validated, saved and shipped; 0 in all stages: no
+    averages, and no memory for them."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +141,19 @@ class ValidationConfig:
 
     every_steps: int = 200
     frames: int = 256
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    """Checkpoints beside the final one, in the folder `checkpoints` of the output."""
+
+    every_steps: int = 0
+    """0: none."""
+    keep: int = 3
+    """The latest ones that stay."""
+    best: str = ""
+    """A figure of the validation, such as `flow` or `action_error`: the checkpoint in which it is
+    lowest stays as `checkpoints/best`."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +180,10 @@ class TrainConfig:
     plugin_options: dict[str, Any] = field(default_factory=dict)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    lora: LoraConfig | None = None
     robot: str = "aloha"
+    """A name, "generic", or a YAML description, relative to this file or the working directory."""
     adapt_to_pi: bool = False
     delta_actions: bool = False
     freeze_vision_encoder: bool = False
@@ -146,27 +194,37 @@ class TrainConfig:
     """LeRobot's: layers are recomputed in the backward pass; less memory, more time."""
     device: str = "auto"
     precision: str = "bfloat16"
-    """Of the matrix products (autocast); weights and optimiser state are float32."""
+    """Of the matrix products (autocast); weights are float32."""
+    optimizer_precision: str = "float32"
+    """Of AdamW's two moments; bfloat16 halves their memory."""
+    ema_device: str = ""
+    """Device of the averaged weights: "cpu" frees the GPU's memory and slows each step."""
     save_precision: str = "bfloat16"
     accelerate: bool = False
-    """Several processes or GPUs, as Hugging Face accelerate is configured."""
+    """Several processes or GPUs, as Hugging Face accelerate is configured: replicas, or with its
+    FSDP version 2 a sharded network."""
     seed: int = 0
     threads: int = 0
     """CPU threads; 0 leaves it to PyTorch."""
     log_steps: int = 10
     checkpoint_steps: int = 200
     """Steps between two saved states, from which a killed training resumes."""
-    tensorboard: bool = False
+    trackers: tuple[str, ...] = ()
+    """`TRACKERS` that also receive the figures."""
     note: str = ""
     """For the checkpoint's settings and model card."""
 
     def __post_init__(self) -> None:
-        for key, value in (("precision", self.precision), ("save_precision", self.save_precision)):
-            require_known(key, value, ("float32", "bfloat16"))
+        for key in ("precision", "save_precision", "optimizer_precision"):
+            require_known(key, getattr(self, key), ("float32", "bfloat16"))
+        require_known("ema_device", self.ema_device, ("", "cpu"))
+        for tracker in self.trackers:
+            require_known("trackers", tracker, TRACKERS)
         for key, count in (
             ("log_steps", self.log_steps),
             ("checkpoint_steps", self.checkpoint_steps),
             ("validation.every_steps", self.validation.every_steps),
+            ("save.keep", self.save.keep),
         ):
             _require(count >= 1, f"{key} must be at least 1, not {count}")
         _require(bool(self.data.datasets), "data.datasets: at least one is needed")
@@ -177,6 +235,18 @@ class TrainConfig:
         _require(len({*names}) == len(names), f"stages: a name repeats: {', '.join(names)}")
         for stage in self.stages:
             self._check_stage(stage)
+        if self.lora is not None:
+            self._check_lora(self.lora)
+
+    def _check_lora(self, lora: LoraConfig) -> None:
+        for part in lora.parts:
+            require_known("lora.parts", part, ("expert", "prefix"))
+        _require(bool(lora.parts), "lora.parts: at least one is needed")
+        _require(lora.rank >= 1 and lora.alpha > 0, "lora: rank and alpha must be above 0")
+        _require(
+            lora.merge or self.network.start != "scratch",
+            "lora.merge: false saves the adapters of a start checkpoint; scratch has none",
+        )
 
     def _check_stage(self, stage: StageConfig) -> None:
         where = f"stage {stage.name!r}"
@@ -186,6 +256,12 @@ class TrainConfig:
                 f"{where}: losses: {loss!r} is unknown; known: flow. Others come from a "
                 "plug-in: set plugin, as in examples/small_policy/train_small.yaml",
             )
+        compact = self.optimizer_precision == "bfloat16"
+        _require(
+            not compact or max(stage.betas) <= 0.98,
+            f"{where}: betas must be at most 0.98 with optimizer_precision: bfloat16, whose "
+            "rounding would stop slower averages",
+        )
         positive = any(weight > 0 for weight in stage.losses.values())
         _require(positive, f"{where}: losses needs a weight above 0")
         for part in stage.train:
@@ -195,8 +271,13 @@ class TrainConfig:
         _require(one, f"{where}: give either steps or minutes")
         repeatable = stage.minutes is None or not self.accelerate
         _require(repeatable, f"{where}: with accelerate give steps, the processes' clocks differ")
-        for key in ("batch", "tasks_per_picture", "samples_per_prefix"):
+        for key in ("batch", "accumulate", "tasks_per_picture", "samples_per_prefix"):
             _require(getattr(stage, key) >= 1, f"{where}: {key} must be at least 1")
+        _require(
+            stage.batch % stage.accumulate == 0,
+            f"{where}: batch {stage.batch} cannot be divided into accumulate {stage.accumulate}",
+        )
+        _require(stage.rtc_max_delay >= 0, f"{where}: rtc_max_delay must be at least 0")
         for key in ("lr", "clip"):
             _require(getattr(stage, key) > 0, f"{where}: {key} must be above 0")
         for key in ("hold", "final_lr", "ema"):
@@ -237,8 +318,12 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-    beside = file.parent / config.plugin
-    return replace(config, plugin=str(beside)) if config.plugin and beside.is_file() else config
+    for key in ("plugin", "robot"):
+        beside = file.parent / getattr(config, key)
+        if beside.is_file():
+            changed: dict[str, Any] = {key: str(beside)}
+            config = replace(config, **changed)
+    return config
 
 
 def _set_value(document: Any, change: str) -> None:
@@ -269,10 +354,11 @@ def parse_config(document: object) -> TrainConfig:
             "helpers is now plugin_options, of the plug-in that brings these losses: "
             "plugin: examples/small_policy/losses.py"
         )
-    config = parse_dataclass(TrainConfig, document, "")
-    small = config.network.start == "small"
-    _require(not small, "network.start: small is now scratch (fresh weights)")
-    return config
+    if isinstance(document, Mapping) and "tensorboard" in document:  # of earlier versions
+        document = dict(document)
+        if document.pop("tensorboard"):
+            document["trackers"] = ["tensorboard"]
+    return parse_dataclass(TrainConfig, document, "")
 
 
 def parse_dataclass(kind: type[T], document: object, where: str) -> T:

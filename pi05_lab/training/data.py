@@ -1,13 +1,13 @@
 """Data sets, sampling and batches, prepared ahead of the step that needs them.
 
-A batch is a function of seed, stage, process and step, so a resumed training needs no state of a
-random generator to continue as if it had not stopped.
+A batch is a function of seed, stage and step. Processes and passes share its frames, so neither
+their number nor a resumed training changes what is learnt.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,8 +52,12 @@ class Batch:
     """[P · J · K, H, max_action_dim]."""
     times: Tensor
     """[P · J · K]."""
+    delays: Tensor
+    """[P · J · K] int64: the clean steps at the chunk's start."""
     targets: dict[str, Tensor]
     """What a plug-in's losses need."""
+    has_delays: bool = False
+    """Whether the stage draws `delays`; known without the device."""
 
     def to(self, device: torch.device) -> Batch:
         """A copy on another device."""
@@ -61,7 +65,7 @@ class Batch:
         def move(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: move(entry) for name, entry in value.items()}
-            return value.to(device, non_blocking=True)
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
         return Batch(**move(vars(self)))
 
@@ -73,8 +77,38 @@ class Frame(NamedTuple):
     number: int
 
 
-Group = tuple[Frame, ...]
-"""Frames of one dataset that show the same images, each with its own instruction."""
+@dataclass(frozen=True)
+class Groups:
+    """Groups of frames of one dataset that show the same images, each with its own instruction."""
+
+    dataset: NDArray[np.int32]
+    """[n] the dataset of each group."""
+    frames: NDArray[np.int64]
+    """[n_frames] the groups' frames, one group after the other."""
+    ends: NDArray[np.int64]
+    """[n] where each group ends in `frames`."""
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[tuple[Frame, ...]]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[Frame, ...]:
+        begin = self.ends[number - 1] if number else 0
+        dataset = int(self.dataset[number])
+        return tuple(Frame(dataset, f) for f in self.frames[begin : self.ends[number]].tolist())
+
+    @classmethod
+    def of(cls, datasets: Sequence[LeRobotDataset], frames: Sequence[NDArray[np.int64]]) -> Groups:
+        """The groups of each dataset's frames."""
+        parts = [group_frames(d, chosen) for d, chosen in zip(datasets, frames, strict=True)]
+        lengths = [np.full(len(length), number) for number, (_, length) in enumerate(parts)]
+        return cls(
+            np.concatenate(lengths).astype(np.int32),
+            np.concatenate([ordered for ordered, _ in parts]),
+            np.cumsum(np.concatenate([length for _, length in parts])),
+        )
 
 
 class Examples:
@@ -90,33 +124,52 @@ class Examples:
         self.datasets = list(datasets)
         self.processor = processor
         self.auxiliary = auxiliary
-        self.train: list[Group] = []
-        self.held_out: list[Group] = []
-        for number, dataset in enumerate(self.datasets):
-            split = dataset.split(config.data.held_out, config.seed)
-            for groups, episodes in ((self.train, split.train), (self.held_out, split.held_out)):
-                for group in group_frames(dataset, dataset.frames_of(episodes)):
-                    groups.append(tuple(Frame(number, frame) for frame in group))
-        weights = np.array([config.data.datasets[group[0].dataset].weight for group in self.train])
+        splits = [d.split(config.data.held_out, config.seed) for d in self.datasets]
+        self.train, self.held_out = (
+            Groups.of(
+                self.datasets,
+                [d.frames_of(getattr(s, side)) for d, s in zip(self.datasets, splits, strict=True)],
+            )
+            for side in ("train", "held_out")
+        )
+        self._task_weights = [_task_weights(d, config.data.task_weights) for d in self.datasets]
+        weights = self._group_weights(np.array([d.weight for d in config.data.datasets]))
         if not (weights >= 0).all() or weights.sum() <= 0:
             raise ConfigError("data.datasets: nothing to sample: weights must be above 0")
         self._cumulative = np.cumsum(weights / weights.sum())
-        self._task_weights = config.data.task_weights
+
+    def _group_weights(self, of_dataset: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The dataset's weight times the mean weight of the group's instructions."""
+        groups = self.train
+        lengths = np.diff(groups.ends, prepend=0)
+        owner = np.repeat(groups.dataset, lengths)
+        weights = np.empty(len(groups.frames))
+        for number, by_frame in enumerate(self._task_weights):
+            weights[owner == number] = by_frame[groups.frames[owner == number]]
+        means = np.add.reduceat(weights, groups.ends - lengths) / lengths
+        return np.asarray(of_dataset[groups.dataset] * means, dtype=np.float64)
 
     def counts(self) -> dict[str, int]:
         """Sizes for the log and the model card."""
         return {
             "images": len(self.train),
-            "frames": sum(map(len, self.train)),
+            "frames": len(self.train.frames),
             "held_out_images": len(self.held_out),
         }
 
-    def batch(self, stage: StageConfig, seed: Sequence[int]) -> Batch:
-        """The training batch of a seed."""
-        rng = np.random.default_rng(list(seed))
-        drawn = np.searchsorted(self._cumulative, rng.random(stage.batch), side="right")
-        groups = [self.train[min(int(i), len(self.train) - 1)] for i in drawn]
-        return self._assemble(groups, stage.tasks_per_picture, stage.samples_per_prefix, rng)
+    def batch(
+        self, stage: StageConfig, seed: Sequence[int], part: int = 0, parts: int = 1
+    ) -> Batch:
+        """One of the equal parts of a step's batch; `seed` is of the step."""
+        drawn = np.random.default_rng(list(seed)).random(stage.batch)
+        numbers = np.searchsorted(self._cumulative, drawn, side="right")
+        numbers = np.minimum(numbers, len(self.train) - 1)
+        size = stage.batch // parts
+        rows = [
+            _Row(self.train[int(numbers[i])], np.random.default_rng([*seed, i]))
+            for i in range(part * size, (part + 1) * size)
+        ]
+        return self._assemble(rows, stage, augment=True)
 
     def validation(
         self, frames: int, batch: int, seed: int, other_text: bool = False
@@ -127,48 +180,62 @@ class Examples:
         """
         order = np.random.default_rng([seed, VALIDATION]).permutation(len(self.held_out))[:frames]
         for start in range(0, len(order), batch):
-            rng = np.random.default_rng([seed, VALIDATION, start])
-            groups = [self.held_out[int(i)] for i in order[start : start + batch]]
-            yield self._assemble(groups, 1, 1, rng, other_text)
+            rows = [
+                _Row(self.held_out[int(number)], np.random.default_rng([seed, VALIDATION, i]))
+                for i, number in enumerate(order[start : start + batch], start)
+            ]
+            yield self._assemble(rows, None, other_text=other_text)
 
     def _assemble(
         self,
-        groups: list[Group],
-        tasks: int,
-        repeats: int,
-        rng: np.random.Generator,
+        pictured: Sequence[_Row],
+        stage: StageConfig | None,
+        augment: bool = False,
         other_text: bool = False,
     ) -> Batch:
+        """The batch of these images; without a stage, one instruction and one noise for each."""
+        tasks, repeats, longest = 1, 1, 0
+        if stage is not None:
+            tasks, repeats = stage.tasks_per_picture, stage.samples_per_prefix
+            longest = stage.rtc_max_delay
         processor, config = self.processor, self.processor.config
-        shown = [group[0] for group in groups]
         cameras = tuple(processor.cameras)
+        rows = [frame for row in pictured for frame in self._draw_frames(row, tasks)]
         images, image_masks = zip(
-            *(processor.images(self.datasets[d].images(frame, cameras)) for d, frame in shown),
+            *(
+                processor.images(
+                    self.datasets[row.group[0].dataset].images(row.group[0].number, cameras),
+                    row.rng if augment else None,
+                )
+                for row in pictured
+            ),
             strict=True,
         )
-        rows = [frame for group in groups for frame in self._draw_frames(group, tasks, rng)]
-        size = len(rows)
         texts = [self.datasets[dataset].task(frame) for dataset, frame in rows]
         if other_text:
             texts = texts[1:] + texts[:1]
-        actions = np.zeros((size, config.horizon, config.max_action_dim), dtype=np.float32)
-        states = np.zeros((size, config.max_state_dim), dtype=np.float32)
+        actions = np.zeros((len(rows), config.horizon, config.max_action_dim), dtype=np.float32)
+        states = np.zeros((len(rows), config.max_state_dim), dtype=np.float32)
         prompts = []
-        for row, (dataset, frame) in enumerate(rows):
+        for index, (dataset, frame) in enumerate(rows):
             source = self.datasets[dataset]
             chunk = source.actions(frame, config.horizon)[0]
-            state, action, prompt = processor.numbers(source.state[frame], chunk, texts[row])
-            actions[row, :, : action.shape[1]] = action
-            states[row, : len(state)] = state
+            state, action, prompt = processor.numbers(source.state[frame], chunk, texts[index])
+            actions[index, :, : action.shape[1]] = action
+            states[index, : len(state)] = state
             prompts.append(prompt)
         tokens = torch.from_numpy(np.stack([prompt.ids for prompt in prompts]))
         token_masks = torch.from_numpy(np.stack([prompt.mask for prompt in prompts]))
         targets: dict[str, Tensor] = {}
         if self.auxiliary is not None:
-            targets = self.auxiliary.targets(shown, tokens, token_masks)
-        times = rng.beta(config.time_alpha, config.time_beta, size * repeats)
-        times = (times * config.time_scale + config.time_offset).astype(np.float32)
-        shape = (size * repeats, config.horizon, config.max_action_dim)
+            targets = self.auxiliary.targets([r.group[0] for r in pictured], tokens, token_masks)
+        times, delays, noise = [], [], []
+        count, shape = tasks * repeats, (config.horizon, config.max_action_dim)
+        for row in pictured:
+            drawn = row.rng.beta(config.time_alpha, config.time_beta, count)
+            times.append(drawn * config.time_scale + config.time_offset)
+            delays.append(row.rng.integers(0, longest + 1, count))
+            noise.append(row.rng.standard_normal((count, *shape), dtype=np.float32))
         return Batch(
             images=torch.stack(images),
             image_masks=torch.stack(image_masks),
@@ -176,62 +243,101 @@ class Examples:
             token_masks=token_masks,
             actions=torch.from_numpy(actions),
             states=torch.from_numpy(states),
-            noise=torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
-            times=torch.from_numpy(times),
+            noise=torch.from_numpy(np.concatenate(noise)),
+            times=torch.from_numpy(np.concatenate(times).astype(np.float32)),
+            delays=torch.from_numpy(np.concatenate(delays)),
             targets=targets,
+            has_delays=longest > 0,
         )
 
-    def _draw_frames(self, group: Group, tasks: int, rng: np.random.Generator) -> list[Frame]:
-        count = len(group)
+    def _draw_frames(self, row: _Row, tasks: int) -> list[Frame]:
+        group, count = row.group, len(row.group)
         if count == 1:
             return [group[0]] * tasks
-        weights = np.ones(count)
-        if self._task_weights:
-            for index, (dataset, frame) in enumerate(group):
-                words = self.datasets[dataset].task(frame).split()
-                found = (w for word, w in self._task_weights.items() if word in words)
-                weights[index] = max(found, default=1.0)
+        weights = np.array([self._task_weights[dataset][frame] for dataset, frame in group])
         weights /= weights.sum()
-        return [group[i] for i in rng.choice(count, tasks, replace=tasks > count, p=weights)]
+        return [group[i] for i in row.rng.choice(count, tasks, replace=tasks > count, p=weights)]
 
 
-def group_frames(dataset: LeRobotDataset, frames: NDArray[np.int64]) -> list[tuple[int, ...]]:
+class _Row(NamedTuple):
+    """One of a batch's images."""
+
+    group: tuple[Frame, ...]
+    rng: np.random.Generator
+    """Of everything that is drawn for it."""
+
+
+def _task_weights(dataset: LeRobotDataset, of_word: Mapping[str, float]) -> NDArray[np.float64]:
+    """[n_frames] the largest weight of a word of each frame's instruction; 1 without one."""
+    largest = {
+        index: max((w for word, w in of_word.items() if word in task.split()), default=1.0)
+        for index, task in dataset.meta.tasks.items()
+    }
+    table = np.ones(max(largest, default=0) + 1)
+    table[list(largest)] = list(largest.values())
+    return np.asarray(table[np.minimum(dataset.task_index, len(table) - 1)])
+
+
+def group_frames(
+    dataset: LeRobotDataset, frames: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Groups of frames with the same images and different instructions.
 
     Data labelled by an expert has them, with the feature `picture_index`; otherwise a group is one
     frame.
+
+    Returns:
+        The frames, one group after the other, and the length of each group.
     """
     if PICTURE_KEY not in dataset.extras or len(frames) == 0:
-        return [(frame,) for frame in frames.tolist()]
+        return frames, np.ones(len(frames), dtype=np.int64)
     images = dataset.extra(PICTURE_KEY)[frames]
     order = np.argsort(images, kind="stable")
-    pieces = np.split(frames[order], np.flatnonzero(np.diff(images[order])) + 1)
-    return [tuple(piece.tolist()) for piece in pieces]
+    ends = np.append(np.flatnonzero(np.diff(images[order])) + 1, len(frames))
+    return frames[order], np.diff(ends, prepend=0)
 
 
-class _Steps(Dataset[Batch]):
-    """The batches of a stage by step; worker processes receive a copy."""
+class _Parts(Dataset[Batch]):
+    """The parts of a stage's batches for one process; worker processes receive a copy."""
 
-    def __init__(self, examples: Examples, stage: StageConfig, seed: Sequence[int]) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        stage: StageConfig,
+        seed: Sequence[int],
+        rank: int,
+        processes: int,
+    ) -> None:
         self._examples, self._stage, self._seed = examples, stage, tuple(seed)
+        self._rank, self._parts = rank, processes * stage.accumulate
 
-    def __getitem__(self, step: int) -> Batch:
-        return self._examples.batch(self._stage, (*self._seed, step))
+    def __getitem__(self, number: int) -> Batch:
+        step, own = divmod(number, self._stage.accumulate)
+        part = self._rank * self._stage.accumulate + own
+        return self._examples.batch(self._stage, (*self._seed, step), part, self._parts)
 
 
 @contextmanager
 def load_batches(
-    examples: Examples, stage: StageConfig, seed: Sequence[int], first: int, workers: int
+    examples: Examples,
+    stage: StageConfig,
+    seed: Sequence[int],
+    first: int,
+    workers: int,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[Iterator[Batch]]:
     """The batches of a stage from step `first` on, prepared in a thread or in processes.
 
-    `next` raises what the preparation of that batch raised.
+    Each step has `stage.accumulate` of them. `next` raises what the preparation of that batch
+    raised.
     """
-    steps = _Steps(examples, stage, seed)
+    parts = _Parts(examples, stage, seed, rank, processes)
+    first *= stage.accumulate
     if workers:
         yield iter(
             DataLoader(
-                steps,
+                parts,
                 batch_size=None,
                 sampler=count(first),
                 num_workers=workers,
@@ -240,12 +346,12 @@ def load_batches(
         )
         return
     with ThreadPoolExecutor(1, "batches") as pool:
-        futures = deque(pool.submit(steps.__getitem__, first + i) for i in range(AHEAD))
+        futures = deque(pool.submit(parts.__getitem__, first + i) for i in range(AHEAD))
 
         def generate() -> Iterator[Batch]:
-            for step in count(first + AHEAD):
+            for number in count(first + AHEAD):
                 future = futures.popleft()
-                futures.append(pool.submit(steps.__getitem__, step))
+                futures.append(pool.submit(parts.__getitem__, number))
                 yield future.result()
 
         try:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pi05_lab.training.config import StageConfig, TrainConfig
 from pi05_lab.training.data import Batch
+from pi05_lab.training.lora import learns_with_adapters
 from pi05_lab.training.plugins import AuxiliaryLosses
 from pi05_ros.policy.model import KeyValue, Pi0, Prefix, Rotary
 
@@ -24,6 +25,8 @@ class TrainModule(nn.Module):
         super().__init__()
         self.network = network
         self.auxiliary = auxiliary
+        self.padded = is_padding_connected(network)
+        """Whether the padded dimensions of the actions reach the network."""
 
     def forward(
         self, batch: Batch, losses: Mapping[str, float], insulate: bool = False
@@ -33,6 +36,7 @@ class TrainModule(nn.Module):
         names = wanted.keys() - {"flow"}
         values: dict[str, Tensor] = {}
         features: PrefixFeatures | None = None
+        total = torch.zeros((), device=batch.times.device)
         if "flow" in wanted or (self.auxiliary and names & self.auxiliary.prefix_losses):
             tasks = len(batch.tokens) // len(batch.images)
             with capture_prefix(self.network, len(batch.tokens), tasks, insulate) as features:
@@ -43,11 +47,38 @@ class TrainModule(nn.Module):
                     batch.token_masks,
                 )
             if "flow" in wanted:
-                values["flow"] = flow_loss(self.network, prefix, batch, insulate)
+                errors = flow_errors(self.network, prefix, batch, insulate, self.padded)
+                size = self.network.config.action_dim or errors.shape[-1]
+                values["flow"] = errors[..., :size].mean()
+                # all dimensions have the same weight, as in openpi; the robot's are reported
+                total = total + wanted["flow"] * errors.sum() / errors[..., :size].numel()
         if self.auxiliary and names:
             values |= self.auxiliary(self.network, batch, names, features)
-        total = torch.stack([values[name] * weight for name, weight in wanted.items()]).sum()
+        for name in names:
+            total = total + values[name] * wanted[name]
         return total, {name: value.detach() for name, value in values.items()}
+
+    def sample(self, batch: Batch) -> Tensor:
+        """[P, H, max_action_dim] chunks of a batch with one instruction per image, normalised."""
+        network = self.network
+        return network.sample_actions(
+            batch.images,
+            batch.image_masks,
+            batch.tokens,
+            batch.token_masks,
+            state=None if network.adaptive else batch.states,
+            noise=batch.noise,
+            num_steps=network.config.num_steps,
+        )
+
+
+def is_padding_connected(network: Pi0) -> bool:
+    """Whether the actions' dimensions beyond the robot's have weights other than zero.
+
+    A pre-trained network has them: other robots use these dimensions.
+    """
+    size = network.config.action_dim
+    return size is not None and bool(network.action_in_proj.weight[:, size:].any())
 
 
 @dataclass
@@ -97,26 +128,46 @@ def capture_prefix(
             hook.remove()
 
 
-def flow_loss(network: Pi0, prefix: Prefix, batch: Batch, insulate: bool = False) -> Tensor:
-    """Mean squared error of the velocity over the robot's dimensions and all noise and times.
+def flow_errors(
+    network: Pi0, prefix: Prefix, batch: Batch, insulate: bool = False, padded: bool = True
+) -> Tensor:
+    """[rows, max_action_dim] mean squared error of the velocity over each chunk's steps.
 
-    x_t = t · noise + (1 - t) · actions; the target velocity is noise - actions.
+    x_t = t · noise + (1 - t) · actions; the target velocity is noise - actions. The first `delays`
+    steps of a chunk have t = 0 and no loss.
 
-    `prefix` is encoded once for the K rows of noise and time of each instruction. With `insulate`
-    the gradient reaches only the last of its layers.
+    Args:
+        network: π0.5 or π0.
+        prefix: encoded once for the K rows of noise and time of each instruction.
+        batch: of one step.
+        insulate: the gradient reaches only the last of the prefix's layers.
+        padded: the padded dimensions are trained, so that sampling, which has noise in them, finds
+            x_t as here; otherwise they are zero and without loss.
     """
     repeats = len(batch.times) // len(batch.tokens)
     actions = batch.actions.repeat_interleave(repeats, dim=0)
-    t = batch.times[:, None, None]
+    steps = torch.arange(actions.shape[1], device=actions.device)
+    clean = steps < batch.delays[:, None]
+    t = torch.where(clean, 0.0, batch.times[:, None])[..., None]
     # float32, as in inference
     with torch.autocast(batch.times.device.type, enabled=False):
         time_features = network.time_features(batch.times)
+        if batch.has_delays:
+            at_zero = network.time_features(torch.zeros_like(batch.times[:1]))
+            clean_features = clean[:, None, None, :, None]
+            time_features = torch.where(
+                clean_features, at_zero[:, :, :, None], time_features[:, :, :, None]
+            )
     state = None if network.adaptive else batch.states.repeat_interleave(repeats, dim=0)
     prefix = _repeat(prefix, repeats, insulate)
-    noisy = t * batch.noise + (1 - t) * actions
-    velocity = network.denoise_step(prefix, noisy, time_features, state)
-    error = velocity - (batch.noise - actions)
-    return error[:, :, : network.config.action_dim].square().mean()
+    x_t = t * batch.noise + (1 - t) * actions
+    used = torch.ones_like(x_t[0, 0])
+    if not padded:
+        used[network.config.action_dim :] = 0.0
+    velocity = network.denoise_step(prefix, x_t * used, time_features, state)
+    errors = (velocity - (batch.noise - actions)).square() * used
+    left = (~clean)[..., None]
+    return (errors * left).sum(1) / left.sum(1)
 
 
 def _repeat(prefix: Prefix, repeats: int, insulate: bool) -> Prefix:
@@ -165,7 +216,10 @@ def choose_parameters(
         parts &= {"auxiliary", "expert"}
     depth = module.network.config.sizes.vlm.depth
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(part_of(name, depth) in parts)
+        learns = part_of(name, depth) in parts
+        if config.lora is not None and not name.startswith("auxiliary."):
+            learns = learns and learns_with_adapters(name, config.lora)
+        parameter.requires_grad_(learns)
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 

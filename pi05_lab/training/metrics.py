@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,34 +24,36 @@ class MetricsLogger:
     """The log of one training, used in a `with` statement.
 
     Args:
-        directory: of training_log.jsonl and TensorBoard's files; None writes nothing.
+        directory: of training_log.jsonl and the trackers' files; None writes nothing.
         console: for the table; None shows nothing. A file gets plain lines.
-        tensorboard: also write its events.
+        trackers: names of accelerate's trackers that also receive the figures.
         kept_steps: later entries are dropped: a resumed training writes them again.
 
     Raises:
-        ConfigError: TensorBoard is requested and not installed.
+        ConfigError: a tracker is not installed or cannot start.
     """
 
     def __init__(
         self,
         directory: Path | None,
         console: Console | None = None,
-        tensorboard: bool = False,
+        trackers: Sequence[str] = (),
         kept_steps: int = 0,
     ) -> None:
         self._console = console
         self._exit = contextlib.ExitStack()
         self._file: TextIO | None = None
-        self._board: Any = None
+        self._trackers: list[Any] = []
         self._shown: dict[str, Any] = {}
         self._part = 0.0
         if directory is not None:
             keep_until(directory / LOG_FILE, kept_steps)
             file = (directory / LOG_FILE).open("a", encoding="utf-8")
             self._file = self._exit.enter_context(file)
-            if tensorboard:
-                self._board = self._exit.enter_context(_board(directory, kept_steps))
+            for name in trackers:
+                tracker = start_tracker(name, directory, kept_steps)
+                self._exit.callback(tracker.finish)
+                self._trackers.append(tracker)
         if console is not None and console.is_terminal:
             live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
             self._exit.enter_context(live)
@@ -62,10 +64,9 @@ class MetricsLogger:
             entry = {"kind": kind, "step": step, "time_s": round(time.time(), 1), **figures}
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
-        if self._board is not None:
-            for name, value in figures.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, (int, float))}
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
         prefix = "" if kind == "train" else f"{kind} "
         self._shown |= {prefix + name: value for name, value in figures.items()}
         if self._console is not None and not self._console.is_terminal:
@@ -113,12 +114,28 @@ def format_figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _board(directory: Path, step: int) -> Any:
+def start_tracker(name: str, directory: Path, kept_steps: int) -> Any:
+    """One of accelerate's trackers, started; entries after `kept_steps` are written again.
+
+    Raises:
+        ConfigError: accelerate or the tracker's package is not installed, or it cannot start.
+    """
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # type: ignore[import-untyped]
+
+        PartialState()
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        if name == "tensorboard":
+            tracker = kind(name, directory, purge_step=kept_steps + 1 if kept_steps else None)
+        else:
+            tracker = kind("pi05_ros", dir=directory, resume="allow", id=directory.resolve().name)
+        tracker.start()
+    except ImportError as error:
+        package = "wandb" if name == error.name == "wandb" else "'pi05_ros[train]'"
         raise ConfigError(
-            "tensorboard: true needs the package tensorboard: pip install 'pi05_ros[train]', or "
-            "set it to false"
+            f"trackers: {name} is not installed: pip install {package}, or leave it out"
         ) from None
-    return SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever a tracker raises without an account or a connection
+        raise ConfigError(f"trackers: {name} cannot start: {error}") from None
+    return tracker

@@ -14,14 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
-from pi05_lab.training.config import ConfigError, TrainConfig
+from pi05_lab.training.augmentation import augment
+from pi05_lab.training.config import ConfigError, DataConfig, TrainConfig
 from pi05_lab.training.plugins import Plugin
-from pi05_ros.policy.bundle import Settings, make_robot, match_cameras
-from pi05_ros.policy.checkpoint import TOKENIZER_PATTERNS, load_model
-from pi05_ros.policy.config import PolicyConfig, read_config
+from pi05_ros.policy.bundle import Settings, make_robot, match_cameras, tokenizer_folder
+from pi05_ros.policy.checkpoint import TOKENIZER_PATTERNS, checkpoint_folder, load_model
+from pi05_ros.policy.config import IMAGE_PREFIX, PolicyConfig, read_config
+from pi05_ros.policy.guidance import MAX_DELAY_KEY
 from pi05_ros.policy.images import EMPTY, prepare_image
 from pi05_ros.policy.model import Pi0
-from pi05_ros.policy.processing import ACTION, STATE, Processing, read_processing, write_processing
+from pi05_ros.policy.processing import (
+    ACTION,
+    STATE,
+    Processing,
+    read_processing,
+    tokenizer_name,
+    write_processing,
+)
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot
 from pi05_ros.types import FloatArray, ImageArray
@@ -40,20 +49,29 @@ class DataProcessor:
     tokenizer: PromptTokenizer
     cameras: dict[str, str]
     """The data's camera name → the network's."""
+    data: DataConfig
     statistics: dict[str, dict[str, NDArray[np.float64]]]
     tokenizer_files: dict[str, bytes]
 
-    def images(self, frame: Mapping[str, ImageArray]) -> tuple[Tensor, Tensor]:
+    def images(
+        self, frame: Mapping[str, ImageArray], rng: np.random.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """[n_cameras, 3, side, side] in the network's order, and [n_cameras] present.
 
-        `frame` has the data's camera names.
+        `frame` has the data's camera names. With `rng` images are augmented, where the
+        configuration wants it.
         """
         side = self.config.image_size
         images = torch.full((len(self.config.cameras), 3, side, side), EMPTY)
         masks = torch.zeros(len(self.config.cameras), dtype=torch.bool)
         for camera, image in frame.items():
-            index = self.config.cameras.index(self.cameras[camera])
+            name = self.cameras[camera]
+            index = self.config.cameras.index(name)
+            if camera in self.robot.rotated_cameras and not self.data.rotated_images:
+                image = image[::-1, ::-1]
             images[index] = prepare_image(image, side, self.processing.convention)
+            if self.data.augment and rng is not None:
+                images[index] = augment(images[index], name, rng)
             masks[index] = True
         return images, masks
 
@@ -95,7 +113,7 @@ def start(
         CheckpointError: `network.start` is no usable checkpoint.
     """
     if config.network.start != "scratch":
-        return _start_from(Path(config.network.start).expanduser(), config, datasets)
+        return _start_from(checkpoint_folder(config.network.start), config, datasets)
     if plugin is None:
         raise ConfigError(
             "network.start: scratch needs a plug-in that makes the network; set plugin, as in "
@@ -107,6 +125,7 @@ def start(
             network = plugin.make_network(config, datasets[0], Path(folder))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"network: {error}") from None
+        network.config = _with_delay(network.config, config)
         return network, _make_processor(network.config, Path(folder), config, datasets)
 
 
@@ -122,22 +141,37 @@ def _start_from(
     policy_config = replace(
         read_config(path), state_dim=datasets[0].state_dim, action_dim=datasets[0].action_dim
     )
+    policy_config = _with_delay(policy_config, config)
     processor = _make_processor(policy_config, path, config, datasets)
     network = load_model(path, "cpu", torch.float32).train()
     network.config = policy_config
     return network, processor
 
 
+def _with_delay(policy: PolicyConfig, config: TrainConfig) -> PolicyConfig:
+    """With the longest clean prefix that the training shows, which guidance needs to know."""
+    longest = max(stage.rtc_max_delay for stage in config.stages)
+    if longest == 0:
+        return policy
+    if policy.kind != "pi05":
+        raise ConfigError("rtc_max_delay needs π0.5: π0 has one time for all steps of a chunk")
+    if longest >= policy.horizon:
+        raise ConfigError(f"rtc_max_delay {longest} must be below the horizon {policy.horizon}")
+    return replace(policy, raw={**policy.raw, MAX_DELAY_KEY: longest})
+
+
 def _make_processor(
     policy_config: PolicyConfig,
-    tokenizer_folder: Path,
+    folder: Path,
     config: TrainConfig,
     datasets: Sequence[LeRobotDataset],
 ) -> DataProcessor:
+    """`folder` has the network's tokenizer, or names one of the Hugging Face cache."""
+    found = tokenizer_folder(folder, tokenizer_name(folder))
     tokenizer = PromptTokenizer.from_directory(
-        tokenizer_folder, policy_config.token_length, policy_config.sizes.vocab
+        found, policy_config.token_length, policy_config.sizes.vocab
     )
-    paths = [tokenizer_folder / name for name in TOKENIZER_FILES]
+    paths = [found / name for name in TOKENIZER_FILES]
     files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     first = datasets[0]
     _check_alike(datasets, policy_config)
@@ -145,10 +179,11 @@ def _make_processor(
     settings = Settings(adapt_to_pi=adapt, delta_actions=delta, dt_s=1.0 / first.fps)
     try:
         robot = make_robot(config.robot, policy_config, "lerobot", settings)
-        names = {name: robot.cameras.get(name, name) for name in first.cameras}
-        cameras = match_cameras(names, policy_config.cameras, {})
     except ValueError as error:
         raise ConfigError(f"{first.root}: {error}") from None
+    for dataset in datasets:
+        _check_names(dataset, robot)
+    cameras = _match_cameras(first, robot, policy_config, config.data.rename)
     entries = zip(datasets, config.data.datasets, strict=True)
     counted = [dataset for dataset, entry in entries if entry.statistics]
     if not counted:
@@ -156,16 +191,61 @@ def _make_processor(
     statistics = compute_statistics(counted, robot, policy_config.horizon, config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_processing(folder, policy_config, statistics)
+        write_processing(folder, policy_config, statistics, rename=rename_map(config.data.rename))
         processing = read_processing(folder, policy_config, robot.state_dim, robot.action_dim)
-    return DataProcessor(policy_config, robot, processing, tokenizer, cameras, statistics, files)
+    return DataProcessor(
+        policy_config, robot, processing, tokenizer, cameras, config.data, statistics, files
+    )
+
+
+def rename_map(rename: Mapping[str, str]) -> dict[str, str]:
+    """`data.rename` in LeRobot's form, with full feature names."""
+    return {IMAGE_PREFIX + old: IMAGE_PREFIX + new for old, new in rename.items()}
+
+
+def _match_cameras(
+    dataset: LeRobotDataset, robot: Robot, policy: PolicyConfig, rename: Mapping[str, str]
+) -> dict[str, str]:
+    for name in rename:
+        if name not in dataset.cameras:
+            raise ConfigError(
+                f"data.rename: {dataset.root} has no camera {name!r}; it has "
+                f"{', '.join(dataset.cameras)}"
+            )
+    names = {name: robot.cameras.get(name, name) for name in dataset.cameras}
+    try:
+        return match_cameras(names, policy.cameras, rename)
+    except ValueError as error:
+        raise ConfigError(
+            f"{dataset.root}: {error}; name the match with data.rename, "
+            f"as {{{dataset.cameras[0]}: {policy.cameras[0]}}}"
+        ) from None
+
+
+def _check_names(dataset: LeRobotDataset, robot: Robot) -> None:
+    """Raise ConfigError where the data have the robot's joints in another order.
+
+    Of names that only one of the two has, such as `motor_0`, the order counts.
+    """
+    for key, ours in ((STATE, robot.state), (ACTION, robot.action)):
+        theirs = dataset.meta.names(key)
+        for place, name in enumerate(ours):
+            if name in theirs and theirs.index(name) != place:
+                raise ConfigError(
+                    f"{dataset.root}: {key} is not in the order of robot {robot.name!r}: {name!r} "
+                    f"is number {theirs.index(name) + 1} instead of {place + 1}. Give a robot "
+                    "whose YAML description lists the names in the data's order"
+                )
 
 
 def _check_alike(datasets: Sequence[LeRobotDataset], config: PolicyConfig) -> None:
     first = datasets[0]
     for other in datasets[1:]:
-        for what in ("fps", "cameras", "state_dim", "action_dim"):
-            mine, theirs = getattr(first, what), getattr(other, what)
+        found = {what: (getattr(first, what), getattr(other, what))
+                 for what in ("fps", "cameras", "state_dim", "action_dim")}  # fmt: skip
+        found |= {f"names of {k}": (first.meta.names(k), other.meta.names(k))
+                  for k in (STATE, ACTION)}  # fmt: skip
+        for what, (mine, theirs) in found.items():
             if mine != theirs:
                 raise ConfigError(
                     f"{first.root} and {other.root} cannot be trained on together: {what} "

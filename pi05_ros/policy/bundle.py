@@ -181,15 +181,20 @@ class CheckpointBundle:
 
 
 def open_tokenizer(directory: Path, config: PolicyConfig, name: str) -> PromptTokenizer:
-    """The folder's tokenizer, or the one of the Hugging Face id `name` from the cache.
+    """The tokenizer in `tokenizer_folder`.
 
     Raises:
-        CheckpointError: neither exists, or it is damaged.
+        CheckpointError: there is none, or it is damaged.
     """
-    folder = directory
-    if not (directory / TOKENIZER_FILE).is_file():
-        folder = cached_tokenizer(name) or directory
+    folder = tokenizer_folder(directory, name)
     return PromptTokenizer.from_directory(folder, config.token_length, config.sizes.vocab)
+
+
+def tokenizer_folder(directory: Path, name: str) -> Path:
+    """A checkpoint's folder if it has a tokenizer, or the cached one of the Hugging Face id."""
+    if (directory / TOKENIZER_FILE).is_file():
+        return directory
+    return cached_tokenizer(name) or directory
 
 
 def open_checkpoint(path: str | Path, robot: RobotSource) -> CheckpointBundle:

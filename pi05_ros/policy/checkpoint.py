@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pi05_ros.policy.adapters import merge, read_adapters
 from pi05_ros.policy.config import CONFIG_FILE, PolicyConfig, read_config
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.weights import (
@@ -39,7 +40,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "small_aloha"
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 """Cameras of the small checkpoint."""
 
-PATTERNS = ("*.json", "*.safetensors")
+PATTERNS = ("*.json", "*.safetensors", "README.md")
 TOKENIZER_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -204,6 +205,8 @@ def load_model(
 ) -> Pi0:
     """Load π0.5 or π0 from a folder with config.json and safetensors weights.
 
+    A folder of adapters is merged with the checkpoint that it names.
+
     Args:
         directory: LeRobot's or openpi's (PyTorch) layout, one file or shards.
         device: device of the parameters, which are allocated there once.
@@ -220,12 +223,14 @@ def load_model(
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, not {dtype}")
     config = read_config(directory)
-    index = network_tensors(directory)
-    check_depth(config, len(index), directory)
+    adapters = read_adapters(Path(directory))
+    start = weights_folder(directory)
+    index = network_tensors(start)
+    check_depth(config, len(index), start)
     with torch.device("meta"):
         model = Pi0(config)
     sources = key_map(model)
-    check_tensors(directory, sources, index)
+    check_tensors(start, sources, index)
     parameters: dict[str, Tensor] = {}
     broken: list[str] = []
     for ours, source in sources.items():
@@ -238,39 +243,71 @@ def load_model(
             if not is_finite(part):
                 broken.append(name)
         parameters[ours] = whole
+    if adapters is not None:
+        parameters = merge(parameters, adapters.tensors, adapters.scale)
+        broken += [name for name, tensor in parameters.items() if not is_finite(tensor)]
     if broken:
         raise CheckpointError(f"{directory}: {summarize_names('not finite', broken)}")
     model.load_state_dict(parameters, assign=True)
     return model.eval()
 
 
+def weights_folder(directory: str | Path) -> Path:
+    """The folder of the network's tensors: of a folder of adapters, its start checkpoint's."""
+    path = Path(directory)
+    adapters = read_adapters(path)
+    if adapters is None:
+        return path
+    start = checkpoint_folder(adapters.base)
+    if read_adapters(start) is not None:
+        raise CheckpointError(f"{path} has adapters of {start}, which has adapters itself")
+    return start
+
+
 def save_model(model: Pi0, directory: str | Path) -> None:
+    """Write a network's weights and config.json; see `save_weights`."""
+    save_weights(model.config, model.state_dict(), directory, model.experts.vlm.dtype)
+
+
+def save_weights(
+    config: PolicyConfig, state: Mapping[str, Tensor], directory: str | Path, dtype: torch.dtype
+) -> None:
     """Write config.json and model.safetensors as LeRobot names them, both language heads included.
 
-    Each file appears whole or not at all. Tensors keep the model's dtype, except that the vision
-    encoder and the projector are float32, as in LeRobot.
+    Each file appears whole or not at all.
+
+    Args:
+        config: of the network.
+        state: the network's state dict.
+        directory: is made if need be.
+        dtype: of the tensors, except that the module `model` keeps some in float32, and that the
+            vision encoder and the projector are float32, as in LeRobot.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    state = model.state_dict()
+    with torch.device("meta"):
+        model = Pi0(config)
     for ours, source in key_map(model).items():
-        tensor = state[ours].detach().cpu()
-        if ours.startswith("vision."):
-            tensor = tensor.float()
+        kept = ours.startswith("vision.")
+        wanted = torch.float32 if kept else model.parameter_dtype(ours, dtype)
+        tensor = state[ours].detach().cpu().to(wanted)
         parts = tensor.split([shape[0] for shape in source.shapes])
         for name, part in zip(source.names, parts, strict=True):
             tensors[f"model.{name}"] = part.contiguous()
     # LeRobot rejects a file without these two as incomplete.
     embedding = tensors["model." + EMBEDDING]
     tensors["model." + LM_HEAD] = embedding.clone()
-    tensors["model." + EXPERT_LM_HEAD] = embedding.new_zeros(
-        len(embedding), model.config.sizes.exp.width
-    )
-    dtype = "bfloat16" if model.experts.vlm.dtype == torch.bfloat16 else "float32"
-    text = json.dumps(model.config.to_json() | {"dtype": dtype}, indent=2) + "\n"
+    tensors["model." + EXPERT_LM_HEAD] = embedding.new_zeros(len(embedding), config.sizes.exp.width)
     _replace(path / SINGLE_FILE, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
-    _replace(path / CONFIG_FILE, lambda file: file.write_text(text, "utf-8"))
+    write_config(config, path, dtype)
+
+
+def write_config(config: PolicyConfig, directory: Path, dtype: torch.dtype) -> None:
+    """Write config.json with the name of the weights' dtype."""
+    name = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    text = json.dumps(config.to_json() | {"dtype": name}, indent=2) + "\n"
+    _replace(directory / CONFIG_FILE, lambda file: file.write_text(text, "utf-8"))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

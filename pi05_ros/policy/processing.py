@@ -300,7 +300,7 @@ def _read_lerobot(
         },
         delta_mask=_relative_mask(before, action_dim),
         state_in_prompt=STATE_PROMPT_STEP in before,
-        tokenizer=str(_settings(before, "tokenizer_processor").get("tokenizer_name") or PALIGEMMA),
+        tokenizer=tokenizer_name(directory),
     )
 
 
@@ -322,6 +322,13 @@ def _settings(steps: Steps, step: str) -> Mapping[str, Any]:
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{step}: config must be an object, not {settings!r:.100}")
     return settings
+
+
+def tokenizer_name(directory: Path) -> str:
+    """The Hugging Face id of a checkpoint's tokenizer; PaliGemma's where none is named."""
+    file = directory / f"{PREPROCESSOR}.json"
+    steps = _read_steps(file) if file.is_file() else {}
+    return str(_settings(steps, "tokenizer_processor").get("tokenizer_name") or PALIGEMMA)
 
 
 def _names(settings: Mapping[str, Any], key: str) -> dict[str, str]:

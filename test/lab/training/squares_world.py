@@ -95,7 +95,7 @@ def make_config(output: Path, *datasets: Path, **changes: Any) -> TrainConfig:
         "network": NETWORK,
         "plugin": str(PLUGIN),
         "plugin_options": OPTIONS,
-        "data": {"datasets": [{"root": str(d)} for d in datasets], "held_out": 0.1},
+        "data": {"datasets": [{"root": str(d)} for d in datasets], "held_out": 0.2},
         "validation": {"every_steps": 100, "frames": 4},
         "log_steps": 1,
         "checkpoint_steps": 100,

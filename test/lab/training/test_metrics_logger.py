@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from pi05_lab.training.config import ConfigError
@@ -55,7 +58,7 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
 def test_tensorboard_has_the_figures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing import event_accumulator  # type: ignore
 
-    with MetricsLogger(tmp_path, tensorboard=True) as journal:
+    with MetricsLogger(tmp_path, trackers=["tensorboard"]) as journal:
         journal.write("train", 3, {"flow": 0.5, "stage": "a"})
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -63,7 +66,33 @@ def test_tensorboard_has_the_figures(tmp_path: Path) -> None:
     assert (event.step, event.value) == (3, 0.5)
 
 
-def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"pi05_ros\[train\]"):
-        MetricsLogger(tmp_path, tensorboard=True)
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_missing_tracker_is_named(
+    tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
+    for module in ("torch.utils.tensorboard", "tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    package = {"tensorboard": r"'pi05_ros\[train\]'", "wandb": "wandb"}[tracker]
+    with pytest.raises(ConfigError, match=f"{tracker} is not installed: pip install {package}"):
+        MetricsLogger(tmp_path, trackers=[tracker])
+
+
+def test_wandb_receives_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through accelerate's tracker; a stand-in for the service's package."""
+    calls: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: calls.append((values, step)), finish=lambda: calls.append("end")
+    )
+    module = ModuleType("wandb")
+
+    def init(**settings: Any) -> Any:
+        calls.append(settings)
+        return run
+
+    module.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with MetricsLogger(tmp_path, trackers=["wandb"], kept_steps=2) as logger:
+        logger.write("validation", 3, {"flow": 0.5, "stage": "a"})
+    assert calls[0]["project"] == "pi05_ros" and calls[0]["id"] == tmp_path.name
+    assert calls[1:] == [({"validation/flow": 0.5}, 3), "end"]

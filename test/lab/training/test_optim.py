@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -78,22 +78,25 @@ def test_the_rate_is_openpis() -> None:
 def test_averaged_weights() -> None:
     """Fault: an average that remembers random weights, or moves what does not learn.
 
-    A decay of 0 gives the newest weights.
+    A decay of 0 keeps none: the newest weights stand.
     """
     module = nn.Linear(1, 1)
     module.bias.requires_grad_(False)
-    start = module.bias.item()
-    average = AveragedWeights(module)
+    weights = {"weight": cast("nn.Parameter", module.weight)}
+    average = AveragedWeights(weights, 0.99)
     expected = module.weight.item()
     for step, value in enumerate((1.0, 2.0, 5.0)):
         with torch.no_grad():
             module.weight.fill_(value)
             module.bias.fill_(7.0)
-        average.update(module, step, decay=0.99)
+        average.update(step)
         decay = min(0.99, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
-    with average.applied_to(module):
+    with average.applied():
         assert module.weight.item() == pytest.approx(expected, rel=1e-6)
-        assert module.bias.item() == start
-    average.update(module, step=50, decay=0.0)
-    assert average.shadow["weight"].item() == 5.0
+        assert module.bias.item() == 7.0
+    assert module.weight.item() == 5.0
+    none = AveragedWeights(weights, 0.0)
+    none.update(step=50)
+    with none.applied():
+        assert not none.shadow and module.weight.item() == 5.0

@@ -7,6 +7,7 @@ that ends elsewhere than one that was never stopped.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from rich.console import Console
 from squares_world import OPTIONS, make_config, squares, stage, write_dataset  # type: ignore
 
 from pi05_lab.training import train as train_module
-from pi05_lab.training.checkpoints import STATE_FILE
 from pi05_lab.training.config import ConfigError, TrainConfig
 from pi05_lab.training.metrics import LOG_FILE, read_log
+from pi05_lab.training.state import POSITION_FILE, STATES, has_state
 from pi05_lab.training.train import Trainer, train
 from pi05_ros.policy.policy import Policy
 from pi05_ros.types import Observation
@@ -69,7 +70,7 @@ def test_a_killed_training_ends_as_one_that_was_not(
         patched.setattr(Trainer, "_step", killed)
         with pytest.raises(Killed):
             train(config)
-    resumable = (tmp_path / STATE_FILE).exists()
+    resumable = has_state(tmp_path)
     assert resumable == (steps > 3)
     train(config, resume=resumable)
     assert weights(tmp_path) == weights(whole)
@@ -98,14 +99,16 @@ def test_a_stopped_training_goes_on(dataset: Path, whole: Path, tmp_path: Path) 
 def test_resuming_what_is_not_there_or_another_training(
     dataset: Path, whole: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=f"has no {STATE_FILE} to resume from"):
+    with pytest.raises(ConfigError, match="has no state to resume from"):
         train(two_stages(tmp_path, dataset), resume=True)
-    (tmp_path / STATE_FILE).write_bytes((whole / STATE_FILE).read_bytes())
+    shutil.copytree(whole / STATES, tmp_path / STATES)
     with pytest.raises(ConfigError, match="of a training with another seed: 0 instead of 3"):
         train(two_stages(tmp_path, dataset, seed=3), resume=True)
-    (tmp_path / STATE_FILE).write_bytes(b"cut off")
-    with pytest.raises(ConfigError, match="is damaged"):
-        train(two_stages(tmp_path, dataset), resume=True)
+    (state,) = (tmp_path / STATES).iterdir()
+    for file in (next(state.glob("*.distcp")), state / POSITION_FILE):
+        file.write_bytes(b"cut off")
+        with pytest.raises(ConfigError, match="is damaged"):
+            train(two_stages(tmp_path, dataset), resume=True)
 
 
 def test_seeds_decide(dataset: Path, whole: Path, tmp_path: Path) -> None:
@@ -136,8 +139,8 @@ def test_a_stage_of_minutes_ends(
     stages = [stage(steps=None, minutes=1.0)]
     train(make_config(tmp_path, dataset, stages=stages))
     (done,) = (e for e in read_log(tmp_path / LOG_FILE) if e["kind"] == "stage")
-    # three looks at the clock a step: 8 s
-    assert (done["steps"], done["minutes"]) == (8, pytest.approx(64 / 60))
+    # four readings of the clock per step: 12 s
+    assert (done["steps"], done["minutes"]) == (5, pytest.approx(1.0))
 
 
 def test_the_callers_evaluation(dataset: Path, tmp_path: Path) -> None:
@@ -242,7 +245,7 @@ def test_the_checkpoint_describes_itself(learnt: Path) -> None:
     assert settings["trained"] is True and settings["robot"] == "generic"
     assert "310 steps" in settings["note"]
     card = (folder / "README.md").read_text()
-    for text in ("π0.5", "| see |", "held-out flow", "labelled frames | 1080", "## Held-out"):
+    for text in ("π0.5", "| see |", "held-out flow", "labelled frames | 944", "## Held-out"):
         assert text in card, text
     assert (folder / "train_config.yaml").is_file() and (folder / LOG_FILE).is_file()
     policy = Policy.from_pretrained(folder, robot="generic", device="cpu")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from squares_world import make_config, stage  # type: ignore[import-not-found]
 
-from pi05_lab.training.checkpoints import STATE_FILE
+from pi05_lab.training.state import has_state
 from pi05_ros.cli import main
 
 
@@ -72,7 +72,7 @@ def test_a_signal_stops_and_says_how_to_go_on(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", interrupted)
         assert call(str(file), "--quiet") == 130
-    assert (tmp_path / "out" / STATE_FILE).is_file()
+    assert has_state(tmp_path / "out")
     shown = " ".join(capsys.readouterr().err.split())
     assert f"pi05 train {file} --resume" in shown
     assert call(str(file), "--quiet", "--resume") == 0

@@ -65,7 +65,6 @@ def test_defaults_are_openpis_optimiser() -> None:
         (stages(steps=None, minutes=1) | {"accelerate": True}, r"with accelerate give steps"),
         (document(data={"datasets": [{"root": "d"}], "held_out": 1.0}), r"held_out must be from 0"),
         (document(helpers={}), r"helpers is now plugin_options"),
-        (document(network={"start": "small"}), r"network\.start: small is now scratch"),
         ([], r"the file must be a mapping"),
     ],
 )

@@ -18,10 +18,11 @@ from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import CHUNK_KEY, Extra, Features
 from pi05_lab.data.lerobot_writer import DatasetWriter
 from pi05_lab.training import processing
-from pi05_lab.training.checkpoints import Position, save_checkpoint
+from pi05_lab.training.checkpoints import save_checkpoint
 from pi05_lab.training.config import ConfigError, TrainConfig
 from pi05_lab.training.plugins import load_plugin
 from pi05_lab.training.processing import DataProcessor, compute_statistics
+from pi05_lab.training.state import Position
 from pi05_ros.policy.checkpoint import CAMERAS
 from pi05_ros.policy.inference import SampleInputs
 from pi05_ros.policy.model import Pi0
@@ -46,7 +47,7 @@ def start(config: TrainConfig, datasets: list[LeRobotDataset]) -> tuple[Pi0, Dat
 def save_start(folder: Path, config: TrainConfig, source: LeRobotDataset) -> DataProcessor:
     """Write the checkpoint of a training without steps."""
     network, processor = start(config, [source])
-    save_checkpoint(folder, network, processor, config, Position(), {})
+    save_checkpoint(folder, network.state_dict(), processor, config, Position(), {})
     return processor
 
 
@@ -194,7 +195,7 @@ def test_going_on_from_a_checkpoint(aloha: Path, tmp_path: Path) -> None:
     source = LeRobotDataset(aloha)
     config = make_config(tmp_path, aloha, robot="aloha")
     network, processor = start(config, [source])
-    save_checkpoint(tmp_path / "c", network, processor, config, Position(), {})
+    save_checkpoint(tmp_path / "c", network.state_dict(), processor, config, Position(), {})
     of_start = {"start": str(tmp_path / "c")}
     again = make_config(tmp_path, aloha, robot="aloha", network=of_start)
     network_again, processor_again = start(again, [source])
