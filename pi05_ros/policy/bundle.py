@@ -126,7 +126,9 @@ def match_cameras(
     """The robot's camera name → the checkpoint's, for the cameras that both have.
 
     For each of the robot's cameras the first of these that the checkpoint knows: what `rename`
-    says, its own name, its usual name (`robot`). Cameras that only one side has are left out.
+    says, its own name, its usual name (`robot`). A renamed camera takes the place of one that has
+    the same name in the checkpoint without being renamed. Cameras that only one side has are left
+    out.
 
     Raises:
         ValueError: a name in `rename` is unknown, two cameras share one of the checkpoint's, or
@@ -135,10 +137,15 @@ def match_cameras(
     unknown = [name for name in rename.values() if name not in model]
     if unknown:
         raise ValueError(f"the checkpoint has no camera {unknown[0]!r}; it has {', '.join(model)}")
-    matched: dict[str, str] = {}
-    for name in [*robot, *(name for name in rename if name not in robot)]:
-        candidates = (rename.get(name), name, robot.get(name))
-        target = next((c for c in candidates if c in model), None)
+    if len(set(rename.values())) < len(rename):
+        raise ValueError(f"two cameras are renamed to one of the checkpoint's: {dict(rename)}")
+    matched = dict(rename)
+    for name in robot:
+        if name in rename:
+            continue
+        target = next((c for c in (name, robot[name]) if c in model), None)
+        if target in rename.values():
+            continue
         if target in matched.values():
             raise ValueError(f"two cameras are mapped to the checkpoint's {target!r}")
         if target is not None:

@@ -19,6 +19,7 @@ from pi05_lab.training.losses import (
     capture_prefix,
     checkpoint_layers,
     choose_parameters,
+    flow_errors,
     part_of,
 )
 from pi05_ros.policy.config import GemmaSize, PolicyConfig, Sizes, VisionSize
@@ -309,3 +310,45 @@ def test_options_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         SmallPolicyLosses(tiny_network().config, replace(OPTIONS, **options), losses, NAMES)  # type: ignore[arg-type]
+
+
+def test_clean_prefixes_have_time_zero_and_no_loss() -> None:
+    """Training-time real-time chunking; fault: a prefix with noise, or one that is learnt."""
+    network = tiny_network()
+    batch = make_batch()
+    batch.delays = torch.tensor([0, 1, 2, HORIZON - 1])
+    batch.has_delays = True
+    prefix = network.encode_prefix(**rows_of(batch))
+    errors = flow_errors(network, prefix, batch)
+    steps = torch.arange(HORIZON)
+    for row, delay in enumerate(batch.delays.tolist()):
+        t = torch.where(steps < delay, 0.0, batch.times[row])
+        x_t = t[:, None] * batch.noise[row] + (1 - t[:, None]) * batch.actions[row]
+        assert torch.equal(x_t[:delay], batch.actions[row, :delay])
+        features = network.time_features(t).permute(1, 2, 0, 3)[None]
+        one = network.encode_prefix(**{k: v[row : row + 1] for k, v in rows_of(batch).items()})
+        velocity = network.denoise_step(one, x_t[None], features)[0]
+        expected = (velocity - batch.noise[row] + batch.actions[row]).square()[delay:].mean(0)
+        torch.testing.assert_close(errors[row], expected, atol=1e-5, rtol=1e-5)
+    batch.has_delays, batch.delays = False, torch.zeros(4, dtype=torch.int64)
+    plain = flow_errors(network, prefix, batch)
+    torch.testing.assert_close(errors[0], plain[0])
+    assert not torch.allclose(errors[1], plain[1])
+
+
+def test_padded_dimensions_without_weights_stay_so() -> None:
+    """Fault: columns that learnt t · noise, and met constant noise in inference."""
+    network = tiny_network()
+    with torch.no_grad():
+        network.action_in_proj.weight[:, JOINTS:] = 0.0
+        network.action_out_proj.weight[JOINTS:] = 0.0
+        network.action_out_proj.bias[JOINTS:] = 0.0
+    module, batch = TrainModule(network), make_batch()
+    total, parts = module(batch, {"flow": 1.0})
+    torch.testing.assert_close(total.detach(), parts["flow"])
+    total.backward()
+    for parameter, rows in ((network.action_in_proj.weight, False), (
+        network.action_out_proj.weight, True)):  # fmt: skip
+        assert parameter.grad is not None
+        padded = parameter.grad[JOINTS:] if rows else parameter.grad[:, JOINTS:]
+        assert not padded.any() and parameter.grad.any()

@@ -23,10 +23,11 @@ from pi05_lab.training.config import ConfigError, TrainConfig
 from pi05_lab.training.plugins import load_plugin
 from pi05_lab.training.processing import DataProcessor, compute_statistics
 from pi05_lab.training.state import Position
-from pi05_ros.policy.checkpoint import CAMERAS
+from pi05_ros.policy.checkpoint import CAMERAS, TOKENIZER_PATTERNS
 from pi05_ros.policy.inference import SampleInputs
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.policy import Policy
+from pi05_ros.policy.robots import NAMED
 from pi05_ros.types import Observation
 
 UR5E: dict[str, Any] = {
@@ -117,37 +118,157 @@ def test_the_policy_sees_and_means_the_same(
     assert np.abs(actions).max() < 2.5
 
 
-@pytest.mark.parametrize("units", [{}, {"delta_actions": True}], ids=["plain", "delta"])
-@pytest.mark.parametrize("own", [False, True], ids=["ur5e", "my_ur5e.yaml"])
-def test_another_robots_actions_are_served_as_they_were_trained(
-    tmp_path: Path, own: bool, units: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+def describe(robot: str) -> dict[str, Any]:
+    """A description's keys of each named robot, and of one in YAML."""
+    if robot == "my_ur5e.yaml":
+        return UR5E
+    named = NAMED[robot]
+    return {key: getattr(named, key) for key in ("state", "action", "cameras", "dt_s", "grippers")}
+
+
+UNITS = [{}, {"delta_actions": True}, {"adapt_to_pi": True},
+         {"delta_actions": True, "adapt_to_pi": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("units", UNITS, ids=["plain", "delta", "adapted", "both"])
+@pytest.mark.parametrize("robot", [*NAMED, "my_ur5e.yaml"])
+def test_every_robots_actions_are_served_as_they_were_trained(
+    tmp_path: Path, robot: str, units: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: trained relative to the state, served as absolute: "hold still" became 0 rad."""
-    robot = "ur5e"
-    if own:
-        robot = str(tmp_path / "my_ur5e.yaml")
-        Path(robot).write_text(yaml.safe_dump(UR5E))
+    """Labels of one constant motion: absolute or relative, with gripper maps and signs.
+
+    Fault: trained relative to the state, served as absolute: "hold still" became 0 rad.
+    """
+    described = describe(robot)
+    source = robot
+    if robot == "my_ur5e.yaml":
+        source = str(tmp_path / robot)
+        Path(source).write_text(yaml.safe_dump(UR5E))
     rng = np.random.default_rng(0)
-    cameras = dict.fromkeys(UR5E["cameras"], (24, 40))
-    features = Features(cameras, UR5E["state"], UR5E["state"])
-    with DatasetWriter(tmp_path / "data", 20, features) as writer:
+    cameras = dict.fromkeys(described["cameras"], (24, 40))
+    features = Features(cameras, described["state"], described["action"])
+    with DatasetWriter(tmp_path / "data", round(1 / described["dt_s"]), features) as writer:
         for _ in range(2):
+            state = rng.uniform(0.2, 0.8, len(described["state"]))
+            # velocities stay within their range, grippers are open or closed
+            label = (state if robot != "droid" else state + 0.1)[: len(described["action"])]
+            for index, name in enumerate(described["action"]):
+                if name in described["grippers"]:
+                    label[index] = 1.0
             for _ in range(8):
                 images = random_images(rng, cameras)
-                state = np.append(rng.uniform(0.5, 1.5, 6), rng.uniform(0, 1))
-                writer.add_frame(images, state, state + 0.01, "hold still")
+                writer.add_frame(images, state, label, "hold still")
             writer.end_episode()
-    source = LeRobotDataset(tmp_path / "data")
-    config = make_config(tmp_path, tmp_path / "data", robot=robot, **units)
-    processor = save_start(tmp_path / "c", config, source)
-    policy = Policy.from_pretrained(tmp_path / "c", robot=robot, device="cpu", seed=0)
-    sample = source.sample(5, HORIZON)
+    data = LeRobotDataset(tmp_path / "data")
+    config = make_config(tmp_path, tmp_path / "data", robot=source, **units)
+    processor = save_start(tmp_path / "c", config, data)
+    policy = Policy.from_pretrained(tmp_path / "c", robot=source, device="cpu", seed=0)
+    sample = data.sample(5, HORIZON)
+    images, _ = processor.images(sample.images)
     _, actions, tokens = processor.numbers(sample.state, sample.actions, sample.task)
     given = answer_with(actions, policy, monkeypatch)
     state = sample.state.astype(np.float64)
     chunk = policy.infer(Observation(sample.images, state, sample.task, 0.0))
+    torch.testing.assert_close(given["images"][0], images, atol=0, rtol=0)
     assert given["ids"] == tokens.ids.tolist()
     np.testing.assert_allclose(chunk.actions, sample.actions, atol=1e-5)
+
+
+def test_renamed_cameras_are_served(tmp_path: Path, aloha: Path) -> None:
+    """The rename is in LeRobot's processor file and reaches the node."""
+    rng = np.random.default_rng(0)
+    source, base = LeRobotDataset(aloha), tmp_path / "base"
+    save_start(base, make_config(tmp_path, aloha, robot="aloha"), source)
+    cameras = dict.fromkeys(("front", "wrist"), (24, 40))
+    features = Features(
+        cameras, source.meta.names("observation.state"), source.meta.names("action")
+    )
+    with DatasetWriter(tmp_path / "data", 50, features) as writer:
+        for _ in range(2):
+            for _ in range(3):
+                images = random_images(rng, cameras)
+                writer.add_frame(images, source.state[0], source.action[0], "go")
+            writer.end_episode()
+    data = LeRobotDataset(tmp_path / "data")
+    roots = [{"root": str(tmp_path / "data")}]
+    common: dict[str, Any] = {"robot": "aloha", "network": {"start": str(base)}}
+
+    def begin(**rename: str) -> TrainConfig:
+        return make_config(tmp_path, data={"datasets": roots, "rename": rename}, **common)
+
+    with pytest.raises(ConfigError, match=r"no match for camera front, wrist.*data\.rename"):
+        start(begin(), [data])
+    with pytest.raises(ConfigError, match="has no camera 'side'; it has front, wrist"):
+        start(begin(side="cam_high"), [data])
+    with pytest.raises(ConfigError, match="no camera 'cam_low'"):
+        start(begin(front="cam_low", wrist="cam_left_wrist"), [data])
+    config = begin(front="cam_high", wrist="cam_left_wrist")
+    processor = save_start(tmp_path / "c", config, data)
+    assert processor.cameras == {"front": "cam_high", "wrist": "cam_left_wrist"}
+    policy = Policy.from_pretrained(tmp_path / "c", robot="aloha", device="cpu", seed=0)
+    assert {"front", "wrist"} <= set(policy.cameras)
+    sample = data.sample(0, HORIZON)
+    state = sample.state.astype(np.float64)
+    policy.infer(Observation(sample.images, state, sample.task, 0.0))
+
+
+def test_joints_in_another_order_are_refused(tmp_path: Path) -> None:
+    """Fault: only the number of joints was compared."""
+    names = list(UR5E["state"])
+    for key, order in (("a", names), ("b", [names[1], names[0], *names[2:]])):
+        with DatasetWriter(tmp_path / key, 20, Features({}, order, order)) as writer:
+            for value in (0.0, 1.0):
+                writer.add_frame({}, np.full(7, value), np.full(7, value), "go")
+                writer.end_episode()
+    robot = tmp_path / "my_ur5e.yaml"
+    robot.write_text(yaml.safe_dump(UR5E))
+    right, wrong = LeRobotDataset(tmp_path / "a"), LeRobotDataset(tmp_path / "b")
+    with pytest.raises(ConfigError, match="'j1' is number 2 instead of 1"):
+        start(make_config(tmp_path, tmp_path / "b", robot=str(robot)), [wrong])
+    both = make_config(tmp_path, tmp_path / "a", tmp_path / "b", robot=str(robot))
+    with pytest.raises(ConfigError, match=r"names of observation\.state \['j1', 'j2'"):
+        start(both, [right, wrong])
+
+
+def test_training_starts_from_the_shipped_policy_or_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`small`; an id with its revision, whose tokenizer is elsewhere in the hub's cache."""
+    names = list(NAMED["aloha"].state)
+    cameras = dict.fromkeys(CAMERAS, (24, 40))
+    rng = np.random.default_rng(0)
+    with DatasetWriter(tmp_path / "data", 50, Features(cameras, names, names)) as writer:
+        for _ in range(2):
+            writer.add_frame(random_images(rng, cameras), rng.random(14), rng.random(14), "go")
+            writer.end_episode()
+    data = LeRobotDataset(tmp_path / "data")
+    common: dict[str, Any] = {"robot": "aloha"}
+    small = make_config(tmp_path, tmp_path / "data", network={"start": "small"}, **common)
+    network, processor = start(small, [data])
+    assert "tokenizer.json" in processor.tokenizer_files
+    save_start(tmp_path / "snapshot", small, data)
+    steps = tmp_path / "snapshot" / "policy_preprocessor.json"
+    steps.write_text(
+        steps.read_text().replace('"tokenizer_name": "."', '"tokenizer_name": "o/tok"')
+    )
+    (tmp_path / "tok").mkdir()
+    for name in TOKENIZER_PATTERNS:
+        if (tmp_path / "snapshot" / name).exists():
+            (tmp_path / "snapshot" / name).rename(tmp_path / "tok" / name)
+    asked: list[tuple[str, str | None]] = []
+
+    def snapshot(repo: str, revision: str | None = None, **_: Any) -> str:
+        asked.append((repo, revision))
+        return str(tmp_path / {"lab/base": "snapshot", "o/tok": "tok"}[repo])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    of_hub = make_config(tmp_path, tmp_path / "data", network={"start": "lab/base@v2"}, **common)
+    again, processor_again = start(of_hub, [data])
+    assert ("lab/base", "v2") in asked and ("o/tok", None) in asked
+    assert processor_again.tokenizer_files == processor.tokenizer_files
+    # saved in bfloat16
+    for mine, theirs in zip(network.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0, rtol=0.01)
 
 
 def test_statistics_are_of_what_the_network_sees(aloha: Path, tmp_path: Path) -> None:

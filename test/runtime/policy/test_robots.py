@@ -178,7 +178,7 @@ def test_cameras_are_matched_by_name_then_by_convention() -> None:
         (("top", "wrist"), {}, "no match for camera cam_high, .* top, wrist"),
         (("cam_high", "cam_wrist"), {}, "no match for camera cam_left_wrist"),
         (("cam_high",), {"cam_high": "roof"}, "no camera 'roof'; it has cam_high"),
-        (("cam_high",), {"a": "cam_high"}, "two cameras are mapped"),
+        (("cam_high",), {"a": "cam_high", "b": "cam_high"}, "two cameras are renamed"),
     ],
 )
 def test_unmatched_camera_names_are_refused(
