@@ -100,3 +100,39 @@ def test_averaged_weights() -> None:
     none.update(step=50)
     with none.applied():
         assert not none.shadow and module.weight.item() == 5.0
+
+
+def test_averages_on_another_device_are_the_same() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    here, there = (AveragedWeights({"w": weight}, 0.9, device) for device in ("", "cpu"))
+    assert there.shadow["w"].data_ptr() != weight.data_ptr()
+    for step in range(3):
+        with torch.no_grad():
+            weight.add_(1.0)
+        here.update(step)
+        there.update(step)
+    assert torch.equal(here.shadow["w"], there.shadow["w"])
+    there.exchange()
+    assert torch.equal(weight, here.shadow["w"])
+
+
+def test_compact_moments_follow_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments in bfloat16, updated in pieces; fault: small averages that stop moving."""
+    monkeypatch.setattr("pi05_lab.training.optim.PIECE", 100)
+    torch.manual_seed(0)
+    goal = torch.randn(30, 40)
+    ends = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(1)
+        weight = nn.Parameter(torch.randn(30, 40))
+        (optimizer,) = make_optimizers({"w": weight}, stage(lr=0.02), precision)
+        for _ in range(200):
+            (weight - goal + 0.3 * torch.randn(30, 40)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append((weight.detach(), optimizer))
+    exact, compact = ends[0][0], ends[1][0]
+    assert (exact - goal).square().mean().sqrt() < 0.1
+    assert (compact - exact).square().mean().sqrt() < 0.01
+    moments = [t for t in ends[1][1].state.popitem()[1].values() if t.ndim]
+    assert [t.dtype for t in moments] == [torch.bfloat16] * 2

@@ -6,6 +6,7 @@ that ends elsewhere than one that was never stopped.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from rich.console import Console
 from squares_world import OPTIONS, make_config, squares, stage, write_dataset  # type: ignore
 
 from pi05_lab.training import train as train_module
-from pi05_lab.training.config import ConfigError, TrainConfig
+from pi05_lab.training.config import ConfigError, TrainConfig, parse_config
 from pi05_lab.training.metrics import LOG_FILE, read_log
 from pi05_lab.training.state import POSITION_FILE, STATES, has_state
 from pi05_lab.training.train import Trainer, train
@@ -109,6 +110,60 @@ def test_resuming_what_is_not_there_or_another_training(
         file.write_bytes(b"cut off")
         with pytest.raises(ConfigError, match="is damaged"):
             train(two_stages(tmp_path, dataset), resume=True)
+
+
+def test_what_may_change_between_a_stop_and_its_resumption(
+    dataset: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Workers, passes per step, and stages that have not begun; fault: the whole run lost."""
+    config = two_stages(tmp_path, dataset)
+    polls = iter([False, True])
+    assert train(config, stop=lambda: next(polls)) is None
+    document = config.to_dict()
+    document["data"] |= {"workers": 1, "cache_gb": 0.5}
+    document["stages"][0]["accumulate"] = 2
+    longer = copy.deepcopy(document)
+    longer["stages"][0]["steps"] = 5
+    with pytest.raises(ConfigError, match="another stages"):
+        train(parse_config(longer), resume=True)
+    document["stages"].append(document["stages"][1] | {"name": "more", "steps": 1})
+    document["checkpoint_steps"] = 8
+    assert train(parse_config(document), resume=True) is not None
+    mine, theirs = (
+        [e["norm"] for e in read_log(f / LOG_FILE) if e["kind"] == "train"]
+        for f in (tmp_path, whole)
+    )
+    # two passes round otherwise
+    assert len(mine) == 9 and mine[:8] == pytest.approx(theirs, rel=1e-3)
+
+
+def test_checkpoints_on_the_way(dataset: Path, tmp_path: Path) -> None:
+    """The latest ones and the best; the final one stands alone."""
+    config = make_config(
+        tmp_path,
+        dataset,
+        stages=[stage(steps=7)],
+        save={"every_steps": 2, "keep": 2, "best": "flow"},
+        validation={"every_steps": 2, "frames": 4},
+    )
+    train(config)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "000004",
+        "000006",
+        "best",
+    ]
+    for folder in (*(tmp_path / "checkpoints").iterdir(), tmp_path / "checkpoint"):
+        assert Policy.from_pretrained(folder, robot="generic", device="cpu").description
+    figures = {
+        e["step"]: e["flow"] for e in read_log(tmp_path / LOG_FILE) if e["kind"] == "validation"
+    }
+    best = json.loads((tmp_path / "checkpoints/best/pi05_ros.json").read_text())["note"]
+    assert best.startswith(f"{min(figures, key=lambda step: figures[step])} steps")
+    wrong = make_config(
+        tmp_path / "w", dataset, save={"best": "succes"}, validation={"every_steps": 1, "frames": 4}
+    )
+    with pytest.raises(ConfigError, match=r"save\.best: the validation has no 'succes'; it has"):
+        train(wrong)
 
 
 def test_seeds_decide(dataset: Path, whole: Path, tmp_path: Path) -> None:

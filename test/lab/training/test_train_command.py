@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 from squares_world import make_config, stage  # type: ignore[import-not-found]
 
 from pi05_lab.training.state import has_state
@@ -71,9 +72,40 @@ def test_a_signal_stops_and_says_how_to_go_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", interrupted)
-        assert call(str(file), "--quiet") == 130
+        assert call(str(file), "--quiet", "--set", "log_steps=2") == 130
     assert has_state(tmp_path / "out")
     shown = " ".join(capsys.readouterr().err.split())
-    assert f"pi05 train {file} --resume" in shown
-    assert call(str(file), "--quiet", "--resume") == 0
+    assert f"pi05 train {file} --set log_steps=2 --resume" in shown
+    assert call(str(file), "--quiet", "--set", "log_steps=2", "--resume") == 0
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_checkpoint_is_uploaded(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked before the training; a failed upload keeps the checkpoint."""
+    assert call(str(file), "--push-to-hub", "no name") == 1
+    assert "is not OWNER/NAME" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert call(str(file), "--push-to-hub", "me/policy") == 1
+    assert "log in first" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, **_: f"https://hub/{repo}")
+    sent: list[str] = []
+
+    def fail(self: HfApi, folder_path: Path, **_: object) -> None:
+        sent.extend(sorted(path.name for path in folder_path.iterdir()))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(HfApi, "upload_folder", fail)
+    assert call(str(file), "--quiet", "--push-to-hub", "me/policy") == 1
+    assert {"README.md", "config.json", "model.safetensors"} <= set(sent)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "no space left" in shown and "hf upload me/policy" in shown
+    assert (tmp_path / "out" / "checkpoint" / "model.safetensors").is_file()
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **_: None)
+    assert call(str(file), "--quiet", "--resume", "--push-to-hub", "me/policy") == 0
+    assert "https://hub/me/policy: uploaded" in capsys.readouterr().err
