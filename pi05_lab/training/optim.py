@@ -35,12 +35,14 @@ class CompactAdamW(torch.optim.Optimizer):
     def __init__(
         self, groups: Any, lr: float, betas: tuple[float, float], eps: float = 1e-8
     ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "step": 0}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
+            group["step"] += 1
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group)
@@ -48,11 +50,9 @@ class CompactAdamW(torch.optim.Optimizer):
     def _update(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, dtype=torch.bfloat16)
-        state["step"] += 1
-        count, (beta1, beta2) = int(state["step"]), group["betas"]
+        count, (beta1, beta2) = group["step"], group["betas"]
         rate = group["lr"] / (1 - beta1**count)
         scale = math.sqrt(1 - beta2**count)
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
