@@ -13,6 +13,7 @@ import typer
 
 from pi05_lab.console import make_console, progress_bar, say
 from pi05_lab.data.bags import BagError
+from pi05_lab.data.topics import EvaluatedRobot, read_evaluated_robot
 from pi05_lab.evaluation.open_loop.conditions import EvaluationSettings
 from pi05_lab.evaluation.open_loop.export import rerun_library
 from pi05_lab.evaluation.open_loop.jobs import Job, choose_episodes, find_jobs, names_function
@@ -20,7 +21,6 @@ from pi05_lab.evaluation.open_loop.report import render
 from pi05_lab.evaluation.open_loop.results import to_json
 from pi05_lab.evaluation.open_loop.runs import Done, Plan, RayUnavailable, instructions_of, run_jobs
 from pi05_lab.evaluation.open_loop.summary import summarize
-from pi05_lab.evaluation.open_loop.topics import EvaluatedRobot, read_evaluated_robot
 from pi05_lab.evaluation.open_loop.verdict import BAD, GOOD, UNSURE, overview, verdicts
 from pi05_ros.cli import CommandError, ValueIfBare, one_of
 from pi05_ros.control.scheduler import SCHEDULERS

@@ -10,6 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from pi05_lab.data.bags import BagError, Notes
+from pi05_lab.data.recording import (
+    Command,
+    Event,
+    Instruction,
+    Joints,
+    Recording,
+)
+from pi05_lab.data.topics import EvaluatedRobot
 from pi05_lab.evaluation.open_loop.conditions import (
     LAG_S,
     Episode,
@@ -25,14 +33,6 @@ from pi05_lab.evaluation.open_loop.results import (
     percentiles,
     rounded,
 )
-from pi05_lab.evaluation.open_loop.sources import (
-    Command,
-    Event,
-    Instruction,
-    Joints,
-    Recording,
-)
-from pi05_lab.evaluation.open_loop.topics import EvaluatedRobot
 from pi05_ros.observation.buffer import CameraStream, NotReady, ObservationBuffer
 from pi05_ros.observation.decode import DecodeError
 from pi05_ros.observation.instruction import InstructionError

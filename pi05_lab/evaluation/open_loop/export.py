@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 
 from pi05_lab.data.bags import BagWriter
-from pi05_lab.evaluation.open_loop.sources import (
+from pi05_lab.data.recording import (
     JOINT_GROUP_COMMAND,
     CameraImage,
     Event,
     Instruction,
     Joints,
 )
-from pi05_lab.evaluation.open_loop.topics import COMMAND_TYPES, EvaluatedRobot
+from pi05_lab.data.topics import COMMAND_TYPES, EvaluatedRobot
 from pi05_ros.types import FloatArray, ImageArray
 
 PREDICTED = "/predicted"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pi05_lab.evaluation.open_loop.sources import Command
+from pi05_lab.data.recording import Command
 from pi05_ros.types import FloatArray
 
 BoolArray = NDArray[np.bool_]

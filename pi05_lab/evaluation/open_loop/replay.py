@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pi05_lab.data.bags import Bag, BagError, Notes
-from pi05_lab.evaluation.open_loop.topics import EvaluatedRobot, read_evaluated_robot
+from pi05_lab.data.topics import EvaluatedRobot, read_evaluated_robot
 from pi05_ros.nodes.launch_support import LaunchFaults, boolean_faults, common_faults
 from pi05_ros.robot_config import RobotConfigError
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pi05_lab.data.bags import Bag, BagError, Notes, one_line
+from pi05_lab.data.recording import BagRecording, DatasetRecording, Recording
+from pi05_lab.data.topics import EvaluatedRobot, read_evaluated_robot
 from pi05_lab.evaluation.open_loop.conditions import EvaluationSettings
 from pi05_lab.evaluation.open_loop.evaluator import OpenLoopEvaluation, Sink
 from pi05_lab.evaluation.open_loop.identity import (
@@ -28,8 +30,6 @@ from pi05_lab.evaluation.open_loop.identity import (
 )  # fmt: skip
 from pi05_lab.evaluation.open_loop.jobs import Job, names_function
 from pi05_lab.evaluation.open_loop.results import RecordingResult, from_json, to_json
-from pi05_lab.evaluation.open_loop.sources import BagRecording, DatasetRecording, Recording
-from pi05_lab.evaluation.open_loop.topics import EvaluatedRobot, read_evaluated_robot
 from pi05_lab.files import atomic_file
 from pi05_lab.parallel import KILLED, WorkerDied, run_tasks
 from pi05_ros.types import Policy

@@ -270,7 +270,7 @@ def test_rerun_receives_everything_or_its_extra_is_named(
 
 
 def test_the_params_files_checkpoint_and_compressed_transport_are_read(tmp_path: Path) -> None:
-    from pi05_lab.evaluation.open_loop.topics import read_evaluated_robot
+    from pi05_lab.data.topics import read_evaluated_robot
 
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS.replace("transport: raw", "transport: compressed"))

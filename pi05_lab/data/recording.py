@@ -14,7 +14,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from pi05_lab.data.bags import Bag, BagError, Notes, RawMessage
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import DatasetError
-from pi05_lab.evaluation.open_loop.topics import (
+from pi05_lab.data.topics import (
     COMMAND_TYPES,
     JOINT_STATE,
     STRING,

@@ -30,11 +30,11 @@ from offline_world import (  # type: ignore[import-not-found]
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from pi05_lab.data.bags import BagError
+from pi05_lab.data.recording import JOINT_GROUP_COMMAND
+from pi05_lab.data.topics import COMMAND_TYPES
 from pi05_lab.evaluation.open_loop.evaluator import OpenLoopEvaluation
 from pi05_lab.evaluation.open_loop.jobs import Job, find_jobs
 from pi05_lab.evaluation.open_loop.runs import open_recording
-from pi05_lab.evaluation.open_loop.sources import JOINT_GROUP_COMMAND
-from pi05_lab.evaluation.open_loop.topics import COMMAND_TYPES
 from pi05_ros.types import FloatArray
 
 
