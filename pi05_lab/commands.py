@@ -6,6 +6,8 @@ BENCH = "Benchmark chunk schedulers, or the latency of a chunk"
 COMMANDS = (
     Command("demo", "Run the policy node on the simulated ALOHA and report", "Start",
             "pi05_lab.demo.command:demo", "sim,eval"),
+    Command("convert", "Convert recorded bags into a LeRobot data set", "Learn",
+            "pi05_lab.data.command:convert", "train"),
     Command("record", "Record demonstrations of the scripted experts", "Learn",
             "pi05_lab.data.command:record", "sim,train"),
     Command("dagger", "Roll out a policy, label its states with the experts", "Learn",

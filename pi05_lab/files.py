@@ -23,21 +23,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder to fill; it becomes `path` at the end, and is removed after an exception.
+def atomic_folder(path: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
+    """A folder to fill; it becomes `path` at the end, and is removed after an exception.
+
+    With `resume` the folder of an unfinished call is used, and stays after an exception.
 
     Raises:
         FileExistsError: `path` exists and is not to be replaced.
     """
     if path.exists() and not replace:
         raise FileExistsError(f"output folder exists: {path}. Remove it or name another one")
-    partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = partial_folder(path)
+    if not resume:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=resume)
     try:
         yield partial
         if replace:
             shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_folder(path: Path) -> Path:
+    """Where a folder is filled before it becomes `path`."""
+    return path.with_name(path.name + PARTIAL)

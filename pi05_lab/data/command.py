@@ -1,4 +1,4 @@
-"""`pi05 record` and `pi05 dagger`: the scripted experts' demonstrations and labels as data."""
+"""`pi05 convert`, `pi05 record` and `pi05 dagger`: data from bags, experts and policies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import typer
 
 from pi05_lab.console import make_console, progress_bar, say
 from pi05_lab.data import simulated
-from pi05_lab.data.bags import BagError
+from pi05_lab.data.bags import BagError, Notes
+from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.lerobot_format import PICTURE_KEY, DatasetError
 from pi05_lab.data.lerobot_writer import DatasetWriter
 from pi05_lab.data.robot_bag import RobotBagWriter
@@ -22,6 +23,7 @@ from pi05_lab.files import atomic_folder
 from pi05_lab.sim.experts import grippers_to_metres
 from pi05_lab.sim.scene import ARM_JOINTS, JOINT_NAMES, SIDES
 from pi05_ros.cli import CommandError, one_of
+from pi05_ros.robot_config import RobotConfigError
 
 Option = typer.Option
 BAG_START_S = 1.0
@@ -101,6 +103,87 @@ def dagger(
         make_policy: Any = partial(EpisodePolicy.from_pretrained, checkpoint, seed=seed, threads=1)
         record_dataset(config, output, episodes, workers, make_policy=make_policy)
     return 0
+
+
+def convert(
+    paths: Annotated[list[Path], typer.Argument(
+        metavar="BAG... DATASET", help="Bags, and the folder to make.")],
+    params_file: Annotated[Path | None, Option(
+        help="Of the policy node: topics, cameras, joints. Default: config/aloha.yaml.")] = None,
+    namespace: Annotated[str, Option(help="Of the recorded topics.")] = "",
+    node: Annotated[str, Option(help="Name of the recorded policy node.")] = "policy",
+    fps: Annotated[int | None, Option(
+        min=1, help="Frames per second. Default: the robot's rate.")] = None,
+    action: Annotated[str, Option(
+        **one_of(("commanded", "measured")),
+        help="The action is the controllers' command, or the next measured position.",
+    )] = "commanded",
+    episodes: Annotated[str, Option(
+        **one_of(("instruction", "bag")), help="What an episode is.")] = "instruction",
+    instruction: Annotated[str | None, Option(help="Instead of the recorded ones.")] = None,
+    trim: Annotated[bool, Option(
+        "--trim", help="Leave out the idle beginning and end of each episode.")] = False,
+    video: Annotated[bool, Option(
+        "--video/--no-video", help="H.264 video, or PNG images in the data.")] = True,
+    size: Annotated[tuple[int, int] | None, Option(
+        metavar="WIDTH HEIGHT", help="Scale images to this size.")] = None,
+) -> int:  # fmt: skip
+    """Convert bags into a LeRobot data set; 1 if a bag was left out.
+
+    A second call with the same arguments goes on where the first one was stopped.
+    """
+    from pi05_lab.data.convert import ConvertConfig, convert_bags
+    from pi05_lab.data.topics import read_evaluated_robot
+
+    *bags, output = paths
+    if not bags:
+        raise CommandError("give at least one bag, and the folder to make")
+    console = make_console()
+    try:
+        robot = read_evaluated_robot(params_file, namespace, node)
+        rate = fps or policy_rate(robot.robot)
+        config = ConvertConfig(
+            rate, action == "measured", episodes == "bag", trim, instruction, size
+        )
+
+        def report(bag: Path, result: str, notes: Notes) -> None:
+            say(console, f"{bag}: {result}")
+            for note in notes:
+                say(
+                    console, f"  {note.text}" + (f" ({note.count} times)" if note.count > 1 else "")
+                )
+
+        left_out = convert_bags(bags, output, robot, config, video, report)
+    except (BagError, DatasetError, RobotConfigError, FileExistsError, OSError) as error:
+        raise CommandError(str(error)) from None
+    except KeyboardInterrupt:
+        raise CommandError("interrupted; the same command goes on with the next bag") from None
+    data = LeRobotDataset(output)
+    say(
+        console,
+        f"{output}: {len(data.episodes)} episodes, {len(data)} frames, {rate} per second, "
+        f"{len(data.meta.tasks)} instructions"
+        + (f"; {left_out} bags left out" if left_out else ""),
+    )
+    return 1 if left_out else 0
+
+
+def policy_rate(robot: str) -> int:
+    """Frames per second of a robot's chunks; DatasetError if a data set cannot have them."""
+    from pi05_ros.policy.robots import GENERIC, DescriptionError, read_robot
+
+    if robot == GENERIC:
+        raise DatasetError("robot 'generic' has the checkpoint's rate: give --fps")
+    try:
+        rate = 1.0 / read_robot(robot).dt_s
+    except DescriptionError as error:
+        raise DatasetError(str(error)) from None
+    if abs(rate - round(rate)) > 1e-3 * rate:
+        raise DatasetError(
+            f"robot {robot!r} has {rate:.3f} steps per second, and a LeRobot data set a whole "
+            "number of frames: give --fps, and dt_s to match in the robot's description"
+        )
+    return round(rate)
 
 
 @contextmanager

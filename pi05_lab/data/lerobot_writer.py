@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from pi05_lab.data import parquet
 from pi05_lab.data.lerobot_format import IMAGE_PREFIX, DatasetError, Features, is_image
 from pi05_lab.data.statistics import ImageHistogram, vector_statistics
 from pi05_lab.data.video import VideoWriter, video_info
-from pi05_lab.files import atomic_folder
+from pi05_lab.files import atomic_file, atomic_folder
 from pi05_ros.types import ImageArray
 
 Image = ImageArray | bytes
 """RGB [height, width, 3], or the content of a PNG or JPEG file, which is stored unchanged."""
 
+JOURNAL = "unfinished.json"
+"""What an unfinished data set has so far."""
 SAMPLED_IMAGES = 8
 """At most this many images of each camera and episode enter the statistics."""
 
@@ -59,36 +62,50 @@ class _Episode:
 class DatasetWriter:
     """Records episodes into a folder that appears, complete, at the end of the `with` block.
 
-    After an exception nothing remains.
+    After an exception nothing remains; with `resume` what was committed does.
 
     Args:
         root: the folder to make, which must not exist.
         fps: frames per second of every episode, a whole number.
         features: the content of a frame.
         robot_type: free text for info.json.
+        resume: continue an unfinished data set, from its last `commit`.
     """
 
     def __init__(
-        self, root: Path | str, fps: int, features: Features, robot_type: str = "aloha"
+        self,
+        root: Path | str,
+        fps: int,
+        features: Features,
+        robot_type: str = "aloha",
+        resume: bool = False,
     ) -> None:
         if int(fps) != fps or fps < 1:
             raise DatasetError(f"fps must be a positive whole number, got {fps}")
-        self.frames = 0
-        """Of the episodes that have ended."""
         self._fps = int(fps)
         self._features = features
         self._robot_type = robot_type
-        self._tasks: dict[str, int] = {}
-        self._episodes: list[dict[str, Any]] = []
-        self._episode = _Episode(features)
-        self._videos: dict[str, VideoWriter] = {}
-        self._video_file = dict.fromkeys(features.cameras, (0, 0))
-        self._histograms = {camera: ImageHistogram() for camera in features.cameras}
         self._schema = parquet.data_schema(features)
         self._stack = ExitStack()
-        self._folder = self._stack.enter_context(atomic_folder(Path(root)))
-        self._data = parquet.DataFiles(self._folder, self._schema)
+        self._folder = self._stack.enter_context(atomic_folder(Path(root), resume=resume))
+        self._clear()
+        if resume:
+            self._restore()
         self._stack.callback(self._close_files)
+
+    def _clear(self) -> None:
+        cameras = self._features.cameras
+        self.frames = 0
+        """Of the episodes that have ended."""
+        self.committed: list[str] = []
+        """Labels of the parts that were committed."""
+        self._tasks: dict[str, int] = {}
+        self._episodes: list[dict[str, Any]] = []
+        self._episode = _Episode(self._features)
+        self._videos: dict[str, VideoWriter] = {}
+        self._video_file = dict.fromkeys(cameras, (0, 0))
+        self._histograms = {camera: ImageHistogram() for camera in cameras}
+        self._data = parquet.DataFiles(self._folder, self._schema)
 
     def add_frame(
         self,
@@ -218,6 +235,77 @@ class DatasetWriter:
             self._episode.video_row |= named
         video.write(image, keyframe=starts)
 
+    def commit(self, label: str) -> None:
+        """Keep all episodes that have ended even if the process is killed from here on."""
+        if self._episode.tasks:
+            raise DatasetError(f"{len(self._episode.tasks)} frames lack end_episode()")
+        self._data.end_file()
+        for camera, video in self._videos.items():
+            video.close()
+            self._video_file[camera] = layout.next_file(*self._video_file[camera])
+        self._videos = {}
+        self.committed.append(label)
+        document = {
+            "settings": self._settings(),
+            "committed": self.committed,
+            "episodes": self._episodes,
+            "tasks": self._tasks,
+            "frames": self.frames,
+            "histograms": {name: h.to_json() for name, h in self._histograms.items()},
+            "data_place": self._data.place,
+            "data_files": [str(path.relative_to(self._folder)) for path in self._data.paths],
+            "video_places": self._video_file,
+        }
+        with atomic_file(self._folder / JOURNAL) as path, path.open("w", encoding="utf-8") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rollback(self) -> None:
+        """Forget everything since the last `commit`."""
+        self._close_files()
+        self._clear()
+        self._restore()
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {"fps": self._fps, "robot_type": self._robot_type}
+        plain: dict[str, Any] = json.loads(
+            json.dumps(settings | {"features": self._features.as_info()})
+        )
+        return plain
+
+    def _restore(self) -> None:
+        """Continue after the last commit, and remove what came after it."""
+        document = read_journal(self._folder)
+        if document is None:
+            kept: set[str] = set()
+        else:
+            if document["settings"] != self._settings():
+                raise DatasetError(
+                    f"{self._folder} is of an unfinished data set with other features or another "
+                    "rate; remove it, or give the same options"
+                )
+            self.committed = document["committed"]
+            self._episodes, self._tasks = document["episodes"], document["tasks"]
+            self.frames = document["frames"]
+            for camera, histogram in document["histograms"].items():
+                self._histograms[camera] = ImageHistogram.from_json(histogram)
+            self._data.place = tuple(document["data_place"])
+            self._data.paths = [self._folder / name for name in document["data_files"]]
+            self._video_file = {c: tuple(place) for c, place in document["video_places"].items()}
+            kept = {str(path) for path in self._data.paths} | set(self._video_paths())
+        for path in (*self._folder.glob("data/*/*"), *self._folder.glob("videos/*/*/*")):
+            if str(path) not in kept:
+                path.unlink()
+
+    def _video_paths(self) -> Iterator[str]:
+        """The videos of the episodes."""
+        for row in self._episodes if self._features.use_video else ():
+            for camera in self._features.cameras:
+                key = IMAGE_PREFIX + camera
+                place = {n: row[f"videos/{key}/{n}"] for n in ("chunk_index", "file_index")}
+                yield str(self._folder / layout.VIDEO_PATH.format(video_key=key, **place))
+
     def __enter__(self) -> DatasetWriter:
         return self
 
@@ -270,6 +358,7 @@ class DatasetWriter:
             "features": features,
         }
         self._write_json(layout.INFO_PATH, info)
+        (self._folder / JOURNAL).unlink(missing_ok=True)
 
     def _write_json(self, path: str, content: Any) -> None:
         text = json.dumps(content, indent=4) + "\n"
@@ -280,6 +369,17 @@ class DatasetWriter:
         for video in self._videos.values():
             video.close()
         self._videos = {}
+
+
+def read_journal(folder: Path) -> dict[str, Any] | None:
+    """What was last committed into the folder of an unfinished data set; None: nothing."""
+    try:
+        document: dict[str, Any] = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DatasetError(f"{folder / JOURNAL} is damaged ({error}); remove {folder}") from None
+    return document
 
 
 def _check_names(what: str, given: set[str], expected: set[str]) -> None:

@@ -71,7 +71,8 @@ class DataFiles:
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self._folder = folder
         self._schema = schema
-        self._place = (0, 0)
+        self.place = (0, 0)
+        """Chunk and file that are written to."""
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
         self.paths: list[Path] = []
@@ -82,20 +83,24 @@ class DataFiles:
         written = 0 if self._writer is None else self._writer.file_handle.tell()
         size = written + sum(part.nbytes for part in self._pending)
         if size and size + table.nbytes > layout.DATA_FILE_MB << 20:
-            self.flush()
-            self.close()
-            self._place = layout.next_file(*self._place)
+            self.end_file()
         self._pending.append(table)
         if sum(map(len, self._pending)) >= ROWS_PER_GROUP:
             self.flush()
-        return self._place
+        return self.place
+
+    def end_file(self) -> None:
+        """Write everything; later rows go to the next file."""
+        self.flush()
+        self.close()
+        self.place = layout.next_file(*self.place)
 
     def flush(self) -> None:
         """Write the pending rows as one row group."""
         if not self._pending:
             return
         if self._writer is None:
-            chunk, file = self._place
+            chunk, file = self.place
             path = self._folder / layout.DATA_PATH.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
             self.paths.append(path)

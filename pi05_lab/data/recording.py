@@ -252,7 +252,7 @@ class BagRecording:
             if controller.topic not in controllers:
                 self.notes.add(
                     f"{controller.topic}: no recorded positions of {controller.name}, "
-                    "its joints are compared with their measured positions"
+                    "the measured positions of its joints stand for them"
                 )
         return cameras, controllers
 

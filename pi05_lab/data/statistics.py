@@ -50,6 +50,18 @@ class ImageHistogram:
             self._counts[channel] += np.bincount(image[..., channel].ravel(), minlength=256)
         self._images += 1
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers for `from_json`."""
+        return {"counts": self._counts.tolist(), "images": self._images}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> ImageHistogram:
+        """The histogram that `to_json` described."""
+        histogram = cls()
+        histogram._counts = np.array(document["counts"], dtype=np.int64)
+        histogram._images = int(document["images"])
+        return histogram
+
     def merge(self, other: ImageHistogram) -> None:
         """Add the counts of another histogram."""
         self._counts += other._counts

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pi05_lab.data.bags import Notes, one_line
+from pi05_lab.data.reference import ReferenceTrajectory
 from pi05_lab.evaluation.open_loop.metrics import (
     BoolArray,
     Decimated,
@@ -23,7 +24,6 @@ from pi05_lab.evaluation.open_loop.metrics import (
     Traces,
     WorstSamples,
 )
-from pi05_lab.evaluation.open_loop.reference import ReferenceTrajectory
 from pi05_lab.evaluation.open_loop.results import (
     EpisodeRow,
     ExecutedRow,

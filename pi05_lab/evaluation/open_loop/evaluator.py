@@ -17,6 +17,7 @@ from pi05_lab.data.recording import (
     Joints,
     Recording,
 )
+from pi05_lab.data.reference import MAX_GAP_S, ReferenceTrajectory
 from pi05_lab.data.topics import EvaluatedRobot
 from pi05_lab.evaluation.open_loop.conditions import (
     LAG_S,
@@ -26,7 +27,6 @@ from pi05_lab.evaluation.open_loop.conditions import (
     wrong_instruction,
 )
 from pi05_lab.evaluation.open_loop.metrics import Decimated, StreamStatistics
-from pi05_lab.evaluation.open_loop.reference import MAX_GAP_S, ReferenceTrajectory
 from pi05_lab.evaluation.open_loop.results import (
     Numbers,
     RecordingResult,

@@ -53,10 +53,11 @@ def test_held_out_episodes_are_the_default(moved: bool, dataset: Path, tmp_path:
     net = policies(checkpoint(tmp_path / "net", root))
     choice = choose_episodes(find_jobs([dataset]), net, None)
     split = LeRobotDataset(dataset).split(HELD_OUT, SEED)
-    assert episodes(choice.jobs) == split.held_out.tolist() and len(choice.jobs) == 3
+    count = len(split.held_out)
+    assert episodes(choice.jobs) == split.held_out.tolist() and 1 <= count < COUNT
     assert choice.trained_on == {}
     assert choice.lines == [
-        f"{dataset}: 3 of 10 episodes, those that the training held out; --episodes all adds the "
+        f"{dataset}: {count} of 10 episodes, those that the training held out; --episodes all adds the "
         "others"
     ]
 
@@ -146,10 +147,12 @@ def test_the_report_says_that_training_episodes_were_evaluated(
         return " ".join(capsys.readouterr().out.split()), metrics, page
 
     printed, metrics, page = evaluate()
-    assert "3 of 10 episodes, those that the training held out" in printed
-    assert metrics["totals"]["recordings"] == 3 and metrics["trained_on"] == {}
+    held_out = len(LeRobotDataset(dataset).split(HELD_OUT, SEED).held_out)
+    assert f"{held_out} of 10 episodes, those that the training held out" in printed
+    assert metrics["totals"]["recordings"] == held_out and metrics["trained_on"] == {}
     assert "was trained on" not in page
     printed, metrics, page = evaluate("--episodes", "all")
-    line = "offline_world:oracle was trained on 7 of these recordings"
+    trained = COUNT - held_out
+    line = f"offline_world:oracle was trained on {trained} of these recordings"
     assert line in printed and line in page
-    assert len(metrics["trained_on"]["offline_world:oracle"]) == 7
+    assert len(metrics["trained_on"]["offline_world:oracle"]) == trained

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi05_lab.data.recording import Command
-from pi05_lab.evaluation.open_loop.reference import MAX_GAP_S, ReferenceTrajectory, Timeline
+from pi05_lab.data.reference import MAX_GAP_S, ReferenceTrajectory, Timeline
 
 BOTH = (0, 1)
 
