@@ -104,7 +104,7 @@ def test_compressed_images_joints_by_name_and_no_commands(tmp_path: Path) -> Non
     result = run(bag, make_plan(tmp_path, control_every=0), oracle=policy)
     assert [int(o.images["top"][0, 0, 0]) for o in policy.seen] == list(range(1, 101, 10))
     assert result.commanded_joints == []
-    assert any("compared with their measured positions" in text for text in notes(result))
+    assert any("measured positions of its joints stand for them" in text for text in notes(result))
     assert any("/top/image_raw/compressed was used" in text for text in notes(result))
     errors = result.episodes[0].tracks["oracle"].errors["policy"]
     assert errors.by_joint[0] / sum(errors.steps) == pytest.approx(0.01, rel=0.05)

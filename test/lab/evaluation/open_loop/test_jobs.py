@@ -57,8 +57,8 @@ def test_held_out_episodes_are_the_default(moved: bool, dataset: Path, tmp_path:
     assert episodes(choice.jobs) == split.held_out.tolist() and 1 <= count < COUNT
     assert choice.trained_on == {}
     assert choice.lines == [
-        f"{dataset}: {count} of 10 episodes, those that the training held out; --episodes all adds the "
-        "others"
+        f"{dataset}: {count} of 10 episodes, those that the training held out; --episodes all adds "
+        "the others"
     ]
 
 
