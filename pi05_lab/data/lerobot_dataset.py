@@ -102,9 +102,8 @@ class LeRobotDataset:
             raise DatasetError(
                 f"{self.root / layout.TASKS_PATH} lacks task {min(unknown)} of the frames"
             )
-        self._chunks = (
-            self._vectors(layout.CHUNK_KEY) if layout.CHUNK_KEY in meta.features else None
-        )
+        chunk_keys = [k for k in (layout.CHUNK_KEY, layout.OLD_CHUNK_KEY) if k in meta.features]
+        self._chunks = self._vectors(chunk_keys[0]) if chunk_keys else None
         self._images = ParquetImages(self.root, self._files, cache_bytes)
         self._videos = VideoReader()
 

@@ -33,9 +33,11 @@ CONVERTER = "lerobot.scripts.convert_dataset_v21_to_v30"
 STATE_KEY = "observation.state"
 ACTION_KEY = "action"
 IMAGE_PREFIX = "observation.images."
-CHUNK_KEY = "action_chunk"
-"""[horizon, action_dim] an expert's actions from this frame on. Not part of LeRobot, whose policies
-train on `action` and ignore it."""
+CHUNK_KEY = "expert.action_chunk"
+"""[horizon, action_dim] an expert's actions from this frame on. Not part of LeRobot, which takes
+every feature whose name begins with `action` for an action."""
+OLD_CHUNK_KEY = "action_chunk"
+"""Its name in data of earlier versions."""
 CUBES_KEY = "scene.cube_positions"
 """[3 × cubes] x, y, z of each cube's centre, m. Outside `observation`, because LeRobot's policies
 take what is in it for a measurement of the robot."""

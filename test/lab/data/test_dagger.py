@@ -33,7 +33,7 @@ def test_states_become_a_dataset_of_independent_episodes(
     assert code == 0
     dataset = LeRobotDataset(tmp_path / "data")
     assert len(dataset) == 2 * 2 * 2
-    assert {"action_chunk", "picture_index", "scene.cube_pixels"} <= set(dataset.extras)
+    assert {"expert.action_chunk", "picture_index", "scene.cube_pixels"} <= set(dataset.extras)
     config = RecordConfig(("touch",), seed=7, size_px=(32, 24), states=True, instructions=2)
     policy = partial(EpisodePolicy.from_pretrained, "small", seed=7, threads=1)
     alone = SimulatedRecorder(config, pickle.loads(pickle.dumps(policy)))
