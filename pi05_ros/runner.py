@@ -22,11 +22,9 @@ from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
 from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
-from pi05_ros.observation.buffer import ObservationBuffer
-from pi05_ros.requests import InferenceRequests, InstructionChanges
-from pi05_ros.start_gate import StartGate
+from pi05_ros.observation.buffer import NotReady, ObservationBuffer
+from pi05_ros.requests import Fault, InferenceRequests, InstructionChanges, Watchdog
 from pi05_ros.types import ActionChunk, FloatArray, ImageArray, JointGroup, Level, Problem
-from pi05_ros.watchdog import Fault, Watchdog
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Tick:
 
 CLOCK_JUMP_S = 1.0
 """A gap between ticks above this and above 5 periods ends the plan."""
+TOO_FEW_SHOWN_S = 1.0
+"""Too few joint states since the last motion become a problem after this time."""
 
 
 class PolicyRunner:
@@ -89,7 +89,7 @@ class PolicyRunner:
             start_ramp: leads to a distant first target; None goes there at once.
             start_check: checks the joint states that a motion starts at; None takes the newest.
             tracking: compares commanded and measured positions.
-            watchdog: detects hangs and failures of the executor.
+            watchdog: detects hangs and failures of the executor; None takes its defaults.
             speed_scale: 0 to 1; below 1 the chunks are executed slower than predicted, 0 holds
                 the arms.
             speed_ramp_s: duration of a speed change from 0 to 1.
@@ -99,13 +99,13 @@ class PolicyRunner:
                 has passed, instead of at every tick.
         """
         self.low_pass = low_pass
-        self.watchdog = watchdog
+        self.watchdog = watchdog or Watchdog()
         self.pace = SpeedScaler(speed_scale, speed_ramp_s)
         self.buffer = buffer
         self.executor = executor
         self.scheduler = scheduler
         self.stream = stream
-        self._requests = InferenceRequests(buffer, executor, joints, decode_image, watchdog)
+        self._requests = InferenceRequests(buffer, executor, joints, decode_image, self.watchdog)
         self.latency = self._requests.latency
         self.network_latency = self._requests.network_latency
         self.start_wait = self._requests.start_wait
@@ -125,7 +125,7 @@ class PolicyRunner:
         self.tracking = tracking or TrackingMonitor(joints, time_s=0.0)
         self._brake = BrakeState(stream)
         self._start_check = start_check
-        self._start_gate = StartGate(buffer, self._brake, start_check)
+        self._start_problem = ""
         self._start_at: FloatArray | None = None
         self._stop_reason = ""
         self._changes = InstructionChanges()
@@ -155,8 +155,7 @@ class PolicyRunner:
         """Infer and move from the next tick on, starting at the measured state."""
         self._reset()
         self.buffer.accept_sizes()
-        if self.watchdog is not None:
-            self.watchdog.reset()
+        self.watchdog.reset()
         self._active = True
 
     def deactivate(self, now_s: float) -> Braking | None:
@@ -245,7 +244,7 @@ class PolicyRunner:
         found += self.buffer.problems(now_s)
         changes = self._changes.problem(now_s, self.network_latency.estimate_s)
         for part, text, level in (
-            ("start", self._start_gate.problem, Level.WARN),
+            ("start", self._start_problem, Level.WARN),
             ("tracking", self.tracking.problem, Level.WARN),
             ("instruction", changes, Level.WARN),
             ("policy", self._requests.hang(), Level.ERROR),
@@ -258,7 +257,7 @@ class PolicyRunner:
     @property
     def hung(self) -> bool:
         """Whether the running inference takes too long."""
-        return self._requests.hang() is not None
+        return bool(self._requests.hang())
 
     def use_scheduler(self, scheduler: ChunkScheduler) -> None:
         """Change the scheduler in motion; the live chunks stay."""
@@ -306,7 +305,7 @@ class PolicyRunner:
             if ended is not None:
                 return ended
         else:
-            self._start_at = self._start_gate.positions(now_s)
+            self._start_at = self._checked_start(now_s)
         fault, hang = self._requests.poll()
         if hang:
             tick.failures.append(hang)
@@ -375,6 +374,27 @@ class PolicyRunner:
         self._stop_reason = f"{fault.reason}; ~/resume starts again at the measured joints"
         return Tick(notices=[notice], braking=self.stop(now_s))
 
+    def _checked_start(self, now_s: float) -> FloatArray | None:
+        """Positions [n_joints] at which a motion may start; None while none may.
+
+        Needs the last motion at rest, and joint states stamped after it that agree.
+        """
+        self._start_problem = ""
+        rest_s = self._brake.rest_s(now_s)
+        if now_s < rest_s:
+            return None
+        try:
+            newest = self.buffer.positions(now_s)
+        except NotReady:
+            return None
+        stamps_s, states = self.buffer.joint_history(rest_s)
+        if self._start_check is None:
+            return newest if len(stamps_s) else None
+        proof = self._start_check.check(stamps_s, states)
+        if not proof.too_few or now_s - rest_s > TOO_FEW_SHOWN_S:
+            self._start_problem = proof.problem
+        return proof.positions
+
     def _start(self, now_s: float) -> bool:
         """Start a motion at the checked positions if a plan exists and nothing prevents it."""
         positions = self._start_at
@@ -414,7 +434,7 @@ class PolicyRunner:
         return self._start_ramp.apply(np.minimum(plan_s, self._plan_end_s), targets)
 
     def _process(self, result: InferenceResult, now_s: float, tick: Tick) -> Fault | None:
-        fault = self._requests.record_result(result)
+        fault = self.watchdog.record_result(result)
         if result.chunk is None:
             tick.failures.append(result.error or "inference failed without a reason")
             return fault
@@ -459,7 +479,7 @@ class PolicyRunner:
         if self.low_pass is not None:
             self.low_pass.clear()
         self.pace.reset()
-        self.refusal = self._start_gate.problem = ""
+        self.refusal = self._start_problem = ""
         self._start_at = None
         self.tracking.reset()
         self._changes.clear()

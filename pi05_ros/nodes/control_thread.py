@@ -29,7 +29,7 @@ from pi05_ros.nodes.messages import chunk_message
 from pi05_ros.nodes.outputs import Output
 from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.types import Level, Problem
-from pi05_ros.watchdog import Fault
+from pi05_ros.requests import Fault
 
 RATE_TICKS = 251
 """Window of the measured control rate."""

@@ -296,7 +296,7 @@ def _executor_part(node: Snapshot, configured: Configured) -> PartStatus:
         "inferences": statistics.completed,
         "failed": statistics.failed,
         "discarded": statistics.discarded,
-        "hangs": runner.watchdog.hangs if runner.watchdog else 0,
+        "hangs": runner.watchdog.hangs,
         "misses": runner.misses,
         "latency p50 s": latency.p50_s,
         "latency p95 s": latency.p95_s,

@@ -17,7 +17,7 @@ from pi05_ros.executor import ExecutorState
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.runner import Tick
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
-from pi05_ros.watchdog import Watchdog
+from pi05_ros.requests import Watchdog
 
 
 @pytest.fixture()

@@ -19,9 +19,8 @@ from runner_rig import DT_S, HOME, Rig  # type: ignore[import-not-found]
 from pi05_ros.control import braking as rest
 from pi05_ros.control.braking import Braking
 from pi05_ros.control.scheduler import make_scheduler
-from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.trajectory import TrajectoryPoints
-from pi05_ros.runner import StartGate, Tick
+from pi05_ros.runner import Tick
 
 
 @pytest.fixture()
@@ -102,14 +101,12 @@ def test_a_start_needs_joint_states_from_after_the_rest(rig: Rig, ending: str) -
 def test_joint_states_stamped_ahead_do_not_end_the_braking(rig: Rig) -> None:
     """Pins: a driver whose clock is ahead, whose joint states seem to come from after the rest."""
     moving(rig)
-    ending = rest.BrakeState(rig.stream)
-    gate = StartGate(rig.buffer, ending, StartCheck(rig.joints))
-    braking = ending.brake(rig.now_s)
+    braking = rig.runner.come_to_rest(rig.now_s)
     assert braking is not None
     for now_s in np.arange(rig.now_s, braking.rest_s + 0.1, 0.01):
         rig.buffer.put_joints(now_s + 0.09, rig.measured)
-        assert gate.positions(now_s) is None or now_s >= braking.rest_s
-    assert gate.positions(now_s) is not None
+        assert rig.runner._checked_start(now_s) is None or now_s >= braking.rest_s
+    assert rig.runner._checked_start(now_s) is not None
 
 
 @pytest.mark.parametrize("jump_s", [30.0, -30.0])
