@@ -16,12 +16,17 @@ from typing import Any
 from pi05_ros.control.chunks import REPLAN_MODES, Replan
 from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, Guard, make_scheduler
 from pi05_ros.control.speed import FIRST_COMMANDS
-from pi05_ros.topic_checks import camera_topic, controller_topic
 from pi05_ros.types import JointGroup, JointSpec
 
 ENSEMBLE_ORDERS = ("oldest_first", "newest_first")
 LIMIT_SOURCES = ("params", "urdf")
-OUTPUTS = ("joint_trajectory", "forward_position", "forward_velocity", "interbotix")
+OUTPUTS = {
+    "joint_trajectory": "joint_trajectory",
+    "forward_position": "commands",
+    "forward_velocity": "commands",
+    "interbotix": "commands/joint_group",
+}
+"""Output of a controller → the end of its default topic."""
 
 
 class ParameterError(ValueError):
@@ -346,7 +351,8 @@ class CameraParameters:
 
     def topic_of(self, name: str) -> str:
         """The topic that is subscribed to for the camera `name`."""
-        return camera_topic(name, self.topic, self.transport)
+        raw = self.topic or f"{name}/image_raw"
+        return f"{raw}/compressed" if self.transport == "compressed" else raw
 
 
 @dataclass(frozen=True)
@@ -379,7 +385,7 @@ class ControllerParameters:
         "joint_trajectory",
         "message type: trajectories, Float64MultiArray at the control rate, or Interbotix's "
         "JointGroupCommand (positions)",
-        choices=OUTPUTS,
+        choices=tuple(OUTPUTS),
     )
     topic: str = parameter(
         "", "empty is <controller>/joint_trajectory, /commands or /commands/joint_group"
@@ -392,7 +398,7 @@ class ControllerParameters:
 
     def topic_of(self, name: str) -> str:
         """The topic that the commands of the controller `name` go out on."""
-        return controller_topic(name, self.topic, self.output)
+        return self.topic or f"{name}/{OUTPUTS[self.output]}"
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.control.braking import BrakeState, Braking
 from pi05_ros.control.chunks import ChunkScheduler
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.scheduler import SyncScheduler
 from pi05_ros.control.speed import LowPassFilter, SpeedScaler, StartRamp
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
-from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
+from pi05_ros.control.trajectory import (
+    BrakeState,
+    Braking,
+    ClockJumpedBackError,
+    CommandStream,
+    TrajectoryPoints,
+)
 from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
 from pi05_ros.observation.buffer import NotReady, ObservationBuffer
 from pi05_ros.requests import Fault, InferenceRequests, InstructionChanges, Watchdog

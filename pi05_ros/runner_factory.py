@@ -14,9 +14,9 @@ from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
 from pi05_ros.observation.image_watch import ImageRules
+from pi05_ros.requests import Watchdog
 from pi05_ros.runner import PolicyRunner
 from pi05_ros.types import ImageArray, JointGroup
-from pi05_ros.requests import Watchdog
 
 
 def make_runner(

@@ -38,10 +38,9 @@ def package(ours: str = "", others: str = "") -> Package:
 # among them. "cli" may import nothing of the house: it finds commands by name.
 RUNTIME_PACKAGES = {
     "types": package(others="numpy"),
-    "topic_checks": package(),
     "device_errors": package(),
     "control": package("types", "numpy defusedxml"),
-    "config": package("types control topic_checks"),
+    "config": package("types control"),
     "observation": package("types", "numpy cv2 rosbags PIL"),
     "policy": package(
         "types",
@@ -50,11 +49,11 @@ RUNTIME_PACKAGES = {
     "executor": package("types device_errors", "numpy"),
     "requests": package("types control observation executor device_errors"),
     "runner": package("types control observation executor requests", "numpy"),
-    "robot_config": package("types config control observation topic_checks", "yaml"),
+    "robot_config": package("types config control observation", "yaml"),
     "runner_factory": package("types config control observation executor requests runner"),
     "check": package("types policy cli", "numpy torch rich typer"),
     "nodes": package(
-        "types topic_checks device_errors control config observation policy executor requests "
+        "types device_errors control config observation policy executor requests "
         "runner robot_config runner_factory",
         "numpy ros launch launch_ros ament_index_python cv2 yaml",
     ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -26,9 +27,12 @@ from pi05_ros.config import (
     joint_group,
 )
 from pi05_ros.robot_config import RobotConfig
-from pi05_ros.topic_checks import topic_fault
 
 T = TypeVar("T")
+
+MAX_TOPIC_CHARS = 200
+_PART = r"[A-Za-z_][A-Za-z0-9_]*"
+_TOPIC = re.compile(rf"(~/|/)?{_PART}(/{_PART})*")
 
 
 def declare_robot(node: Node) -> RobotConfig:
@@ -123,9 +127,34 @@ def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
     blocks = {name: declare(node, declaration, f"{group}.{name}.") for name in names}
     with_topics = (CameraParameters, ControllerParameters)
     topics = {n: b.topic_of(n) for n, b in blocks.items() if isinstance(b, with_topics)}
-    if fault := topic_fault(group, topics, node.get_namespace()):
+    if fault := _topic_fault(group, topics, node.get_namespace()):
         raise ParameterError(fault)
     return blocks
+
+
+def _topic_fault(key: str, topics: Mapping[str, str], namespace: str) -> str:
+    """First fault among the topics (by name) of `key`, "cameras" or "controllers", in one line.
+
+    "" without one: valid names, and no two of them on one topic.
+    """
+    owners: dict[str, str] = {}
+    for name, topic in topics.items():
+        where = f"parameter '{key}.{name}.topic'"
+        if len(topic) > MAX_TOPIC_CHARS:
+            return f"{where} has {len(topic)} characters, at most {MAX_TOPIC_CHARS} are allowed"
+        if not _TOPIC.fullmatch(topic):
+            return (
+                f"{where}: {topic!r} is no ROS topic name: letters, digits and _, parts separated "
+                "by /, no part begins with a digit"
+            )
+        absolute = topic if topic.startswith(("/", "~")) else f"{namespace.rstrip('/')}/{topic}"
+        if absolute in owners:
+            return (
+                f"{where}: {absolute!r} is the topic of {owners[absolute]!r} already; "
+                "each needs one of its own"
+            )
+        owners[absolute] = name
+    return ""
 
 
 def whole_numbers_as_floats(node: Node, changes: list[Parameter]) -> list[Parameter]:

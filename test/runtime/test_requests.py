@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pi05_ros.device_errors import ErrorKind
 from pi05_ros.executor import InferenceResult
-from pi05_ros.types import ActionChunk
 from pi05_ros.requests import PATIENCE_S, RELEARN_S, ROUND_S, Fault, FrameSync, Watchdog
+from pi05_ros.types import ActionChunk
 
 CHUNK = ActionChunk(np.zeros((4, 2)), 1.0, 0.02)
 GOOD = InferenceResult(CHUNK, None, 1.0, 0.0, 0.1, 0.01, 0.09)

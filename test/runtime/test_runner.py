@@ -15,9 +15,9 @@ from pi05_ros.control.scheduler import make_scheduler
 from pi05_ros.control.speed import LowPassFilter, StartRamp
 from pi05_ros.executor import ExecutorState
 from pi05_ros.observation.instruction import InstructionError
+from pi05_ros.requests import Watchdog
 from pi05_ros.runner import Tick
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
-from pi05_ros.requests import Watchdog
 
 
 @pytest.fixture()

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from runner_rig import DT_S, HOME, Rig  # type: ignore[import-not-found]
 
-from pi05_ros.control import braking as rest
-from pi05_ros.control.braking import Braking
+from pi05_ros.control import trajectory as trajectory_module
 from pi05_ros.control.scheduler import make_scheduler
-from pi05_ros.control.trajectory import TrajectoryPoints
+from pi05_ros.control.trajectory import Braking, TrajectoryPoints
 from pi05_ros.runner import Tick
 
 
@@ -114,7 +113,7 @@ def test_a_jump_of_the_clock_brakes_by_the_tail_before_the_next_start(
     rig: Rig, jump_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pins: a start at the first joint state on the other clock, while the arms still brake."""
-    monkeypatch.setattr(rest, "time", SimpleNamespace(monotonic=lambda: 0.4 * DT_S))
+    monkeypatch.setattr(trajectory_module, "time", SimpleNamespace(monotonic=lambda: 0.4 * DT_S))
     moving(rig)
     before_s = rig.now_s
     speed = abs(rig.stream.commanded(before_s + DT_S).velocity[0])

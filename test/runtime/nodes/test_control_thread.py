@@ -17,14 +17,13 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-from pi05_ros.control.braking import Braking
 from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.control.trajectory import Braking, CommandStream, TrajectoryPoints
 from pi05_ros.executor import ExecutorState
 from pi05_ros.nodes.control_thread import ControlThread
+from pi05_ros.requests import Fault
 from pi05_ros.runner import Tick
 from pi05_ros.types import JointGroup, JointSpec, Problem
-from pi05_ros.requests import Fault
 
 DT_S = 0.02
 JOINTS = JointGroup([JointSpec(name, -9, 9, 2.0, 10.0) for name in ("a", "b")])
