@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
-import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,9 +26,12 @@ from pi05_ros.config import (
     PolicyParameters,
     SchedulerParameters,
     SimParameters,
+    check_value,
     controller_columns,
+    default_of,
     fields_of,
     joint_group,
+    shown,
 )
 from pi05_ros.control.urdf import UrdfError, intersect_limits, read_urdf_limits
 from pi05_ros.observation.buffer import Gates
@@ -209,7 +210,7 @@ class _Block:
         self._known: set[str] = set()
         self._entries = 0
         if not isinstance(parameters, Mapping):
-            raise ValueError(f"ros__parameters must be a block, got {_shown(parameters)}")
+            raise ValueError(f"ros__parameters must be a block, got {shown(parameters)}")
         self._flatten(parameters, "", 0)
 
     def _flatten(self, block: Mapping[Any, Any], prefix: str, depth: int) -> None:
@@ -220,12 +221,12 @@ class _Block:
             if self._entries > MAX_ENTRIES:
                 raise ValueError(f"more than {MAX_ENTRIES} parameters")
             if not isinstance(key, str):
-                raise ValueError(f"parameter names must be text, got {_shown(key)}")
+                raise ValueError(f"parameter names must be text, got {shown(key)}")
             name = prefix + key
             if isinstance(value, Mapping):
                 self._flatten(value, f"{name}.", depth + 1)
             elif name in self._values:
-                raise ValueError(f"parameter {_shown(name)} is given twice")
+                raise ValueError(f"parameter {shown(name)} is given twice")
             else:
                 self._values[name] = value
 
@@ -243,9 +244,9 @@ class _Block:
         self._known.add(key)
         names = self._values.get(key)
         if not isinstance(names, list) or not names or not all(_is_name(name) for name in names):
-            raise ValueError(f"parameter '{key}' must be a list of names, got {_shown(names)}")
+            raise ValueError(f"parameter '{key}' must be a list of names, got {shown(names)}")
         if len(set(names)) != len(names):
-            raise ValueError(f"parameter '{key}' repeats a name: {_shown(names)}")
+            raise ValueError(f"parameter '{key}' repeats a name: {shown(names)}")
         return {name: self.read(declaration, f"{group}.{name}.") for name in names}
 
     def value(self, entry: dataclasses.Field[Any], prefix: str) -> Any:
@@ -253,23 +254,12 @@ class _Block:
         name = prefix + entry.name
         self._known.add(name)
         if name not in self._values:
-            if entry.default_factory is not dataclasses.MISSING:
-                return entry.default_factory()
-            return entry.default
+            return default_of(entry)
         value = self._values[name]
         what, kind = _KINDS[str(entry.type)]
         if type(value) is not kind or not _are_names(value):
-            raise ValueError(f"parameter {_shown(name)} must be {what}, got {_shown(value)}")
-        meta = entry.metadata
-        if meta["choices"] and value not in meta["choices"]:
-            raise ValueError(
-                f"parameter {_shown(name)} is {_shown(value)}; it may be "
-                f"{', '.join(meta['choices'])}"
-            )
-        if not _is_within(value, meta["lower"], meta["upper"]):
-            upper = "" if meta["upper"] is None else f" to {meta['upper']:g}"
-            lower = "finite" if meta["lower"] is None else f"from {meta['lower']:g}{upper}"
-            raise ValueError(f"parameter {_shown(name)} must be {lower}, got {_shown(value)}")
+            raise ValueError(f"parameter {shown(name)} must be {what}, got {shown(value)}")
+        check_value(name, entry, value)
         return value
 
     def check_all_known(self) -> None:
@@ -279,16 +269,7 @@ class _Block:
                 continue
             near = difflib.get_close_matches(name[:200], sorted(self._known), 1)
             hint = f"did you mean {near[0]!r}?" if near else "docs/parameters.md lists them"
-            raise ValueError(f"parameter {_shown(name)} is unknown; {hint}")
-
-
-def _is_within(value: object, lower: float | None, upper: float | None) -> bool:
-    """Whether a number is finite and in its range; True for other types."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return True
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return (lower is None or value >= lower) and (upper is None or value <= upper)
+            raise ValueError(f"parameter {shown(name)} is unknown; {hint}")
 
 
 def _are_names(value: object) -> bool:
@@ -298,11 +279,3 @@ def _are_names(value: object) -> bool:
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def _shown(value: object) -> str:
-    """Short form for a message: YAML aliases can turn a few lines into gigabytes of text."""
-    short = reprlib.Repr()
-    short.maxlevel = 2
-    short.maxstring = short.maxother = 80
-    return short.repr(value)

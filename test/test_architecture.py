@@ -50,7 +50,7 @@ RUNTIME_PACKAGES = {
     "requests": package("types control observation executor device_errors"),
     "runner": package("types control observation executor requests", "numpy"),
     "robot_config": package("types config control observation", "yaml"),
-    "runner_factory": package("types config control observation executor requests runner"),
+    "runner_factory": package("types robot_config control observation executor requests runner"),
     "check": package("types policy cli", "numpy torch rich typer"),
     "nodes": package(
         "types device_errors control config observation policy executor requests "

@@ -22,7 +22,9 @@ from pi05_ros.config import (
     ParameterError,
     PolicyParameters,
     SchedulerParameters,
+    check_value,
     controller_columns,
+    default_of,
     fields_of,
     joint_group,
 )
@@ -67,7 +69,7 @@ def _descriptor(entry: dataclasses.Field[Any]) -> ParameterDescriptor:
     if meta["choices"]:
         text += f" ({', '.join(meta['choices'])})"
     descriptor = ParameterDescriptor(description=text)
-    lower, upper = meta["lower"], meta["upper"]
+    lower, upper = meta["within"]
     if lower is not None and entry.type == "float":
         descriptor.floating_point_range = [
             FloatingPointRange(from_value=float(lower), to_value=float(upper), step=0.0)
@@ -89,15 +91,11 @@ def declare(node: Node, declaration: type[T], prefix: str = "") -> T:
         name = prefix + entry.name
         try:
             if not node.has_parameter(name):
-                factory = entry.default_factory
-                default = entry.default if factory is dataclasses.MISSING else factory()
-                node.declare_parameter(name, default, _descriptor(entry))
+                node.declare_parameter(name, default_of(entry), _descriptor(entry))
             value = node.get_parameter(name).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             raise ParameterError(f"parameter {name!r}: {error}") from error
-        choices = entry.metadata["choices"]
-        if choices and value not in choices:
-            raise ParameterError(f"parameter {name!r} is {value!r}; it may be {', '.join(choices)}")
+        check_value(name, entry, value)
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         values[entry.name] = list(value) if is_list else value
     return declaration(**values)

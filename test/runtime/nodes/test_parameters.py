@@ -60,7 +60,13 @@ def test_values_come_from_the_overrides(make_node: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("control_rate_hz", 0.0), ("num_steps", 0), ("publish", "never"), ("device", 3)],
+    [
+        ("control_rate_hz", 0.0),
+        ("lead_s", float("nan")),
+        ("num_steps", 0),
+        ("publish", "never"),
+        ("device", 3),
+    ],
 )
 def test_bad_values_are_named(make_node: Any, name: str, value: Any) -> None:
     with pytest.raises(ParameterError, match=name):
@@ -119,6 +125,9 @@ def test_a_scheduler_is_made_of_its_block() -> None:
         ({"newest_only": ["elbo"]}, "no joint is called.*elbo"),
         ({"ensemble_order": "random"}, "oldest_first, newest_first"),
         ({"replan": "never"}, "free, steps, remaining"),
+        ({"ensemble_m": float("nan")}, "ensemble_m' must be from -10 to 10"),
+        ({"guard_confirmations": 0}, "guard_confirmations' must be from 1 to 10"),
+        ({"speed_scale": 1.5}, "speed_scale' must be from 0 to 1"),
     ],
 )
 def test_a_scheduler_that_cannot_be_is_named(changes: dict[str, Any], message: str) -> None:
