@@ -58,18 +58,16 @@ class InferenceResult:
     """Kind of `error`."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ExecutorStatistics:
     """Counts of requests since the start, without the warm-up."""
 
-    completed: int
-    failed: int
-    replaced: int
+    completed: int = 0
+    failed: int = 0
+    replaced: int = 0
     """Pending requests replaced by a newer one."""
-    discarded: int
+    discarded: int = 0
     """Dropped by `discard`, or not collected in time."""
-    latencies_s: tuple[float, ...]
-    """Decoding and inference of the last completed requests, oldest first."""
     out_of_memory: int = 0
     """Inferences that ran out of memory; each is repeated once."""
 
@@ -113,7 +111,6 @@ def one_line(error: BaseException) -> str:
 
 MAX_RESULTS = 16
 """Older results that were not collected count as discarded."""
-LATENCY_HISTORY = 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -188,9 +185,7 @@ class InferenceExecutor:
         self._generation = 0
         self._busy_since_s: float | None = None
         self._results: deque[InferenceResult] = deque()
-        self._latencies_s: deque[float] = deque(maxlen=LATENCY_HISTORY)
-        self._completed = self._failed = self._replaced = self._discarded = 0
-        self._out_of_memory = 0
+        self._statistics = ExecutorStatistics()
 
     @property
     def state(self) -> ExecutorState:
@@ -219,14 +214,7 @@ class InferenceExecutor:
     @property
     def statistics(self) -> ExecutorStatistics:
         with self._changed:
-            return ExecutorStatistics(
-                self._completed,
-                self._failed,
-                self._replaced,
-                self._discarded,
-                tuple(self._latencies_s),
-                self._out_of_memory,
-            )
+            return replace(self._statistics)
 
     def start(self) -> None:
         """Start the thread, which loads the policy and warms it up.
@@ -269,7 +257,7 @@ class InferenceExecutor:
         with self._changed:
             self._check_running()
             if self._pending is not None:
-                self._replaced += 1
+                self._statistics.replaced += 1
             self._pending = _Request(source, prefix, self._generation)
             self._changed.notify_all()
 
@@ -310,7 +298,7 @@ class InferenceExecutor:
 
     def _discard(self) -> None:
         self._generation += 1
-        self._discarded += len(self._results) + (self._pending is not None)
+        self._statistics.discarded += len(self._results) + (self._pending is not None)
         self._results.clear()
         self._pending = None
 
@@ -390,16 +378,15 @@ class InferenceExecutor:
             self._state = ExecutorState.READY
             self._busy_since_s = None
             if request.generation != self._generation:
-                self._discarded += 1
+                self._statistics.discarded += 1
                 return
             if result.chunk is None:
-                self._failed += 1
+                self._statistics.failed += 1
             else:
-                self._completed += 1
-                self._latencies_s.append(result.finished_s - result.started_s)
+                self._statistics.completed += 1
             if len(self._results) == MAX_RESULTS:
                 self._results.popleft()
-                self._discarded += 1
+                self._statistics.discarded += 1
             self._results.append(result)
         if self._on_result is not None:
             self._on_result()
@@ -409,7 +396,7 @@ class InferenceExecutor:
     ) -> InferenceResult:
         """Free memory and repeat an inference that ran out of it."""
         with self._changed:
-            self._out_of_memory += 1
+            self._statistics.out_of_memory += 1
             wanted = request.generation == self._generation and not self._stopping
         gc.collect()
         _call_hook(self._on_out_of_memory, "after an inference ran out of memory")

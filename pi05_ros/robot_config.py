@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -176,29 +176,34 @@ def _parse(document: object) -> RobotConfig:
     if policy is None:
         raise ValueError("no node has ros__parameters with joints")
     simulator = next((block for block in blocks if block.has("camera_rate_hz")), _Block({}))
-    parameters = policy.read(PolicyParameters)
-    scheduler = policy.read(SchedulerParameters, "scheduler.")
-    faults = policy.read(FaultParameters, "faults.")
-    limits = policy.read(LimitsParameters, "limits.")
-    guidance = policy.read(GuidanceParameters, "guidance.")
-    cameras = policy.read_named("cameras", CameraParameters)
-    joints = joint_group(policy.read_named("joints", JointParameters))
-    controllers = policy.read_named("controllers", ControllerParameters)
-    columns = controller_columns(controllers, joints)
-    scheduler.make(joints)
+    config = make_robot_config(policy.read, policy.read_named)
+    config.scheduler.make(config.joints)
     policy.check_all_known()
     rate = next(entry for entry in fields_of(SimParameters) if entry.name == "camera_rate_hz")
+    return dataclasses.replace(config, camera_rate_hz=simulator.value(rate, ""))
+
+
+def make_robot_config(
+    read: Callable[[type[Any], str], Any], read_named: Callable[[str, type[Any]], dict[str, Any]]
+) -> RobotConfig:
+    """The configuration of the parameters that `read` and `read_named` return.
+
+    Args:
+        read: dataclass and prefix → an instance with the values of the parameters.
+        read_named: group and dataclass → name → an instance for each of `<group>.names`.
+    """
+    joints = joint_group(read_named("joints", JointParameters))
+    controllers = read_named("controllers", ControllerParameters)
     return RobotConfig(
-        parameters,
-        scheduler,
-        faults,
-        limits,
-        guidance,
-        cameras,
-        joints,
-        controllers,
-        columns,
-        simulator.value(rate, ""),
+        parameters=read(PolicyParameters, ""),
+        scheduler=read(SchedulerParameters, "scheduler."),
+        faults=read(FaultParameters, "faults."),
+        limits=read(LimitsParameters, "limits."),
+        guidance=read(GuidanceParameters, "guidance."),
+        cameras=read_named("cameras", CameraParameters),
+        joints=joints,
+        controllers=controllers,
+        columns=controller_columns(controllers, joints),
     )
 
 
@@ -233,7 +238,7 @@ class _Block:
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self._values)
 
-    def read(self, declaration: type[T], prefix: str = "") -> T:
+    def read(self, declaration: type[T], prefix: str) -> T:
         """Read the parameters below a prefix; the defaults fill the rest."""
         values = {entry.name: self.value(entry, prefix) for entry in fields_of(declaration)}
         return declaration(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,20 +16,12 @@ from rclpy.parameter import Parameter
 from pi05_ros.config import (
     CameraParameters,
     ControllerParameters,
-    FaultParameters,
-    GuidanceParameters,
-    JointParameters,
-    LimitsParameters,
     ParameterError,
-    PolicyParameters,
-    SchedulerParameters,
     check_value,
-    controller_columns,
     default_of,
     fields_of,
-    joint_group,
 )
-from pi05_ros.robot_config import RobotConfig
+from pi05_ros.robot_config import RobotConfig, make_robot_config
 
 T = TypeVar("T")
 
@@ -43,18 +36,8 @@ def declare_robot(node: Node) -> RobotConfig:
     Raises:
         ParameterError: a value that cannot be used, or an override that no parameter has.
     """
-    joints = joint_group(declare_named(node, "joints", JointParameters))
-    controllers = declare_named(node, "controllers", ControllerParameters)
-    config = RobotConfig(
-        parameters=declare(node, PolicyParameters),
-        scheduler=declare(node, SchedulerParameters, "scheduler."),
-        faults=declare(node, FaultParameters, "faults."),
-        limits=declare(node, LimitsParameters, "limits."),
-        guidance=declare(node, GuidanceParameters, "guidance."),
-        cameras=declare_named(node, "cameras", CameraParameters),
-        joints=joints,
-        controllers=controllers,
-        columns=controller_columns(controllers, joints),
+    config = make_robot_config(
+        functools.partial(declare, node), functools.partial(declare_named, node)
     )
     if unknown := unknown_overrides(node):
         raise ParameterError(
