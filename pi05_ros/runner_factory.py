@@ -13,7 +13,7 @@ from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor
 from pi05_ros.observation.buffer import CameraStream, ObservationBuffer
-from pi05_ros.observation.image_watch import ImageRules
+from pi05_ros.observation.stream import ImageRules
 from pi05_ros.requests import Watchdog
 from pi05_ros.robot_config import RobotConfig
 from pi05_ros.runner import PolicyRunner

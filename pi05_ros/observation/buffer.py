@@ -17,9 +17,17 @@ from typing import Any
 import numpy as np
 
 from pi05_ros.observation.decode import DecodeError
-from pi05_ros.observation.image_watch import ImageFault, ImageRules, ImageWatch, same_bytes
 from pi05_ros.observation.instruction import checked_instruction
-from pi05_ros.observation.stream import CLOCK_JUMP_S, Stamped, Stream, StreamStatistics
+from pi05_ros.observation.stream import (
+    CLOCK_JUMP_S,
+    ImageFault,
+    ImageRules,
+    ImageWatch,
+    Stamped,
+    Stream,
+    StreamStatistics,
+    same_bytes,
+)
 from pi05_ros.types import FloatArray, ImageArray, Observation, Problem
 
 JOINT_HISTORY_S = 1.0

@@ -19,6 +19,7 @@ from pi05_ros.config import (
     SchedulerParameters,
     joint_group,
 )
+from pi05_ros.policy.robots import read_robot
 from pi05_ros.robot_config import RobotConfigError, read_robot_config
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -153,3 +154,17 @@ def test_limits_of_a_urdf_are_those_that_the_node_would_have(tmp_path: Path) -> 
         read_robot_config(file, description)
     with pytest.raises(RobotConfigError, match="leave --urdf out"):
         read_robot_config(ALOHA, description)
+
+
+@pytest.mark.parametrize("name", ["aloha", "droid", "ur5e", "generic"])
+def test_params_files_fit_their_robot(name: str) -> None:
+    """Pins: joints, cameras or keys that the robot's description lacks."""
+    config = read_robot_config(ALOHA.parent / f"{name}.yaml")
+    robot = config.parameters.robot
+    description = read_robot(ALOHA.parent / robot if robot.endswith(".yaml") else robot)
+    assert len(config.joints) == len(description.state) == len(description.action)
+    columns = [column for part in config.columns.values() for column in part]
+    assert sorted(columns) == list(range(len(config.joints)))
+    assert set(config.cameras) == set(description.cameras)
+    grippers = [i for i, joint in enumerate(description.action) if joint in description.grippers]
+    assert list(config.joints.gripper.nonzero()[0]) == grippers
