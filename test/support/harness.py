@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
-from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -180,6 +180,9 @@ class Peer:
         self._set_parameters: dict[str, Any] = {}
         node.create_timer(FRAME_PERIOD_S, self._publish)
         self._closing = False
+        self._calls: queue.SimpleQueue[tuple[Callable[[], object], threading.Event]] = (
+            queue.SimpleQueue()
+        )
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -217,7 +220,18 @@ class Peer:
 
     def stop_controllers(self) -> None:
         while self._controllers:
-            self.node.destroy_subscription(self._controllers.pop())
+            self.destroy(self.node.destroy_subscription, self._controllers.pop())
+
+    def destroy(self, destroy: Callable[[Any], object], entity: Any) -> None:
+        """Call one of the node's `destroy_…` between two spins, on the thread that spins.
+
+        On another thread, the destruction of an entity whose events rclpy collects raises
+        InvalidHandle in the spinning thread and can leave a callback group blocked for ever.
+        """
+        done = threading.Event()
+        self._calls.put((functools.partial(destroy, entity), done))
+        self._executor.wake()
+        assert done.wait(10.0), "the peer's thread does not spin"
 
     def run_robot(self) -> None:
         """Publish pictures of all cameras and joint states from here on."""
@@ -277,9 +291,11 @@ class Peer:
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
             while rclpy.ok() and not self._closing:
-                # a test destroys an entity while rclpy collects its events
-                with contextlib.suppress(InvalidHandle):
-                    self._executor.spin_once(timeout_sec=0.5)
+                while not self._calls.empty():
+                    call, done = self._calls.get()
+                    call()
+                    done.set()
+                self._executor.spin_once(timeout_sec=0.5)
 
     def _on_status(self, message: PolicyStatus) -> None:
         self._untold[0].append(message)

@@ -193,12 +193,12 @@ def test_compressed_pictures_are_used(peer: Peer, process: NodeProcess) -> None:
         peer.wait(lambda: moved(peer), "trajectory")
         assert peer.fresh_status().inference_failures == 0
     finally:
-        peer.node.destroy_timer(timer)
+        peer.destroy(peer.node.destroy_timer, timer)
         assert peer.change_state("deactivate") and peer.change_state("cleanup")
         for name in names:
             assert peer.set_parameter("policy", name, "raw").successful
         for publisher in publishers:
-            peer.node.destroy_publisher(publisher)
+            peer.destroy(peer.node.destroy_publisher, publisher)
 
 
 def test_diagnostics_have_one_status_per_part(peer: Peer, process: NodeProcess) -> None:

@@ -139,7 +139,7 @@ def test_a_second_publisher_stops_the_motion(arms: Arms, topic: str) -> None:
     peer.wait(lambda: level(peer, "controllers") == DiagnosticStatus.ERROR, "error")
     peer.wait(lambda: arms.rest(*CONTROLLERS), "rest")
     arms.check_steps(since_s)
-    peer.node.destroy_publisher(publisher)
+    peer.destroy(peer.node.destroy_publisher, publisher)
     peer.wait(arms.fast, "motion when it is gone")
 
 

@@ -44,8 +44,8 @@ def test_incompatible_qos_is_named(peer: Peer, process: NodeProcess) -> None:
         assert "RELIABILITY" in process.log
         peer.wait(lambda: level(peer, "topics") == DiagnosticStatus.ERROR, "error of the topics")
     finally:
-        peer.node.destroy_publisher(publisher)
-        peer.node.destroy_subscription(subscription)
+        peer.destroy(peer.node.destroy_publisher, publisher)
+        peer.destroy(peer.node.destroy_subscription, subscription)
     peer.wait(lambda: not tells(peer, "incompatible QoS"), "end of the mismatch")
 
 
@@ -249,7 +249,7 @@ def test_bytes_that_are_no_message_change_nothing(
                 publisher.publish((filling * size)[:size])
                 time.sleep(0.01)
     finally:
-        peer.node.destroy_publisher(publisher)
+        peer.destroy(peer.node.destroy_publisher, publisher)
     peer.chunks.clear()
     peer.wait(lambda: len(peer.chunks) > 2, "chunks afterwards")
     status = peer.fresh_status()
