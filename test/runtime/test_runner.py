@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,6 @@ from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.requests import Watchdog
 from pi05_ros.runner import Tick
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
-
-
-@pytest.fixture()
-def rig() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
-    rig.close()
 
 
 def test_nothing_moves_without_an_instruction(rig: Rig) -> None:
@@ -41,18 +33,14 @@ def test_nothing_moves_before_activation(rig: Rig) -> None:
 
 def test_the_first_trajectory_starts_at_the_measured_state(rig: Rig) -> None:
     """Pins: a jump from where the arm is to where the chunk would like it to be."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
-    assert trajectory is not None
+    trajectory = rig.start()
     assert np.allclose(trajectory.positions[0], HOME, atol=1e-3)
     assert np.allclose(trajectory.velocities[-1], 0.0)
 
 
 def test_units_are_converted_on_both_ways(rig: Rig) -> None:
     """Pins: gripper metres given to a policy that was trained on 0-1, and the other way round."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     tick = rig.until(lambda tick: tick.chunks)
     assert np.allclose(rig.policy.seen[0].state, [0.1, 0.25])
     assert np.allclose(tick.chunks[0][0].actions, [0.5, 0.06])
@@ -68,9 +56,7 @@ def test_units_are_converted_on_both_ways(rig: Rig) -> None:
 def test_a_chunk_is_taken_when_it_is_there(rig: Rig) -> None:
     """Pins: a chunk that waits for the next tick, and the next inference that waits for the one
     after; between ticks with nothing new, nothing is published."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start()
     while rig.executor.state is not ExecutorState.READY:
         time.sleep(0.002)
     rig.tick()
@@ -109,8 +95,7 @@ def test_nothing_is_asked_between_ticks_when_it_must_not(rig: Rig) -> None:
 
 
 def test_latency_is_measured_from_the_observation(rig: Rig) -> None:
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     chunk, latency_s = rig.until(lambda tick: tick.chunks).chunks[0]
     assert latency_s == pytest.approx(rig.now_s - chunk.stamp_s)
     assert chunk.stamp_s == rig.policy.seen[0].stamp_s
@@ -118,8 +103,7 @@ def test_latency_is_measured_from_the_observation(rig: Rig) -> None:
 
 def test_an_observation_is_used_once(rig: Rig) -> None:
     """Pins: inferring again and again on the last frame of a camera that stopped."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     rig.until(lambda tick: tick.chunks)
     for _ in range(20):
         rig.tick(see=False)
@@ -130,9 +114,7 @@ def test_an_observation_is_used_once(rig: Rig) -> None:
 
 def test_deactivation_discards_what_is_in_flight(rig: Rig) -> None:
     """Pins: a chunk that was asked for before the stop and moves the arm after it."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start()
     rig.policy.gate = threading.Event()
     rig.until(lambda _: rig.executor.busy_since_s is not None)
     braking = rig.runner.deactivate(rig.now_s)
@@ -149,8 +131,7 @@ def test_deactivation_discards_what_is_in_flight(rig: Rig) -> None:
 
 def test_motion_goes_on_only_after_the_brake(rig: Rig) -> None:
     """Pins: an activation during the brake that asks moving arms to stand at once."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     rig.until(
         lambda tick: tick.trajectory is not None and np.abs(tick.trajectory.velocities[0]).max() > 1
     )
@@ -166,9 +147,7 @@ def test_motion_goes_on_only_after_the_brake(rig: Rig) -> None:
 
 def test_a_new_instruction_discards_the_old_ones_chunk(rig: Rig) -> None:
     """Pins: averaging the plans of two instructions, which follows neither."""
-    rig.runner.set_instruction("left")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start("left")
     rig.policy.gate = threading.Event()
     rig.until(lambda _: rig.executor.busy_since_s is not None)
     rig.runner.set_instruction("right")
@@ -198,9 +177,7 @@ def test_a_refused_instruction_leaves_the_one_before(rig: Rig) -> None:
 
 
 def test_failures_are_reported_and_the_arm_comes_to_rest(rig: Rig) -> None:
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start()
     rig.policy.fail = True
     tick = rig.until(lambda tick: tick.failures)
     assert "out of luck" in tick.failures[0]
@@ -212,34 +189,26 @@ def test_failures_are_reported_and_the_arm_comes_to_rest(rig: Rig) -> None:
 
 def test_a_clock_that_jumps_back_starts_over(rig: Rig) -> None:
     """Pins: a looping bag that replays old times into a trajectory of the future."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start()
     rig.now_s -= 50.0
     assert rig.tick().trajectory is None
-    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
-    assert trajectory is not None
+    trajectory = rig.trajectory()
     assert abs(trajectory.stamp_s - rig.now_s) < 1.0
     assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
 def test_a_motion_that_came_to_rest_starts_at_the_measured_state(rig: Rig) -> None:
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start()
     rig.runner.come_to_rest(rig.now_s)
     assert not rig.runner.stream.active
-    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
-    assert trajectory is not None
+    trajectory = rig.trajectory()
     assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
 def test_a_guided_method_gives_the_policy_what_will_be_executed(rig: Rig) -> None:
     """Pins: a prefix in the wrong units, or one that ends before the chunk can arrive."""
     rig.runner.use_scheduler(make_scheduler("rtc", gripper=rig.joints.gripper))
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start()
     rig.until(lambda _: len(rig.policy.prefixes) > 2 and rig.policy.prefixes[-1] is not None)
     assert rig.policy.prefixes[0] is None
     prefix = rig.policy.prefixes[-1]
@@ -252,8 +221,7 @@ def test_a_guided_method_gives_the_policy_what_will_be_executed(rig: Rig) -> Non
 
 
 def test_a_method_that_is_not_guided_gives_no_prefix(rig: Rig) -> None:
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     rig.until(lambda _: len(rig.policy.prefixes) > 3)
     assert set(rig.policy.prefixes) == {None}
 
@@ -273,9 +241,7 @@ def test_a_new_instruction_is_not_held_back_by_the_old_ones_plan(rig: Rig) -> No
 
 
 def test_the_method_changes_in_motion_without_a_jump(rig: Rig) -> None:
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
-    rig.until(lambda tick: tick.trajectory is not None)
+    rig.start()
     before = rig.runner.stream.commanded(rig.now_s + DT_S).position
     for name in ("rtc", "blend", "latest", "sync", "temporal_ensemble"):
         rig.runner.use_scheduler(make_scheduler(name, gripper=rig.joints.gripper))
@@ -296,8 +262,7 @@ def swing(rig: Rig, scale: float | None = None) -> None:
         return ActionChunk(actions, observation.stamp_s, DT_S, observation.instruction)
 
     rig.policy.infer = sweep  # type: ignore[method-assign]
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     if scale is not None:
         rig.runner.set_speed(scale, rig.now_s)
     rig.until(lambda tick: tick.trajectory is not None)
@@ -373,16 +338,14 @@ def test_stop_is_latched_until_resume(rig: Rig) -> None:
     assert rig.runner.stopped
     assert any("~/resume" in problem for problem in rig.problems())
     rig.runner.resume()
-    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
-    assert trajectory is not None
+    trajectory = rig.trajectory()
     assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
 def watched(rig: Rig, watchdog: Watchdog, **options: Any) -> None:
     """Give the rig a runner with a watchdog."""
     rig.runner = rig.make_runner(watchdog=watchdog, **options)
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
 
 
 def test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away(rig: Rig) -> None:
@@ -469,8 +432,7 @@ def test_a_far_first_command_is_refused(rig: Rig) -> None:
 def test_a_motion_waits_for_fresh_positions(rig: Rig) -> None:
     """Pins: a start at positions that the arm had when its driver died."""
     rig.policy.gate = threading.Event()
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     rig.until(lambda _: rig.executor.busy_since_s is not None)
     for _ in range(10):
         rig.tick(see=False, feel=False)
@@ -488,8 +450,7 @@ def test_a_clock_that_jumps_forward_starts_over(rig: Rig) -> None:
     rig.now_s += 30.0
     tick = rig.tick()
     assert tick.trajectory is None and "+30" in tick.notices[0]
-    trajectory = rig.until(lambda tick: tick.trajectory is not None).trajectory
-    assert trajectory is not None
+    trajectory = rig.trajectory()
     assert np.allclose(trajectory.positions[0], rig.measured, atol=1e-3)
 
 
@@ -541,8 +502,7 @@ def test_on_change_publishes_less_and_never_lets_the_lookahead_end(rig: Rig) -> 
 
 def test_the_low_pass_starts_at_the_measured_positions(rig: Rig) -> None:
     rig.runner.low_pass = LowPassFilter(2.0, rig.joints.gripper)
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     first = rig.until(lambda tick: tick.trajectory is not None).trajectory
     assert first is not None
     np.testing.assert_allclose(first.positions[0], HOME, atol=1e-3)

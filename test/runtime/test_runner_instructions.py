@@ -7,21 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
-import pytest
 from runner_rig import Rig  # type: ignore[import-not-found]
 
 from pi05_ros.executor import ExecutorState
 from pi05_ros.runner import InstructionChanges
-
-
-@pytest.fixture()
-def rig() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
-    rig.close()
 
 
 def told(rig: Rig) -> list[str]:

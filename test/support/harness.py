@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,9 @@ class Peer:
         """Publish pictures of all cameras and joint states from here on."""
         self.cameras, self.publish_joints = CAMERAS, True
 
+    def stop_robot(self) -> None:
+        self.cameras, self.publish_joints = (), False
+
     def reset(self) -> None:
         for kept in (self.statuses, self.chunks, *self.trajectories.values()):
             kept.clear()
@@ -334,6 +337,23 @@ class Peer:
             self._joints.publish(self.make_joints(self.servo.move(now_s), now_s))
         for name in self.cameras:
             self._images[name].publish(self.make_image(name, now_s))
+
+
+@contextlib.contextmanager
+def unconfigured(peer: Peer, process: NodeProcess) -> Iterator[Peer]:
+    """The policy node is unconfigured at the beginning and again at the end."""
+    peer.positions = HOME.copy()
+    peer.reset()
+    peer.wait(lambda: peer.statuses or process.ended, "status", 60.0)
+    assert not process.ended, process.log
+    yield peer
+    peer.stop_robot()
+    peer.make_image, peer.make_joints = default_image, default_joints
+    state = peer.fresh_status().state
+    if state == PolicyStatus.ACTIVE:
+        assert peer.change_state("deactivate")
+    if state in (PolicyStatus.ACTIVE, PolicyStatus.INACTIVE):
+        assert peer.change_state("cleanup")
 
 
 def default_joints(positions: np.ndarray, stamp_s: float) -> JointState:

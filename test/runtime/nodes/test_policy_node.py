@@ -11,7 +11,15 @@ import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from harness import CAMERAS, CONTROLLERS, HOME, JOINTS, NodeProcess, Peer, default_image
+from harness import (
+    CAMERAS,
+    CONTROLLERS,
+    JOINTS,
+    NodeProcess,
+    Peer,
+    default_image,
+    unconfigured,
+)
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros.msg import PolicyStatus
@@ -28,28 +36,10 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     process.stop()
 
 
-@pytest.fixture(scope="module")
-def shared_peer() -> Iterator[Peer]:
-    peer = Peer()
-    yield peer
-    peer.close()
-
-
 @pytest.fixture()
 def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
-    """The node is unconfigured before each test and again after it."""
-    shared_peer.positions = HOME.copy()
-    shared_peer.reset()
-    shared_peer.wait(lambda: shared_peer.statuses or process.ended, "status", 60.0)
-    assert not process.ended, process.log
-    yield shared_peer
-    shared_peer.cameras, shared_peer.publish_joints = (), False
-    shared_peer.make_image = default_image
-    state = shared_peer.fresh_status().state
-    if state == PolicyStatus.ACTIVE:
-        assert shared_peer.change_state("deactivate")
-    if state in (PolicyStatus.ACTIVE, PolicyStatus.INACTIVE):
-        assert shared_peer.change_state("cleanup")
+    with unconfigured(shared_peer, process) as peer:
+        yield peer
 
 
 def moved(peer: Peer) -> bool:

@@ -35,13 +35,6 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     assert "Traceback" not in process.log
 
 
-@pytest.fixture(scope="module")
-def shared_peer() -> Iterator[Peer]:
-    peer = Peer()
-    yield peer
-    peer.close()
-
-
 @pytest.fixture()
 def arms(process: NodeProcess, shared_peer: Peer) -> Iterator[Arms]:
     """Both arms move fast."""
@@ -52,7 +45,7 @@ def arms(process: NodeProcess, shared_peer: Peer) -> Iterator[Arms]:
     yield arms
     assert peer.change_state("deactivate") and peer.change_state("cleanup")
     arms.destroy()
-    peer.cameras, peer.publish_joints = (), False
+    peer.stop_robot()
 
 
 def begin(arms: Arms, instruction: str = "fault fast") -> None:
