@@ -144,7 +144,6 @@ class InferenceExecutor:
         load: Callable[[], Policy],
         *,
         warmup_runs: int = 2,
-        warmup_observation: Callable[[Policy], Observation] = black_observation,
         warmup_prefixes: Callable[[Policy], Iterable[ActionPrefix]] | None = None,
         on_thread_start: Callable[[], None] | None = None,
         on_result: Callable[[], None] | None = None,
@@ -157,7 +156,6 @@ class InferenceExecutor:
             load: makes the policy.
             warmup_runs: inferences before the policy is ready. They pay for compilation and must
                 give valid chunks.
-            warmup_observation: makes the observation of the warm-up.
             warmup_prefixes: makes further prefixes of the warm-up, for guided chunks.
             on_thread_start: sets up the thread or the device.
             on_result: called after a result is queued; short, must not raise.
@@ -167,7 +165,6 @@ class InferenceExecutor:
         """
         self._load = load
         self._warmup_runs = warmup_runs
-        self._warmup_observation = warmup_observation
         self._warmup_prefixes = warmup_prefixes
         self._on_thread_start = on_thread_start
         self._on_result = on_result
@@ -349,7 +346,7 @@ class InferenceExecutor:
     def _warm_up(self, policy: Policy) -> None:
         if self._warmup_runs <= 0:
             return
-        observation = self._warmup_observation(policy)
+        observation = black_observation(policy)
         prefixes: list[ActionPrefix | None] = [None]
         if self._warmup_prefixes is not None:
             prefixes += self._warmup_prefixes(policy)

@@ -61,8 +61,8 @@ TOO_FEW_SHOWN_S = 1.0
 class PolicyRunner:
     """Connects the observation buffer, the executor, the scheduler and the command stream.
 
-    Only the properties `active`, `stopped` and `hung` are thread safe: a caller with several
-    threads holds one lock around every other call. `buffer` and `executor` have locks of their
+    Other threads may read `active` and `stopped`; a caller with several threads holds one lock
+    around every call. `buffer` and `executor` have locks of their
     own. Times are seconds on the clock of the observation stamps.
     """
 
@@ -125,14 +125,17 @@ class PolicyRunner:
         self._joints = joints
         self._start_ramp = start_ramp
         self._blend_instructions = blend_instructions
-        self._active = self._stopped = False
+        self.active = False
+        self.stopped = False
+        """True from `stop` to `resume`; activation does not end it."""
+        self.stop_reason = ""
+        """Why the runner stopped by itself; empty after `stop` by the caller."""
         self._last_tick_s = -math.inf
         self.tracking = tracking or TrackingMonitor(joints, time_s=0.0)
         self._brake = BrakeState(stream)
         self._start_check = start_check
         self._start_problem = ""
         self._start_at: FloatArray | None = None
-        self._stop_reason = ""
         self._changes = InstructionChanges()
         self._began = False
         self._instruction = ""
@@ -142,35 +145,21 @@ class PolicyRunner:
         self._on_change = on_change
         self._publish_by_s = -math.inf
 
-    @property
-    def active(self) -> bool:
-        return self._active
-
-    @property
-    def stopped(self) -> bool:
-        """True from `stop` to `resume`; activation does not end it."""
-        return self._stopped
-
-    @property
-    def stop_reason(self) -> str:
-        """Why the runner stopped by itself; empty after `stop` by the caller."""
-        return self._stop_reason
-
     def activate(self) -> None:
         """Infer and move from the next tick on, starting at the measured state."""
         self._reset()
         self.buffer.accept_sizes()
         self.watchdog.reset()
-        self._active = True
+        self.active = True
 
     def deactivate(self, now_s: float) -> Braking | None:
         """End inference and motion; None if nothing moves."""
-        self._active = False
+        self.active = False
         return self.come_to_rest(now_s)
 
     def stop(self, now_s: float) -> Braking | None:
         """End the motion; no inference or motion until `resume`."""
-        self._stopped = True
+        self.stopped = True
         return self.come_to_rest(now_s)
 
     def come_to_rest(self, now_s: float) -> Braking | None:
@@ -197,8 +186,8 @@ class PolicyRunner:
 
     def resume(self) -> None:
         """End `stop`: the next motion starts at the measured state."""
-        self._stopped = False
-        self._stop_reason = ""
+        self.stopped = False
+        self.stop_reason = ""
 
     def set_instruction(self, text: str) -> str:
         """Set the instruction, discard inferences for another one; return its cleaned text.
@@ -240,9 +229,9 @@ class PolicyRunner:
     def problems(self, now_s: float) -> list[Problem]:
         """Why no inference can start or the arms do not move."""
         found = []
-        if self._stopped:
-            stopped = f"stopped: {self._stop_reason or '~/resume ends it'}"
-            level = Level.ERROR if self._stop_reason else Level.WARN
+        if self.stopped:
+            stopped = f"stopped: {self.stop_reason or '~/resume ends it'}"
+            level = Level.ERROR if self.stop_reason else Level.WARN
             found.append(Problem("stopped", stopped, level))
         if self.pace.scale == 0:
             found.append(Problem("speed", "speed: scheduler.speed_scale is 0"))
@@ -259,11 +248,6 @@ class PolicyRunner:
                 found.append(Problem(part, text, level))
         return found
 
-    @property
-    def hung(self) -> bool:
-        """Whether the running inference takes too long."""
-        return bool(self._requests.hang())
-
     def use_scheduler(self, scheduler: ChunkScheduler) -> None:
         """Change the scheduler in motion; the live chunks stay."""
         scheduler.adopt(self.scheduler)
@@ -275,7 +259,7 @@ class PolicyRunner:
 
         The caller publishes the trajectory at once, then calls `request_inference`.
         """
-        if not self._active or self._stopped or not self.executor.has_results:
+        if not self.active or self.stopped or not self.executor.has_results:
             return Tick()
         return self.tick(now_s, request=False)
 
@@ -286,7 +270,7 @@ class PolicyRunner:
 
     def request_inference(self, now_s: float) -> None:
         """Request the next inference if it is due; part of a tick."""
-        if not self._active or self._stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
+        if not self.active or self.stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
             return
         if not self.stream.active and self._start_at is None:
             # The network would see joint states that do not pass the start check.
@@ -302,7 +286,7 @@ class PolicyRunner:
         With `request=False` the caller calls `request_inference` after publishing, because the
         start of an inference would delay the messages.
         """
-        if not self._active or self._stopped:
+        if not self.active or self.stopped:
             return Tick()
         tick = self._check_clock(now_s)
         if self.stream.active:
@@ -376,7 +360,7 @@ class PolicyRunner:
         notice = f"tracking: {fault.reason}: the arms brake"
         if fault.stale:
             return Tick(notices=[notice], braking=self.come_to_rest(now_s))
-        self._stop_reason = f"{fault.reason}; ~/resume starts again at the measured joints"
+        self.stop_reason = f"{fault.reason}; ~/resume starts again at the measured joints"
         return Tick(notices=[notice], braking=self.stop(now_s))
 
     def _checked_start(self, now_s: float) -> FloatArray | None:

@@ -117,7 +117,7 @@ MUTATIONS = (
              tests=CONTROL + "test_scheduler.py::"
                              "test_the_last_action_is_held_beyond_the_horizon"),
     mutation(8, "a stop is not kept", "runner.py", "PolicyRunner.stop",
-             "self._stopped = True", "pass",
+             "self.stopped = True", "pass",
              tests=(MOTION + "stop_is_latched_until_resume",
                     RUNNER + "test_runner.py::test_stop_is_latched_until_resume")),
     mutation(8, "running inferences outlive a stop", "requests.py", "InferenceRequests.reset",

@@ -41,14 +41,11 @@ class LowPassFilter:
     def __init__(self, cutoff_hz: float, exempt: NDArray[np.bool_] | None = None) -> None:
         # Two equal poles in cascade: 3 dB down at 0.6436 of each pole's frequency.
         self._omega = 2 * math.pi * cutoff_hz / math.sqrt(math.sqrt(2.0) - 1.0)
+        self.lag_s = 2.0 / self._omega
         self._exempt = None if exempt is None else np.array(exempt, dtype=bool)
         self._times_s: FloatArray = np.empty(0)
         self._positions: FloatArray = np.empty((0, 0))
         self._velocities: FloatArray = np.empty((0, 0))
-
-    @property
-    def lag_s(self) -> float:
-        return 2.0 / self._omega
 
     def clear(self) -> None:
         """The next `filter` begins at rest at its first target."""
@@ -190,14 +187,10 @@ class SpeedScaler:
     def __init__(self, scale: float = 1.0, ramp_s: float = 0.5) -> None:
         """`ramp_s`: duration of a change from 0 to 1. Raises ValueError for another scale."""
         self._ramp_s = ramp_s
-        self._scale = _checked(scale)
+        self.scale = _checked(scale)
+        """The requested scale."""
         self._segments: tuple[_Segment, ...] = ()
         self.reset()
-
-    @property
-    def scale(self) -> float:
-        """The requested scale."""
-        return self._scale
 
     def rate(self, now_s: float) -> float:
         """Plan seconds per second at `now_s`, during a ramp between two scales."""
@@ -205,7 +198,7 @@ class SpeedScaler:
 
     def set_scale(self, scale: float, now_s: float) -> None:
         """Ramp to another scale from `now_s` on. Raises ValueError outside 0 to 1."""
-        self._scale = _checked(scale)
+        self.scale = _checked(scale)
         rate = self.rate(now_s)
         ramp_s = abs(scale - rate) * self._ramp_s
         change = _Segment(now_s, self.plan_s(now_s), rate, scale, ramp_s)
@@ -213,7 +206,7 @@ class SpeedScaler:
 
     def reset(self) -> None:
         """Run at `scale` without a ramp, for a robot at rest."""
-        self._segments = (_Segment(0.0, 0.0, self._scale, self._scale, 0.0),)
+        self._segments = (_Segment(0.0, 0.0, self.scale, self.scale, 0.0),)
 
     def plan_s(self, time_s: float) -> float:
         """The plan's time at one clock time."""

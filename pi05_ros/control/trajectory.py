@@ -146,17 +146,13 @@ class CommandStream:
         self._half_dt_s = dt_s / 2
         self._past = _PAST_S / dt_s
         self._history = math.ceil(_HISTORY_S / dt_s)
-        self._active = False
+        self.active = False
+        """Between `start` and `brake` or `stop`."""
         self._followed = False
         """Whether the controllers command the plan."""
         self._plan: _Plan | None = None
         self._before: tuple[_Plan, bool, bool, tuple[IntArray, ...]] | None = None
-        """Plan, `_active`, `_followed` and the counts added to `clamps`, for `retract`."""
-
-    @property
-    def active(self) -> bool:
-        """Between `start` and `brake` or `stop`."""
-        return self._active
+        """Plan, `active`, `_followed` and the counts added to `clamps`, for `retract`."""
 
     @property
     def rest_time_s(self) -> float:
@@ -189,7 +185,7 @@ class CommandStream:
         self._plan = _Plan(origin_s, positions, np.zeros_like(positions), 1 - rows, 0, None)
         self._before = None
         self._followed = rows > 1
-        self._active = True
+        self.active = True
 
     def reset(self) -> None:
         """The controllers lost the published motion: `start` uses the measured positions."""
@@ -211,7 +207,7 @@ class CommandStream:
             ValueError: the targets have another shape.
         """
         plan = self._started_plan()
-        if not self._active:
+        if not self.active:
             raise RuntimeError(_NOT_STARTED)
         index = self._index(now_s, plan)
         grid = np.arange(index, index + self.lookahead_steps + 2, dtype=np.float64)
@@ -244,7 +240,7 @@ class CommandStream:
         """
         if self._before is None:
             raise RuntimeError("there is no trajectory to retract")
-        self._plan, self._active, self._followed, added = self._before
+        self._plan, self.active, self._followed, added = self._before
         self._before = None
         for counts, more in zip(self.clamps, added, strict=False):
             counts -= more
@@ -256,13 +252,13 @@ class CommandStream:
         """
         plan = self._started_plan()
         points = self._publish(now_s, plan, self._index(now_s, plan))
-        self._active = False
+        self.active = False
         return points
 
     def stop(self) -> None:
         """End ticks without a stop trajectory: the published one brakes by its tail."""
-        if self._active:
-            self._active, self._before = False, None
+        if self.active:
+            self.active, self._before = False, None
 
     def commanded(self, time_s: float) -> MotionState:
         """The state commanded at `time_s`, at least back to 1 s ago or the last `start`.
@@ -334,7 +330,7 @@ class CommandStream:
         velocities = np.concatenate([part[1] for part in parts])
         positions.setflags(write=False)
         velocities.setflags(write=False)
-        self._before = (plan, self._active, self._followed, added)
+        self._before = (plan, self.active, self._followed, added)
         self._plan = _Plan(plan.origin_s, positions, velocities, first, index, clamps)
         self._followed = True
         begin_row = begin - first

@@ -22,7 +22,6 @@ from pi05_ros.executor import (
     ExecutorState,
     InferenceExecutor,
     InferenceResult,
-    black_observation,
 )
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
 
@@ -258,14 +257,13 @@ def test_all_work_is_on_one_thread(policy: FakePolicy) -> None:
     executor = InferenceExecutor(
         lambda: note(policy),
         warmup_runs=2,
-        warmup_observation=lambda warm: note(black_observation(warm)),
         on_thread_start=note,
         on_result=note,
     )
     executor.start()
     assert executor.wait_ready(TIMEOUT_S) is policy
     executor.submit(lambda: note(observation(1.0)))
-    wait_until(lambda: len(threads) == 5)
+    wait_until(lambda: len(threads) == 4)
     assert set(threads + policy.threads) == {executor._thread}
     assert executor._thread is not threading.current_thread()
     assert len(policy.threads) == 3

@@ -356,7 +356,7 @@ def test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away(rig: Rig) -> Non
     rig.until(lambda _: rig.executor.busy_since_s is not None)
     tick = rig.until(lambda tick: tick.failures)
     assert "no answer" in tick.failures[0] and tick.fault is None
-    assert rig.runner.hung and any("no answer" in p for p in rig.problems())
+    assert any("no answer" in problem for problem in rig.problems())
     tick = rig.until(lambda _: rig.runner.misses == 1)
     for _ in range(10):
         tick = rig.tick()
@@ -366,7 +366,7 @@ def test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away(rig: Rig) -> Non
     gate.set()
     tick = rig.until(lambda tick: tick.chunks)
     assert tick.chunks[0][0].stamp_s > hung_s
-    assert not rig.runner.hung
+    assert not any("no answer" in problem for problem in rig.problems())
 
 
 def test_failures_in_a_row_are_handed_up(rig: Rig) -> None:
