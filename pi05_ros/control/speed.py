@@ -34,7 +34,7 @@ class LowPassFilter:
     continuous in position and velocity, does not overshoot a step, and lags a steady motion by
     `lag_s` = 2/ω. Joints of `exempt` pass unchanged.
 
-    Successive ticks ask for overlapping times, so the states of each call are kept, and the next
+    Successive ticks filter overlapping times, so the states of each call are kept, and the next
     call begins at the kept state of its first time.
     """
 

@@ -189,7 +189,7 @@ class ControlThread:
             self._changed.notify()
 
     def problems(self) -> list[Problem]:
-        """Why no command is sent, as far as the outputs tell."""
+        """Why no command is sent: conflicts, and outputs without a controller."""
         texts = [
             f"controllers: no controller subscribes to {output.topic} (subscribers: "
             f"{', '.join(output.subscriber_names) or 'none'}); start it"

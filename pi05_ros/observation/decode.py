@@ -83,7 +83,7 @@ def decode_image(message: Any, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image
         RGB, uint8 [height, width, 3], contiguous.
 
     Raises:
-        DecodeError: the message is not such an image.
+        DecodeError: the message is not an image of these kinds.
     """
     if hasattr(message, "format"):
         return _decode_compressed(message, max_pixels)

@@ -53,7 +53,7 @@ def test_units_are_converted_on_both_ways(rig: Rig) -> None:
     assert final.trajectory is not None
 
 
-def test_a_chunk_is_taken_when_it_is_there(rig: Rig) -> None:
+def test_a_chunk_is_used_on_arrival(rig: Rig) -> None:
     """Pins: a chunk that waits for the next tick, and the next inference that waits for the one
     after; between ticks with nothing new, nothing is published."""
     rig.start()
@@ -80,7 +80,7 @@ def test_a_chunk_is_taken_when_it_is_there(rig: Rig) -> None:
     assert all(wait.count and 0 <= wait.max_s < 10 for wait in waits)
 
 
-def test_nothing_is_asked_between_ticks_when_it_must_not(rig: Rig) -> None:
+def test_no_inference_is_requested_before_activation_or_after_a_stop(rig: Rig) -> None:
     """Pins: an inference after stop, before activation, or on a clock that has jumped."""
     rig.runner.set_instruction("wave")
     rig.see()
@@ -113,7 +113,7 @@ def test_an_observation_is_used_once(rig: Rig) -> None:
 
 
 def test_deactivation_discards_what_is_in_flight(rig: Rig) -> None:
-    """Pins: a chunk that was asked for before the stop and moves the arm after it."""
+    """Pins: a chunk requested before the stop that moves the arm after it."""
     rig.start()
     rig.policy.gate = threading.Event()
     rig.until(lambda _: rig.executor.busy_since_s is not None)
@@ -129,8 +129,8 @@ def test_deactivation_discards_what_is_in_flight(rig: Rig) -> None:
     assert first.chunks == []
 
 
-def test_motion_goes_on_only_after_the_brake(rig: Rig) -> None:
-    """Pins: an activation during the brake that asks moving arms to stand at once."""
+def test_motion_restarts_only_at_rest(rig: Rig) -> None:
+    """Pins: an activation during braking that commands moving arms to stand at once."""
     rig.activate()
     rig.until(
         lambda tick: tick.trajectory is not None and np.abs(tick.trajectory.velocities[0]).max() > 1
@@ -227,7 +227,7 @@ def test_a_method_that_is_not_guided_gives_no_prefix(rig: Rig) -> None:
 
 
 def test_a_new_instruction_is_not_held_back_by_the_old_ones_plan(rig: Rig) -> None:
-    """Frozen steps alone continue; the soft part of the old plan has no say."""
+    """Only the committed steps continue the old plan."""
     rig.runner.use_scheduler(make_scheduler("rtc", gripper=rig.joints.gripper))
     rig.runner.set_instruction("left")
     rig.runner.activate()
@@ -300,15 +300,15 @@ def test_speed_zero_brings_to_rest_and_any_speed_resumes(rig: Rig) -> None:
     run(60)
     rest = states[-1]
     assert abs(rest.velocity[0]) < 1e-6
-    asked = rig.executor.statistics.completed
+    completed = rig.executor.statistics.completed
     run(20)
-    assert rig.executor.statistics.completed == asked
+    assert rig.executor.statistics.completed == completed
     assert np.allclose(states[-1].position, rest.position, atol=1e-9)
     assert rig.runner.stream.active
     rig.runner.set_speed(0.5, rig.now_s)
     assert rig.runner.live_chunks(rig.now_s) == 0
     run(60)
-    assert rig.executor.statistics.completed > asked
+    assert rig.executor.statistics.completed > completed
     assert abs(states[-1].velocity[0]) > 0.1
     positions = np.array([state.position for state in states])
     velocities = np.array([state.velocity for state in states])
@@ -348,7 +348,7 @@ def watched(rig: Rig, watchdog: Watchdog, **options: Any) -> None:
     rig.activate()
 
 
-def test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away(rig: Rig) -> None:
+def test_a_hang_leads_to_the_tail_and_its_result_is_discarded(rig: Rig) -> None:
     """Pins: a control tick that waits, or a chunk of seconds ago that moves the arm."""
     watched(rig, Watchdog(hang_timeout_s=0.05))
     rig.until(lambda tick: tick.trajectory is not None)
@@ -369,7 +369,7 @@ def test_a_hang_leads_to_the_tail_and_its_result_is_thrown_away(rig: Rig) -> Non
     assert not any("no answer" in problem for problem in rig.problems())
 
 
-def test_failures_in_a_row_are_handed_up(rig: Rig) -> None:
+def test_failures_in_a_row_are_a_fault_of_the_tick(rig: Rig) -> None:
     watched(rig, Watchdog(max_failures=3))
     rig.until(lambda tick: tick.trajectory is not None)
     rig.policy.fail = True
@@ -378,7 +378,7 @@ def test_failures_in_a_row_are_handed_up(rig: Rig) -> None:
     assert tick.trajectory is None
 
 
-def test_a_thread_that_ended_is_handed_up(rig: Rig) -> None:
+def test_an_ended_inference_thread_is_a_fault_of_the_tick(rig: Rig) -> None:
     watched(rig, Watchdog())
 
     def end(observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
@@ -400,7 +400,7 @@ def test_a_far_first_command_is_ramped_to(rig: Rig) -> None:
 
 
 def test_a_ramp_ends_with_the_plan(rig: Rig) -> None:
-    """Pins: arms that go on to a far target for seconds after the last chunk is over."""
+    """Pins: arms that move to a far target for seconds after the end of the last chunk."""
     watched(rig, Watchdog(), start_ramp=StartRamp(rig.joints, "ramp", 0.2, 0.05))
     rig.until(lambda tick: tick.trajectory is not None)
     rig.until(lambda _: rig.runner.misses == 1, see=False)
@@ -443,7 +443,7 @@ def test_a_motion_waits_for_fresh_positions(rig: Rig) -> None:
 
 
 def test_a_clock_that_jumps_forward_starts_over(rig: Rig) -> None:
-    """Pins: a motion that goes on from where it was commanded to be seconds ago."""
+    """Pins: a motion that continues from a command of seconds ago."""
     swing(rig)
     for _ in range(20):
         rig.tick()

@@ -121,7 +121,7 @@ class World:
         self.buffer.put_image("top", self.now_s, IMAGE)
         was_active = self.stream.active
         tick = self.runner.tick(self.now_s)
-        self._judge(tick, was_active)
+        self._check_tick(tick, was_active)
         if "unsent" in kinds and tick.trajectory is not None:
             self.runner.not_published()
         elif tick.trajectory is not None:
@@ -141,7 +141,7 @@ class World:
         elif event.kind == "glitch":
             self._put(self.now_s + 0.6 * DT_S / SUBSTEPS, event.positions)
         if braking is not None and braking.trajectory is not None:
-            self._judge_points(braking.trajectory)
+            self._check_points(braking.trajectory)
             self.last = braking.trajectory
 
     def _feel(self, stamp_s: float, k: int, kinds: dict[str, Event]) -> None:
@@ -160,24 +160,24 @@ class World:
         self.buffer.put_joints(stamp_s, positions)
         self.states.append((stamp_s, positions.copy()))
 
-    def _judge(self, tick: Tick, was_active: bool) -> None:
+    def _check_tick(self, tick: Tick, was_active: bool) -> None:
         if tick.braking is not None and tick.braking.trajectory is not None:
-            self._judge_points(tick.braking.trajectory)
+            self._check_points(tick.braking.trajectory)
             self.last = tick.braking.trajectory
         if tick.trajectory is None:
             return
         assert not self.runner.stopped and self.runner.active
-        self._judge_points(tick.trajectory)
+        self._check_points(tick.trajectory)
         if not was_active:
-            self._judge_start(tick.trajectory)
+            self._check_start(tick.trajectory)
 
-    def _judge_points(self, points: TrajectoryPoints) -> None:
+    def _check_points(self, points: TrajectoryPoints) -> None:
         self.published += 1
         assert (points.positions >= JOINTS.lower - TOLERANCE * SPAN - 1e-9).all()
         assert (points.positions <= JOINTS.upper + TOLERANCE * SPAN + 1e-9).all()
         assert (np.abs(points.velocities) <= JOINTS.max_velocity + 1e-9).all()
 
-    def _judge_start(self, points: TrajectoryPoints) -> None:
+    def _check_start(self, points: TrajectoryPoints) -> None:
         self.starts += 1
         rest_s = -np.inf
         if self.last is not None:

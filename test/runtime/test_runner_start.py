@@ -129,7 +129,7 @@ def test_a_clock_set_back_after_the_end_delays_the_start_by_one_braking_at_most(
     rig.trajectory(ticks=round((braking.rest_s - braking.start_s) / DT_S) + 60)
 
 
-def test_a_trajectory_that_was_not_sent_is_taken_back(rig: Rig) -> None:
+def test_a_trajectory_that_was_not_sent_is_retracted(rig: Rig) -> None:
     """Pins: a next trajectory that continues from states that no controller ever got."""
     rig.runner = rig.make_runner(on_change=True)
     moving(rig)
@@ -212,7 +212,7 @@ def test_a_second_publisher_whose_clock_is_behind_prevents_a_start(rig: Rig) -> 
     assert any("'elbow' jumps" in problem for problem in rig.problems())
 
 
-def test_a_joint_outside_its_limits_is_told_and_does_not_start(rig: Rig) -> None:
+def test_a_joint_outside_its_limits_is_a_problem_and_prevents_a_start(rig: Rig) -> None:
     rig.measured = np.array([1.2, 0.03])
     rig.activate()
     assert all(rig.tick().trajectory is None for _ in range(20))
@@ -223,7 +223,7 @@ def test_a_joint_outside_its_limits_is_told_and_does_not_start(rig: Rig) -> None
     assert trajectory.positions[:, 0].max() <= 1.05 + 1e-9
 
 
-def test_joint_states_that_are_too_few_are_told_after_a_second(rig: Rig) -> None:
+def test_too_few_joint_states_are_a_problem_after_a_second(rig: Rig) -> None:
     moving(rig)
     rig.runner.come_to_rest(rig.now_s)
     rig.runner.resume()

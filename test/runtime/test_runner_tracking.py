@@ -1,7 +1,7 @@
 """Commanded against measured, in the control tick.
 
-Faults pinned: commands that go on while the drives are off, an arm is blocked or moved by hand, or
-its joint states have stopped, and a step when the drives come back.
+Faults pinned: commands that continue while the drives are off, while an arm is blocked or moved by
+hand, or after its joint states have stopped; a step when the drives come back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.runner import Tick
 
 
-def test_an_emergency_stop_is_told_at_once_and_then_latched(rig: Rig) -> None:
+def test_an_emergency_stop_is_a_problem_at_once_and_then_latched(rig: Rig) -> None:
     rig.start()
     rig.drives_on = False
     rig.until(lambda _: any(p.startswith("tracking") for p in rig.problems()))
@@ -55,7 +55,7 @@ def test_resume_starts_where_the_arms_are_and_forgets_the_reason(rig: Rig) -> No
     assert rig.problems() == ["stopped: ~/resume ends it"]
 
 
-def test_an_arm_at_rest_that_is_moved_by_hand_is_told(rig: Rig) -> None:
+def test_an_arm_at_rest_that_is_moved_by_hand_is_a_problem(rig: Rig) -> None:
     """The chunks have ended and the stream holds its position."""
     rig.start()
     for _ in range(120):

@@ -157,7 +157,7 @@ class Peer:
         self.cameras: Sequence[str] = ()
         self.publish_joints = False
         node = self.node
-        self._untold: tuple[list[PolicyStatus], list[DiagnosticArray]] = ([], [])
+        self._unmatched: tuple[list[PolicyStatus], list[DiagnosticArray]] = ([], [])
         node.create_subscription(PolicyStatus, "policy/status", self._on_status, 10)
         node.create_subscription(ActionChunk, "policy/action_chunk", self.chunks.append, 10)
         node.create_subscription(
@@ -234,7 +234,7 @@ class Peer:
         assert done.wait(10.0), "the peer's thread does not spin"
 
     def run_robot(self) -> None:
-        """Publish pictures of all cameras and joint states from here on."""
+        """Publish images of all cameras and joint states from here on."""
         self.cameras, self.publish_joints = CAMERAS, True
 
     def stop_robot(self) -> None:
@@ -301,19 +301,19 @@ class Peer:
                 self._executor.spin_once(timeout_sec=0.5)
 
     def _on_status(self, message: PolicyStatus) -> None:
-        self._untold[0].append(message)
-        self._tell()
+        self._unmatched[0].append(message)
+        self._match()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         if message.status[0].name.startswith("policy: "):
-            self._untold[1].append(message)
-            self._tell()
+            self._unmatched[1].append(message)
+            self._match()
         else:
             self.diagnostics.update({status.name: status for status in message.status})
 
-    def _tell(self) -> None:
+    def _match(self) -> None:
         """What the node publishes together is seen together, in whatever order it arrives."""
-        statuses, diagnostics = self._untold
+        statuses, diagnostics = self._unmatched
         while statuses and diagnostics:
             status_s, diagnostics_s = (
                 to_seconds(kept[0].header.stamp) for kept in (statuses, diagnostics)
@@ -323,8 +323,8 @@ class Peer:
             elif diagnostics_s < status_s:
                 diagnostics.pop(0)
             else:
-                told = diagnostics.pop(0).status
-                self.diagnostics.update({status.name: status for status in told})
+                newest = diagnostics.pop(0).status
+                self.diagnostics.update({status.name: status for status in newest})
                 self.statuses.append(statuses.pop(0))
 
     def _publish(self) -> None:
@@ -398,7 +398,7 @@ def check_limits(trajectories: Sequence[JointTrajectory]) -> None:
         assert not velocities[-1].any()
 
 
-def check_seams(trajectories: Sequence[JointTrajectory]) -> None:
+def check_boundaries(trajectories: Sequence[JointTrajectory]) -> None:
     """Each begins where and as fast as the one before it is then; within one activation."""
     for before, after in pairwise(trajectories):
         stamp_s, positions, velocities = arrays(before)

@@ -24,7 +24,7 @@ HOME = np.array([0.1, 0.03])
 
 
 class ScriptedPolicy:
-    """Wants one constant target, in policy units; waits for `gate` when it has one."""
+    """Predicts one constant target, in policy units; waits for `gate` when it has one."""
 
     horizon, dt_s, state_dim, action_dim = 50, DT_S, 2, 2
     cameras = ("top",)

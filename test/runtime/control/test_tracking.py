@@ -1,5 +1,5 @@
 """Faults pinned: an e-stop, a blocked arm, an arm moved by hand, and joint states that stop, all of
-them unnoticed while commands go on; an alarm about an arm that merely lags."""
+them unnoticed while commands continue; an alarm about an arm that merely lags."""
 
 from __future__ import annotations
 

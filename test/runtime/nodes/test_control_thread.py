@@ -261,7 +261,7 @@ def test_a_stop_is_answered_when_the_braking_has_begun(make: Make) -> None:
         (Tick(fault=Fault("out of memory", device=True)), "out of memory", True),
     ],
 )
-def test_a_fault_ends_the_commands_and_is_handed_over(
+def test_a_fault_ends_the_commands_and_reaches_the_node(
     node: Node, make: Make, answer: Any, message: str, device: bool
 ) -> None:
     """The lifecycle transition happens on the node's executor."""
@@ -358,7 +358,7 @@ def test_a_dry_run_sends_nothing(make: Make) -> None:
 
 
 def test_missed_ticks_are_skipped(make: Make) -> None:
-    """A burst would infer and publish many times for one moment."""
+    """A burst would infer and publish many times at once."""
     times_s: list[float] = []
 
     def note() -> None:

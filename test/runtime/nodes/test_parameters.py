@@ -243,7 +243,7 @@ def test_a_name_that_is_no_topic_needs_one(make_node: Any) -> None:
 def test_two_on_one_topic_are_refused(
     make_node: Any, group: str, declaration: type, topics: tuple[str, str]
 ) -> None:
-    """Pins: two controllers whose commands fight, two cameras with one picture."""
+    """Pins: two controllers whose commands fight, two cameras with one image."""
     first, second = topics
     node = make_node(
         **{

@@ -57,8 +57,8 @@ class FakeCvBridge:
         channels, code = CV_BRIDGE_CODES[img_msg.encoding]
         shape = (img_msg.height, img_msg.step // channels, channels)
         whole: ImageArray = np.ndarray(shape, np.uint8, buffer=img_msg.data)
-        picture = whole[:, : img_msg.width]
-        return cv2.cvtColor(picture.reshape(*picture.shape[:2], channels), code)
+        decoded = whole[:, : img_msg.width]
+        return cv2.cvtColor(decoded.reshape(*decoded.shape[:2], channels), code)
 
 
 def install_cv_bridge(monkeypatch: pytest.MonkeyPatch, bridge: type | None) -> None:
@@ -191,12 +191,12 @@ def test_a_broken_cv_bridge_is_not_used(monkeypatch: pytest.MonkeyPatch, fault: 
 def test_a_converter_error_is_a_decode_error(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     class Bad(FakeCvBridge):
         def imgmsg_to_cv2(self, img_msg: Any, desired_encoding: str = "passthrough") -> Any:
-            picture = super().imgmsg_to_cv2(img_msg, desired_encoding)
+            decoded = super().imgmsg_to_cv2(img_msg, desired_encoding)
             if img_msg.width == 1:  # the one pixel that it is tried with
-                return picture
+                return decoded
             if fault == "raises":
                 raise RuntimeError("OpenCV:\nassertion failed")
-            return picture[:-1] if fault == "another size" else picture.astype(np.float32)
+            return decoded[:-1] if fault == "another size" else decoded.astype(np.float32)
 
     install_cv_bridge(monkeypatch, Bad)
     with pytest.raises(DecodeError) as error:
@@ -363,11 +363,11 @@ def test_any_image_header_is_decoded_or_a_decode_error(
         height=height, width=width, step=step, encoding=encoding, data=data, is_bigendian=big
     )
     try:
-        picture = decode_image(message, max_pixels=1000)
+        decoded = decode_image(message, max_pixels=1000)
     except DecodeError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
+        assert decoded.shape == (height, width, 3) and decoded.dtype == np.uint8
 
 
 JPEG, PNG = encoded(smooth_rgb(), ".jpg"), encoded(smooth_rgb(), ".png")
@@ -386,11 +386,11 @@ def test_a_damaged_image_is_decoded_or_a_decode_error(
     for at, value in edits:
         damaged[at % len(damaged)] = value
     try:
-        picture = decode_image(compressed(bytes(damaged[:cut])), max_pixels=10_000)
+        decoded = decode_image(compressed(bytes(damaged[:cut])), max_pixels=10_000)
     except DecodeError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.size <= 30_000
+        assert decoded.dtype == np.uint8 and decoded.shape[2] == 3 and decoded.size <= 30_000
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
@@ -433,7 +433,7 @@ def test_a_scan_before_the_frame_header_is_refused() -> None:
 
 
 def test_a_png_chunk_that_does_not_fit_is_refused() -> None:
-    """Pins: OpenCV allocates what a chunk claims, 2 GB for an 8 × 8 picture of 141 bytes."""
+    """Pins: OpenCV allocates what a chunk claims, 2 GB for an 8 × 8 image of 141 bytes."""
     png = encoded(NOISE[:8, :8], ".png")
     for chunk in (b"IDAT", b"IEND"):
         at = png.index(chunk) - 4

@@ -51,7 +51,7 @@ def test_a_frame_with_a_stamp_of_an_earlier_pass_counts_as_used_again() -> None:
 
 @pytest.mark.parametrize("jitter_s", [0.0, 0.003])
 def test_missing_frames_are_counted(jitter_s: float) -> None:
-    """Every tenth of 30 Hz does not arrive; an outage is none of them."""
+    """One frame in ten of 30 Hz is lost; an outage is not counted."""
     stream: Stream[int] = Stream(history_s=0.0)
     sent = [i for i in range(300) if i % 10 != 7]
     for i in sent:

@@ -1,4 +1,4 @@
-"""The node around a policy that fails as its instruction tells it to, and a robot to talk to it.
+"""A node whose policy fails as its instruction says, and the rest of the robot.
 
 The policy behind the node is `test/soak/faulty_policy_node.py`'s.
 """

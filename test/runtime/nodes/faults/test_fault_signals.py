@@ -1,4 +1,4 @@
-"""How a process that is asked to end leaves its arms; each test has a process of its own."""
+"""Ends of the process: the arms come to rest first. Each test has its own process."""
 
 from __future__ import annotations
 
