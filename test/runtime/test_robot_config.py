@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from pi05_ros.config import (
-    CameraParameters,
-    ControllerParameters,
-    FaultParameters,
-    GuidanceParameters,
-    JointParameters,
-    LimitsParameters,
-    PolicyParameters,
-    SchedulerParameters,
-    joint_group,
-)
 from pi05_ros.policy.robots import read_robot
 from pi05_ros.robot_config import RobotConfigError, read_robot_config
 
@@ -34,25 +21,6 @@ def write(folder: Path, before: str, after: str) -> Path:
     file = folder / "robot.yaml"
     file.write_text(text.replace(before, after, 1), encoding="utf-8")
     return file
-
-
-@pytest.mark.parametrize("name", ["aloha", "droid", "ur5e", "generic"])
-def test_the_shipped_files_mean_the_same_to_the_node(name: str) -> None:
-    robot = read_robot_config(CONFIG / f"{name}.yaml")
-    values = yaml.safe_load((CONFIG / f"{name}.yaml").read_text())["/**/policy"]["ros__parameters"]
-
-    def named(group: str, declaration: Any) -> dict[str, Any]:
-        block = values.pop(group)
-        return {name: declaration(**block[name]) for name in block["names"]}
-
-    assert robot.joints.joints == joint_group(named("joints", JointParameters)).joints
-    assert robot.cameras == named("cameras", CameraParameters)
-    assert robot.controllers == named("controllers", ControllerParameters)
-    assert robot.scheduler == SchedulerParameters(**values.pop("scheduler", {}))
-    assert robot.faults == FaultParameters(**values.pop("faults", {}))
-    assert robot.limits == LimitsParameters(**values.pop("limits", {}))
-    assert robot.guidance == GuidanceParameters(**values.pop("guidance", {}))
-    assert robot.parameters == PolicyParameters(**values)
 
 
 def test_columns_and_the_simulators_camera_rate_are_read() -> None:
