@@ -320,7 +320,12 @@ class InferenceExecutor:
             self._policy = None
         gc.collect()
         _call_hook(self._on_thread_end, "at the end of the inference thread")
-        self._end(failure)
+        with self._changed:
+            self._discard()
+            self._busy_since_s = None
+            self._failure = failure
+            self._state = ExecutorState.STOPPED if failure is None else ExecutorState.FAILED
+            self._changed.notify_all()
 
     def _load_and_serve(self) -> None:
         if self._on_thread_start is not None:
@@ -335,17 +340,7 @@ class InferenceExecutor:
             self._serve(policy, request)
             del request
 
-    def _end(self, failure: BaseException | None) -> None:
-        with self._changed:
-            self._discard()
-            self._busy_since_s = None
-            self._failure = failure
-            self._state = ExecutorState.STOPPED if failure is None else ExecutorState.FAILED
-            self._changed.notify_all()
-
     def _warm_up(self, policy: Policy) -> None:
-        if self._warmup_runs <= 0:
-            return
         observation = black_observation(policy)
         prefixes: list[ActionPrefix | None] = [None]
         if self._warmup_prefixes is not None:
