@@ -227,4 +227,7 @@ def _value_if_bare(kind: Any, extra: Sequence[Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Commands raise `pi05_ros.cli.CommandError`, a different class than `__main__.CommandError`.
+    from pi05_ros.cli import main as imported_main
+
+    raise SystemExit(imported_main())

@@ -9,19 +9,26 @@ parameters for each name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pi05_ros.control.chunks import REPLAN_MODES, Replan
 from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, Guard, make_scheduler
 from pi05_ros.control.speed import FIRST_COMMANDS
-from pi05_ros.topic_checks import camera_topic, controller_topic
 from pi05_ros.types import JointGroup, JointSpec
 
 ENSEMBLE_ORDERS = ("oldest_first", "newest_first")
 LIMIT_SOURCES = ("params", "urdf")
-OUTPUTS = ("joint_trajectory", "forward_position", "forward_velocity", "interbotix")
+OUTPUTS = {
+    "joint_trajectory": "joint_trajectory",
+    "forward_position": "commands",
+    "forward_velocity": "commands",
+    "interbotix": "commands/joint_group",
+}
+"""Output of a controller → the end of its default topic."""
 
 
 class ParameterError(ValueError):
@@ -32,17 +39,11 @@ def parameter(
     default: Any,
     description: str,
     *,
-    lower: float | None = None,
-    upper: float | None = None,
-    choices: Sequence[str] = (),
+    within: tuple[float | None, float | None] = (None, None),
+    choices: Iterable[str] = (),
 ) -> Any:
-    """A dataclass field that is a ROS parameter."""
-    metadata = {
-        "description": description,
-        "lower": lower,
-        "upper": upper,
-        "choices": tuple(choices),
-    }
+    """A dataclass field that is a ROS parameter; `within`: its smallest and largest value."""
+    metadata = {"description": description, "within": within, "choices": tuple(choices)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -50,6 +51,36 @@ def parameter(
 
 def fields_of(declaration: type) -> Iterator[dataclasses.Field[Any]]:
     yield from dataclasses.fields(declaration)
+
+
+def default_of(entry: dataclasses.Field[Any]) -> Any:
+    factory = entry.default_factory
+    return entry.default if factory is dataclasses.MISSING else factory()
+
+
+def check_value(name: str, entry: dataclasses.Field[Any], value: object) -> None:
+    """Raise ParameterError if a value of the declared type is no choice or out of range."""
+    choices, (lower, upper) = entry.metadata["choices"], entry.metadata["within"]
+    if choices and value not in choices:
+        raise ParameterError(
+            f"parameter {shown(name)} is {shown(value)}; it may be {', '.join(choices)}"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    fits = (lower is None or value >= lower) and (upper is None or value <= upper)
+    # A whole number may be too large for isfinite.
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        until = "" if upper is None else f" to {upper:g}"
+        allowed = "finite" if lower is None else f"from {lower:g}{until}"
+        raise ParameterError(f"parameter {shown(name)} must be {allowed}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Short form for a message: YAML aliases can turn a few lines into gigabytes of text."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
 
 
 @dataclass(frozen=True)
@@ -77,27 +108,24 @@ class PolicyParameters:
         50,
         "SCHED_FIFO priority of the control thread, where the system grants it (rtprio in "
         "limits.conf); 0 leaves the scheduling as it is",
-        lower=0,
-        upper=99,
+        within=(0, 99),
     )
-    inference_nice: int = parameter(
-        5, "nice value of the inference thread; Linux", lower=0, upper=19
-    )
-    num_steps: int = parameter(10, "Euler steps of the flow", lower=1, upper=100)
-    seed: int = parameter(-1, "seed of the flow's noise; -1 takes a random one", lower=-1)
+    inference_nice: int = parameter(5, "nice value of the inference thread; Linux", within=(0, 19))
+    num_steps: int = parameter(10, "Euler steps of the flow", within=(1, 100))
+    seed: int = parameter(-1, "seed of the flow's noise; -1 takes a random one", within=(-1, None))
     threads: int = parameter(
-        0, "CPU threads of the network; 0 leaves one core to the control loop", lower=0, upper=256
+        0, "CPU threads of the network; 0 leaves one core to the control loop", within=(0, 256)
     )
     load_timeout_s: float = parameter(
-        600.0, "time limit of loading and warm-up in configure", lower=1.0, upper=86400.0
+        600.0, "time limit of loading and warm-up in configure", within=(1.0, 86400.0)
     )
     autostart: bool = parameter(False, "configure and activate at the start")
     instruction: str = parameter("", "first instruction; empty waits for the topic")
     max_instruction_chars: int = parameter(
-        300, "longer instructions are refused", lower=1, upper=10000
+        300, "longer instructions are refused", within=(1, 10000)
     )
     dry_run: bool = parameter(False, "run without publishing trajectories")
-    control_rate_hz: float = parameter(50.0, "rate of the control timer", lower=1.0, upper=1000.0)
+    control_rate_hz: float = parameter(50.0, "rate of the control timer", within=(1.0, 1000.0))
     publish: str = parameter(
         "control_rate",
         "publish at the control rate, or when the plan changes or lookahead_s/2 has passed",
@@ -106,34 +134,29 @@ class PolicyParameters:
     lookahead_s: float = parameter(
         0.2,
         "part of a trajectory that follows the chunks, before its zero-velocity tail",
-        lower=0.02,
-        upper=2.0,
+        within=(0.02, 2.0),
     )
     lead_s: float = parameter(
         0.03,
         "largest delay of a trajectory to its controller, one controller period included; changes "
         "take effect that much later",
-        lower=0.0,
-        upper=0.5,
+        within=(0.0, 0.5),
     )
     position_margin: float = parameter(
         0.02,
         "distance of commands from position limits, share of the range; none for grippers",
-        lower=0.0,
-        upper=0.4,
+        within=(0.0, 0.4),
     )
     max_image_age_s: float = parameter(
-        0.2, "an older frame of a required camera stops inference", lower=0.001, upper=60.0
+        0.2, "an older frame of a required camera stops inference", within=(0.001, 60.0)
     )
     max_skew_s: float = parameter(
-        0.05, "largest time between the frames of one observation", lower=0.001, upper=60.0
+        0.05, "largest time between the frames of one observation", within=(0.001, 60.0)
     )
     max_joint_age_s: float = parameter(
-        0.1, "an older joint state stops inference", lower=0.001, upper=60.0
+        0.1, "an older joint state stops inference", within=(0.001, 60.0)
     )
-    status_rate_hz: float = parameter(
-        1.0, "rate of ~/status and /diagnostics", lower=0.1, upper=50.0
-    )
+    status_rate_hz: float = parameter(1.0, "rate of ~/status and /diagnostics", within=(0.1, 50.0))
 
 
 @dataclass(frozen=True)
@@ -144,27 +167,24 @@ class SchedulerParameters:
         "temporal_ensemble", "how overlapping chunks are combined", choices=SCHEDULERS
     )
     ensemble_m: float = parameter(
-        0.01, "weight exp(-m*i) of the i-th chunk; 0 is the mean", lower=-10.0, upper=10.0
+        0.01, "weight exp(-m*i) of the i-th chunk; 0 is the mean", within=(-10.0, 10.0)
     )
     ensemble_order: str = parameter("oldest_first", "the chunk with i = 0", choices=ENSEMBLE_ORDERS)
     ensemble_max_chunks: int = parameter(
-        16, "at most this many chunks, the newest, are averaged", lower=1, upper=64
+        16, "at most this many chunks, the newest, are averaged", within=(1, 64)
     )
     guard_disagreement: float = parameter(
         0.2,
         "rad; a chunk whose RMS distance is above replaces the mean; 0 is off",
-        lower=0.0,
-        upper=10.0,
+        within=(0.0, 10.0),
     )
     guard_crossover_s: float = parameter(
-        0.2, "time of the transition to that chunk", lower=0.01, upper=2.0
+        0.2, "time of the transition to that chunk", within=(0.01, 2.0)
     )
     guard_confirmations: int = parameter(
-        2, "disagreeing chunks in a row before the transition", lower=1, upper=10
+        2, "disagreeing chunks in a row before the transition", within=(1, 10)
     )
-    blend_old_share: float = parameter(
-        0.3, "blend: share of the old trajectory", lower=0.0, upper=1.0
-    )
+    blend_old_share: float = parameter(0.3, "blend: share of the old trajectory", within=(0.0, 1.0))
     newest_only: list[str] = parameter(
         [""], "names of joints that are never averaged; grippers never are"
     )
@@ -174,56 +194,43 @@ class SchedulerParameters:
         "replan_remaining_s is left; always before the chunks run out",
         choices=REPLAN_MODES,
     )
-    replan_steps: int = parameter(10, "steps of a chunk between observations", lower=1, upper=1000)
+    replan_steps: int = parameter(10, "steps of a chunk between observations", within=(1, 1000))
     replan_remaining_s: float = parameter(
-        0.3, "remaining time of the chunks when the next one arrives", lower=0.0, upper=10.0
+        0.3, "remaining time of the chunks when the next one arrives", within=(0.0, 10.0)
     )
     replan_interval_s: float = parameter(
-        0.0, "shortest time between two observations", lower=0.0, upper=10.0
+        0.0, "shortest time between two observations", within=(0.0, 10.0)
     )
     speed_scale: float = parameter(
         1.0,
         "below 1 chunks are executed slower than predicted; at 0 the arms come to rest",
-        lower=0.0,
-        upper=1.0,
+        within=(0.0, 1.0),
     )
     smoothing_hz: float = parameter(
-        0.0, "cut-off of the low-pass before the limits, 0 is off; /diagnostics has its lag",
-        lower=0.0, upper=50.0,
-    )  # fmt: skip
+        0.0,
+        "cut-off of the low-pass before the limits, 0 is off; /diagnostics has its lag",
+        within=(0.0, 50.0),
+    )
 
     def make(self, joints: JointGroup) -> ChunkScheduler:
-        """The scheduler that these parameters describe."""
+        """The scheduler that these parameters describe; ParameterError if they cannot be used."""
+        for entry in fields_of(SchedulerParameters):
+            check_value(f"scheduler.{entry.name}", entry, getattr(self, entry.name))
         unknown = sorted(set(self.newest_only) - {"", *joints.names})
         if unknown:
             raise ParameterError(f"parameter 'scheduler.newest_only': no joint is called {unknown}")
-        if self.ensemble_order not in ENSEMBLE_ORDERS:
-            raise ParameterError(
-                f"parameter 'scheduler.ensemble_order' is {self.ensemble_order!r}; it may be "
-                f"{', '.join(ENSEMBLE_ORDERS)}"
-            )
-        try:
-            return make_scheduler(
-                self.method,
-                gripper=[
-                    joint.gripper or joint.name in self.newest_only for joint in joints.joints
-                ],
-                m=self.ensemble_m,
-                newest_first=self.ensemble_order == "newest_first",
-                max_chunks=self.ensemble_max_chunks,
-                guard=Guard(
-                    self.guard_disagreement, self.guard_crossover_s, self.guard_confirmations
-                ),
-                blend_old_share=self.blend_old_share,
-                replan=Replan(
-                    self.replan,
-                    self.replan_steps,
-                    self.replan_remaining_s,
-                    self.replan_interval_s,
-                ),
-            )
-        except ValueError as error:
-            raise ParameterError(f"parameters 'scheduler.*': {error}") from error
+        return make_scheduler(
+            self.method,
+            gripper=[joint.gripper or joint.name in self.newest_only for joint in joints.joints],
+            m=self.ensemble_m,
+            newest_first=self.ensemble_order == "newest_first",
+            max_chunks=self.ensemble_max_chunks,
+            guard=Guard(self.guard_disagreement, self.guard_crossover_s, self.guard_confirmations),
+            blend_old_share=self.blend_old_share,
+            replan=Replan(
+                self.replan, self.replan_steps, self.replan_remaining_s, self.replan_interval_s
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -231,24 +238,19 @@ class FaultParameters:
     """Parameters `faults.*`, read when the node is configured."""
 
     hang_timeout_s: float = parameter(
-        2.0,
-        "a longer inference is hung: ERROR, and its result is discarded",
-        lower=0.05,
-        upper=3600.0,
+        2.0, "a longer inference is hung: ERROR, and its result is discarded", within=(0.05, 3600.0)
     )
     max_failures: int = parameter(
-        3, "failed inferences in a row that deactivate the node", lower=1, upper=1000
+        3, "failed inferences in a row that deactivate the node", within=(1, 1000)
     )
     error_after_s: float = parameter(
-        1.0, "a faulty stream is a WARN, after this time an ERROR",
-        lower=0.0, upper=3600.0,
-    )  # fmt: skip
+        1.0, "a faulty stream is a WARN, after this time an ERROR", within=(0.0, 3600.0)
+    )
     frozen_image_s: float = parameter(
         1.0,
         "a camera whose images stay equal to the byte this long is a WARN, after error_after_s "
         "more an ERROR that stops inference; 0 is off, for a simulator without noise",
-        lower=0.0,
-        upper=3600.0,
+        within=(0.0, 3600.0),
     )
     refuse_one_colour: bool = parameter(
         True,
@@ -261,33 +263,30 @@ class FaultParameters:
         choices=FIRST_COMMANDS,
     )
     first_command_distance: float = parameter(
-        0.5, "rad or m; a larger distance is far; grippers excepted", lower=0.0, upper=10.0
+        0.5, "rad or m; a larger distance is far; grippers excepted", within=(0.0, 10.0)
     )
     first_command_speed: float = parameter(
-        0.25, "ramp: share of the velocity limits", lower=0.01, upper=1.0
+        0.25, "ramp: share of the velocity limits", within=(0.01, 1.0)
     )
     start_states: int = parameter(
         5,
         "successive joint states, spanning at least 0.05 s, that must agree before a motion starts",
-        lower=2,
-        upper=20,
+        within=(2, 20),
     )
     start_tolerance: float = parameter(
         0.03,
         "distance outside its limits that a joint may have at a start, share of its range",
-        lower=0.0,
-        upper=0.5,
+        within=(0.0, 0.5),
     )
     tracking_time_s: float = parameter(
         0.5,
         "a joint farther from its command than joints.<name>.max_tracking_error is a WARN; after "
         "this time the arms brake and wait for ~/resume. Missing joint states end a motion after "
         "the same time. 0 switches both off",
-        lower=0.0,
-        upper=60.0,
+        within=(0.0, 60.0),
     )
     speed_ramp_s: float = parameter(
-        0.5, "duration of a change of scheduler.speed_scale from 0 to 1", lower=0.0, upper=10.0
+        0.5, "duration of a change of scheduler.speed_scale from 0 to 1", within=(0.0, 10.0)
     )
     new_instruction: str = parameter(
         "replace",
@@ -311,7 +310,7 @@ class LimitsParameters:
         "robot_description", "urdf: topic of the latched String from robot_state_publisher"
     )
     timeout_s: float = parameter(
-        5.0, "urdf: time limit of waiting for it in configure", lower=0.1, upper=600.0
+        5.0, "urdf: time limit of waiting for it in configure", within=(0.1, 600.0)
     )
 
 
@@ -329,9 +328,9 @@ class GuidanceParameters:
         "exp", "decay of the weight of the old chunk", choices=("zeros", "ones", "linear", "exp")
     )
     execution_horizon: int = parameter(
-        0, "steps of the old chunk with a weight; 0 is all that remain", lower=0, upper=1000
+        0, "steps of the old chunk with a weight; 0 is all that remain", within=(0, 1000)
     )
-    max_weight: float = parameter(10.0, "upper bound of the guidance gain", lower=0.0, upper=1000.0)
+    max_weight: float = parameter(10.0, "upper bound of the guidance gain", within=(0.0, 1000.0))
 
 
 @dataclass(frozen=True)
@@ -346,7 +345,8 @@ class CameraParameters:
 
     def topic_of(self, name: str) -> str:
         """The topic that is subscribed to for the camera `name`."""
-        return camera_topic(name, self.topic, self.transport)
+        raw = self.topic or f"{name}/image_raw"
+        return f"{raw}/compressed" if self.transport == "compressed" else raw
 
 
 @dataclass(frozen=True)
@@ -365,8 +365,7 @@ class JointParameters:
         "rad or m; largest distance of the joint from its command. Set it for arms that lag by "
         "more than 0.15 s. 0: the distance at max_velocity in the measured delay plus 0.045 s, at "
         "least 2 % of the range; no limit for grippers",
-        lower=0.0,
-        upper=100.0,
+        within=(0.0, 100.0),
     )
 
 
@@ -386,13 +385,12 @@ class ControllerParameters:
     )
     group: str = parameter("arm", "interbotix: name of the joint group")
     node: str = parameter(
-        "",
-        "node that must subscribe before motion; empty accepts any but recorders and viewers",
+        "", "node that must subscribe before motion; empty accepts any but recorders and viewers"
     )
 
     def topic_of(self, name: str) -> str:
         """The topic that the commands of the controller `name` go out on."""
-        return controller_topic(name, self.topic, self.output)
+        return self.topic or f"{name}/{OUTPUTS[self.output]}"
 
 
 @dataclass(frozen=True)
@@ -404,11 +402,13 @@ class SimParameters:
         ["cam_high", "cam_left_wrist", "cam_right_wrist"],
         "cameras that publish; may be changed at run time to test failures",
     )
-    width: int = parameter(640, "of the images, pixels", lower=16, upper=4096)
-    height: int = parameter(480, "of the images, pixels", lower=16, upper=4096)
-    camera_rate_hz: float = parameter(30.0, "rate of each camera", lower=0.1, upper=240.0)
-    joint_rate_hz: float = parameter(100.0, "rate of joint_states", lower=1.0, upper=1000.0)
-    seed: int = parameter(0, "seed of the cube positions at the start and at ~/reset", lower=0)
+    width: int = parameter(640, "of the images, pixels", within=(16, 4096))
+    height: int = parameter(480, "of the images, pixels", within=(16, 4096))
+    camera_rate_hz: float = parameter(30.0, "rate of each camera", within=(0.1, 240.0))
+    joint_rate_hz: float = parameter(100.0, "rate of joint_states", within=(1.0, 1000.0))
+    seed: int = parameter(
+        0, "seed of the cube positions at the start and at ~/reset", within=(0, None)
+    )
     publish_clock: bool = parameter(
         False, "publish /clock and stamp with simulation time, for nodes with use_sim_time"
     )
@@ -418,22 +418,13 @@ def joint_group(joints: Mapping[str, JointParameters]) -> JointGroup:
     """Commanded joints of `joints.*`, in the policy's order."""
     specs = []
     for name, joint in joints.items():
+        values = vars(joint).copy()
+        zero, one = values.pop("policy_zero"), values.pop("policy_one")
         try:
-            specs.append(
-                JointSpec(
-                    name=name,
-                    lower=joint.lower,
-                    upper=joint.upper,
-                    max_velocity=joint.max_velocity,
-                    max_acceleration=joint.max_acceleration,
-                    policy_scale=joint.policy_one - joint.policy_zero,
-                    policy_offset=joint.policy_zero,
-                    gripper=joint.gripper,
-                    max_tracking_error=joint.max_tracking_error,
-                )
-            )
+            spec = JointSpec(name, policy_scale=one - zero, policy_offset=zero, **values)
         except ValueError as error:
             raise ParameterError(f"parameters 'joints.{name}.*': {error}") from error
+        specs.append(spec)
     return JointGroup(specs)
 
 
@@ -484,17 +475,14 @@ def markdown() -> str:
             "|---|---|---|---|",
         ]
         for entry in fields_of(declaration):
-            meta = entry.metadata
-            default = (
-                entry.default_factory()
-                if entry.default_factory is not dataclasses.MISSING
-                else entry.default
-            )
-            bounds = " / ".join(meta["choices"])
-            if meta["lower"] is not None:
-                bounds = f"{meta['lower']} … {'' if meta['upper'] is None else meta['upper']}"
-            shown = "" if default in ("", [""]) else f"`{default}`"
-            lines.append(f"| `{prefix}{entry.name}` | {shown} | {bounds} | {meta['description']} |")
+            lower, upper = entry.metadata["within"]
+            bounds = " / ".join(entry.metadata["choices"])
+            if lower is not None:
+                bounds = f"{lower} … {'' if upper is None else upper}"
+            default = default_of(entry)
+            value = "" if default in ("", [""]) else f"`{default}`"
+            text = entry.metadata["description"]
+            lines.append(f"| `{prefix}{entry.name}` | {value} | {bounds} | {text} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -58,18 +58,16 @@ class InferenceResult:
     """Kind of `error`."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ExecutorStatistics:
     """Counts of requests since the start, without the warm-up."""
 
-    completed: int
-    failed: int
-    replaced: int
+    completed: int = 0
+    failed: int = 0
+    replaced: int = 0
     """Pending requests replaced by a newer one."""
-    discarded: int
+    discarded: int = 0
     """Dropped by `discard`, or not collected in time."""
-    latencies_s: tuple[float, ...]
-    """Decoding and inference of the last completed requests, oldest first."""
     out_of_memory: int = 0
     """Inferences that ran out of memory; each is repeated once."""
 
@@ -113,7 +111,6 @@ def one_line(error: BaseException) -> str:
 
 MAX_RESULTS = 16
 """Older results that were not collected count as discarded."""
-LATENCY_HISTORY = 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -147,7 +144,6 @@ class InferenceExecutor:
         load: Callable[[], Policy],
         *,
         warmup_runs: int = 2,
-        warmup_observation: Callable[[Policy], Observation] = black_observation,
         warmup_prefixes: Callable[[Policy], Iterable[ActionPrefix]] | None = None,
         on_thread_start: Callable[[], None] | None = None,
         on_result: Callable[[], None] | None = None,
@@ -160,7 +156,6 @@ class InferenceExecutor:
             load: makes the policy.
             warmup_runs: inferences before the policy is ready. They pay for compilation and must
                 give valid chunks.
-            warmup_observation: makes the observation of the warm-up.
             warmup_prefixes: makes further prefixes of the warm-up, for guided chunks.
             on_thread_start: sets up the thread or the device.
             on_result: called after a result is queued; short, must not raise.
@@ -170,7 +165,6 @@ class InferenceExecutor:
         """
         self._load = load
         self._warmup_runs = warmup_runs
-        self._warmup_observation = warmup_observation
         self._warmup_prefixes = warmup_prefixes
         self._on_thread_start = on_thread_start
         self._on_result = on_result
@@ -188,9 +182,7 @@ class InferenceExecutor:
         self._generation = 0
         self._busy_since_s: float | None = None
         self._results: deque[InferenceResult] = deque()
-        self._latencies_s: deque[float] = deque(maxlen=LATENCY_HISTORY)
-        self._completed = self._failed = self._replaced = self._discarded = 0
-        self._out_of_memory = 0
+        self._statistics = ExecutorStatistics()
 
     @property
     def state(self) -> ExecutorState:
@@ -219,14 +211,7 @@ class InferenceExecutor:
     @property
     def statistics(self) -> ExecutorStatistics:
         with self._changed:
-            return ExecutorStatistics(
-                self._completed,
-                self._failed,
-                self._replaced,
-                self._discarded,
-                tuple(self._latencies_s),
-                self._out_of_memory,
-            )
+            return replace(self._statistics)
 
     def start(self) -> None:
         """Start the thread, which loads the policy and warms it up.
@@ -269,7 +254,7 @@ class InferenceExecutor:
         with self._changed:
             self._check_running()
             if self._pending is not None:
-                self._replaced += 1
+                self._statistics.replaced += 1
             self._pending = _Request(source, prefix, self._generation)
             self._changed.notify_all()
 
@@ -310,7 +295,7 @@ class InferenceExecutor:
 
     def _discard(self) -> None:
         self._generation += 1
-        self._discarded += len(self._results) + (self._pending is not None)
+        self._statistics.discarded += len(self._results) + (self._pending is not None)
         self._results.clear()
         self._pending = None
 
@@ -335,7 +320,12 @@ class InferenceExecutor:
             self._policy = None
         gc.collect()
         _call_hook(self._on_thread_end, "at the end of the inference thread")
-        self._end(failure)
+        with self._changed:
+            self._discard()
+            self._busy_since_s = None
+            self._failure = failure
+            self._state = ExecutorState.STOPPED if failure is None else ExecutorState.FAILED
+            self._changed.notify_all()
 
     def _load_and_serve(self) -> None:
         if self._on_thread_start is not None:
@@ -350,18 +340,8 @@ class InferenceExecutor:
             self._serve(policy, request)
             del request
 
-    def _end(self, failure: BaseException | None) -> None:
-        with self._changed:
-            self._discard()
-            self._busy_since_s = None
-            self._failure = failure
-            self._state = ExecutorState.STOPPED if failure is None else ExecutorState.FAILED
-            self._changed.notify_all()
-
     def _warm_up(self, policy: Policy) -> None:
-        if self._warmup_runs <= 0:
-            return
-        observation = self._warmup_observation(policy)
+        observation = black_observation(policy)
         prefixes: list[ActionPrefix | None] = [None]
         if self._warmup_prefixes is not None:
             prefixes += self._warmup_prefixes(policy)
@@ -390,16 +370,15 @@ class InferenceExecutor:
             self._state = ExecutorState.READY
             self._busy_since_s = None
             if request.generation != self._generation:
-                self._discarded += 1
+                self._statistics.discarded += 1
                 return
             if result.chunk is None:
-                self._failed += 1
+                self._statistics.failed += 1
             else:
-                self._completed += 1
-                self._latencies_s.append(result.finished_s - result.started_s)
+                self._statistics.completed += 1
             if len(self._results) == MAX_RESULTS:
                 self._results.popleft()
-                self._discarded += 1
+                self._statistics.discarded += 1
             self._results.append(result)
         if self._on_result is not None:
             self._on_result()
@@ -409,7 +388,7 @@ class InferenceExecutor:
     ) -> InferenceResult:
         """Free memory and repeat an inference that ran out of it."""
         with self._changed:
-            self._out_of_memory += 1
+            self._statistics.out_of_memory += 1
             wanted = request.generation == self._generation and not self._stopping
         gc.collect()
         _call_hook(self._on_out_of_memory, "after an inference ran out of memory")

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
-import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +26,12 @@ from pi05_ros.config import (
     PolicyParameters,
     SchedulerParameters,
     SimParameters,
+    check_value,
     controller_columns,
+    default_of,
     fields_of,
     joint_group,
+    shown,
 )
 from pi05_ros.control.urdf import UrdfError, intersect_limits, read_urdf_limits
 from pi05_ros.observation.buffer import Gates
@@ -175,29 +176,34 @@ def _parse(document: object) -> RobotConfig:
     if policy is None:
         raise ValueError("no node has ros__parameters with joints")
     simulator = next((block for block in blocks if block.has("camera_rate_hz")), _Block({}))
-    parameters = policy.read(PolicyParameters)
-    scheduler = policy.read(SchedulerParameters, "scheduler.")
-    faults = policy.read(FaultParameters, "faults.")
-    limits = policy.read(LimitsParameters, "limits.")
-    guidance = policy.read(GuidanceParameters, "guidance.")
-    cameras = policy.read_named("cameras", CameraParameters)
-    joints = joint_group(policy.read_named("joints", JointParameters))
-    controllers = policy.read_named("controllers", ControllerParameters)
-    columns = controller_columns(controllers, joints)
-    scheduler.make(joints)
+    config = make_robot_config(policy.read, policy.read_named)
+    config.scheduler.make(config.joints)
     policy.check_all_known()
     rate = next(entry for entry in fields_of(SimParameters) if entry.name == "camera_rate_hz")
+    return dataclasses.replace(config, camera_rate_hz=simulator.value(rate, ""))
+
+
+def make_robot_config(
+    read: Callable[[type[Any], str], Any], read_named: Callable[[str, type[Any]], dict[str, Any]]
+) -> RobotConfig:
+    """The configuration of the parameters that `read` and `read_named` return.
+
+    Args:
+        read: dataclass and prefix → an instance with the values of the parameters.
+        read_named: group and dataclass → name → an instance for each of `<group>.names`.
+    """
+    joints = joint_group(read_named("joints", JointParameters))
+    controllers = read_named("controllers", ControllerParameters)
     return RobotConfig(
-        parameters,
-        scheduler,
-        faults,
-        limits,
-        guidance,
-        cameras,
-        joints,
-        controllers,
-        columns,
-        simulator.value(rate, ""),
+        parameters=read(PolicyParameters, ""),
+        scheduler=read(SchedulerParameters, "scheduler."),
+        faults=read(FaultParameters, "faults."),
+        limits=read(LimitsParameters, "limits."),
+        guidance=read(GuidanceParameters, "guidance."),
+        cameras=read_named("cameras", CameraParameters),
+        joints=joints,
+        controllers=controllers,
+        columns=controller_columns(controllers, joints),
     )
 
 
@@ -209,7 +215,7 @@ class _Block:
         self._known: set[str] = set()
         self._entries = 0
         if not isinstance(parameters, Mapping):
-            raise ValueError(f"ros__parameters must be a block, got {_shown(parameters)}")
+            raise ValueError(f"ros__parameters must be a block, got {shown(parameters)}")
         self._flatten(parameters, "", 0)
 
     def _flatten(self, block: Mapping[Any, Any], prefix: str, depth: int) -> None:
@@ -220,19 +226,19 @@ class _Block:
             if self._entries > MAX_ENTRIES:
                 raise ValueError(f"more than {MAX_ENTRIES} parameters")
             if not isinstance(key, str):
-                raise ValueError(f"parameter names must be text, got {_shown(key)}")
+                raise ValueError(f"parameter names must be text, got {shown(key)}")
             name = prefix + key
             if isinstance(value, Mapping):
                 self._flatten(value, f"{name}.", depth + 1)
             elif name in self._values:
-                raise ValueError(f"parameter {_shown(name)} is given twice")
+                raise ValueError(f"parameter {shown(name)} is given twice")
             else:
                 self._values[name] = value
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self._values)
 
-    def read(self, declaration: type[T], prefix: str = "") -> T:
+    def read(self, declaration: type[T], prefix: str) -> T:
         """Read the parameters below a prefix; the defaults fill the rest."""
         values = {entry.name: self.value(entry, prefix) for entry in fields_of(declaration)}
         return declaration(**values)
@@ -243,9 +249,9 @@ class _Block:
         self._known.add(key)
         names = self._values.get(key)
         if not isinstance(names, list) or not names or not all(_is_name(name) for name in names):
-            raise ValueError(f"parameter '{key}' must be a list of names, got {_shown(names)}")
+            raise ValueError(f"parameter '{key}' must be a list of names, got {shown(names)}")
         if len(set(names)) != len(names):
-            raise ValueError(f"parameter '{key}' repeats a name: {_shown(names)}")
+            raise ValueError(f"parameter '{key}' repeats a name: {shown(names)}")
         return {name: self.read(declaration, f"{group}.{name}.") for name in names}
 
     def value(self, entry: dataclasses.Field[Any], prefix: str) -> Any:
@@ -253,23 +259,12 @@ class _Block:
         name = prefix + entry.name
         self._known.add(name)
         if name not in self._values:
-            if entry.default_factory is not dataclasses.MISSING:
-                return entry.default_factory()
-            return entry.default
+            return default_of(entry)
         value = self._values[name]
         what, kind = _KINDS[str(entry.type)]
         if type(value) is not kind or not _are_names(value):
-            raise ValueError(f"parameter {_shown(name)} must be {what}, got {_shown(value)}")
-        meta = entry.metadata
-        if meta["choices"] and value not in meta["choices"]:
-            raise ValueError(
-                f"parameter {_shown(name)} is {_shown(value)}; it may be "
-                f"{', '.join(meta['choices'])}"
-            )
-        if not _is_within(value, meta["lower"], meta["upper"]):
-            upper = "" if meta["upper"] is None else f" to {meta['upper']:g}"
-            lower = "finite" if meta["lower"] is None else f"from {meta['lower']:g}{upper}"
-            raise ValueError(f"parameter {_shown(name)} must be {lower}, got {_shown(value)}")
+            raise ValueError(f"parameter {shown(name)} must be {what}, got {shown(value)}")
+        check_value(name, entry, value)
         return value
 
     def check_all_known(self) -> None:
@@ -279,16 +274,7 @@ class _Block:
                 continue
             near = difflib.get_close_matches(name[:200], sorted(self._known), 1)
             hint = f"did you mean {near[0]!r}?" if near else "docs/parameters.md lists them"
-            raise ValueError(f"parameter {_shown(name)} is unknown; {hint}")
-
-
-def _is_within(value: object, lower: float | None, upper: float | None) -> bool:
-    """Whether a number is finite and in its range; True for other types."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return True
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return (lower is None or value >= lower) and (upper is None or value <= upper)
+            raise ValueError(f"parameter {shown(name)} is unknown; {hint}")
 
 
 def _are_names(value: object) -> bool:
@@ -298,11 +284,3 @@ def _are_names(value: object) -> bool:
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def _shown(value: object) -> str:
-    """Short form for a message: YAML aliases can turn a few lines into gigabytes of text."""
-    short = reprlib.Repr()
-    short.maxlevel = 2
-    short.maxstring = short.maxother = 80
-    return short.repr(value)

@@ -13,20 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.control.braking import BrakeState, Braking
 from pi05_ros.control.chunks import ChunkScheduler
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.scheduler import SyncScheduler
 from pi05_ros.control.speed import LowPassFilter, SpeedScaler, StartRamp
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
-from pi05_ros.control.trajectory import ClockJumpedBackError, CommandStream, TrajectoryPoints
+from pi05_ros.control.trajectory import (
+    BrakeState,
+    Braking,
+    ClockJumpedBackError,
+    CommandStream,
+    TrajectoryPoints,
+)
 from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
-from pi05_ros.observation.buffer import ObservationBuffer
-from pi05_ros.requests import InferenceRequests, InstructionChanges
-from pi05_ros.start_gate import StartGate
+from pi05_ros.observation.buffer import NotReady, ObservationBuffer
+from pi05_ros.requests import Fault, InferenceRequests, InstructionChanges, Watchdog
 from pi05_ros.types import ActionChunk, FloatArray, ImageArray, JointGroup, Level, Problem
-from pi05_ros.watchdog import Fault, Watchdog
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,15 @@ class Tick:
 
 CLOCK_JUMP_S = 1.0
 """A gap between ticks above this and above 5 periods ends the plan."""
+TOO_FEW_SHOWN_S = 1.0
+"""Too few joint states since the last motion become a problem after this time."""
 
 
 class PolicyRunner:
     """Connects the observation buffer, the executor, the scheduler and the command stream.
 
-    Only the properties `active`, `stopped` and `hung` are thread safe: a caller with several
-    threads holds one lock around every other call. `buffer` and `executor` have locks of their
+    Other threads may read `active` and `stopped`; a caller with several threads holds one lock
+    around every call. `buffer` and `executor` have locks of their
     own. Times are seconds on the clock of the observation stamps.
     """
 
@@ -89,7 +94,7 @@ class PolicyRunner:
             start_ramp: leads to a distant first target; None goes there at once.
             start_check: checks the joint states that a motion starts at; None takes the newest.
             tracking: compares commanded and measured positions.
-            watchdog: detects hangs and failures of the executor.
+            watchdog: detects hangs and failures of the executor; None takes its defaults.
             speed_scale: 0 to 1; below 1 the chunks are executed slower than predicted, 0 holds
                 the arms.
             speed_ramp_s: duration of a speed change from 0 to 1.
@@ -99,13 +104,13 @@ class PolicyRunner:
                 has passed, instead of at every tick.
         """
         self.low_pass = low_pass
-        self.watchdog = watchdog
+        self.watchdog = watchdog or Watchdog()
         self.pace = SpeedScaler(speed_scale, speed_ramp_s)
         self.buffer = buffer
         self.executor = executor
         self.scheduler = scheduler
         self.stream = stream
-        self._requests = InferenceRequests(buffer, executor, joints, decode_image, watchdog)
+        self._requests = InferenceRequests(buffer, executor, joints, decode_image, self.watchdog)
         self.latency = self._requests.latency
         self.network_latency = self._requests.network_latency
         self.start_wait = self._requests.start_wait
@@ -120,14 +125,17 @@ class PolicyRunner:
         self._joints = joints
         self._start_ramp = start_ramp
         self._blend_instructions = blend_instructions
-        self._active = self._stopped = False
+        self.active = False
+        self.stopped = False
+        """True from `stop` to `resume`; activation does not end it."""
+        self.stop_reason = ""
+        """Why the runner stopped by itself; empty after `stop` by the caller."""
         self._last_tick_s = -math.inf
         self.tracking = tracking or TrackingMonitor(joints, time_s=0.0)
         self._brake = BrakeState(stream)
         self._start_check = start_check
-        self._start_gate = StartGate(buffer, self._brake, start_check)
+        self._start_problem = ""
         self._start_at: FloatArray | None = None
-        self._stop_reason = ""
         self._changes = InstructionChanges()
         self._began = False
         self._instruction = ""
@@ -137,36 +145,21 @@ class PolicyRunner:
         self._on_change = on_change
         self._publish_by_s = -math.inf
 
-    @property
-    def active(self) -> bool:
-        return self._active
-
-    @property
-    def stopped(self) -> bool:
-        """True from `stop` to `resume`; activation does not end it."""
-        return self._stopped
-
-    @property
-    def stop_reason(self) -> str:
-        """Why the runner stopped by itself; empty after `stop` by the caller."""
-        return self._stop_reason
-
     def activate(self) -> None:
         """Infer and move from the next tick on, starting at the measured state."""
         self._reset()
         self.buffer.accept_sizes()
-        if self.watchdog is not None:
-            self.watchdog.reset()
-        self._active = True
+        self.watchdog.reset()
+        self.active = True
 
     def deactivate(self, now_s: float) -> Braking | None:
         """End inference and motion; None if nothing moves."""
-        self._active = False
+        self.active = False
         return self.come_to_rest(now_s)
 
     def stop(self, now_s: float) -> Braking | None:
         """End the motion; no inference or motion until `resume`."""
-        self._stopped = True
+        self.stopped = True
         return self.come_to_rest(now_s)
 
     def come_to_rest(self, now_s: float) -> Braking | None:
@@ -193,8 +186,8 @@ class PolicyRunner:
 
     def resume(self) -> None:
         """End `stop`: the next motion starts at the measured state."""
-        self._stopped = False
-        self._stop_reason = ""
+        self.stopped = False
+        self.stop_reason = ""
 
     def set_instruction(self, text: str) -> str:
         """Set the instruction, discard inferences for another one; return its cleaned text.
@@ -236,16 +229,16 @@ class PolicyRunner:
     def problems(self, now_s: float) -> list[Problem]:
         """Why no inference can start or the arms do not move."""
         found = []
-        if self._stopped:
-            stopped = f"stopped: {self._stop_reason or '~/resume ends it'}"
-            level = Level.ERROR if self._stop_reason else Level.WARN
+        if self.stopped:
+            stopped = f"stopped: {self.stop_reason or '~/resume ends it'}"
+            level = Level.ERROR if self.stop_reason else Level.WARN
             found.append(Problem("stopped", stopped, level))
         if self.pace.scale == 0:
             found.append(Problem("speed", "speed: scheduler.speed_scale is 0"))
         found += self.buffer.problems(now_s)
         changes = self._changes.problem(now_s, self.network_latency.estimate_s)
         for part, text, level in (
-            ("start", self._start_gate.problem, Level.WARN),
+            ("start", self._start_problem, Level.WARN),
             ("tracking", self.tracking.problem, Level.WARN),
             ("instruction", changes, Level.WARN),
             ("policy", self._requests.hang(), Level.ERROR),
@@ -254,11 +247,6 @@ class PolicyRunner:
             if text:
                 found.append(Problem(part, text, level))
         return found
-
-    @property
-    def hung(self) -> bool:
-        """Whether the running inference takes too long."""
-        return self._requests.hang() is not None
 
     def use_scheduler(self, scheduler: ChunkScheduler) -> None:
         """Change the scheduler in motion; the live chunks stay."""
@@ -271,7 +259,7 @@ class PolicyRunner:
 
         The caller publishes the trajectory at once, then calls `request_inference`.
         """
-        if not self._active or self._stopped or not self.executor.has_results:
+        if not self.active or self.stopped or not self.executor.has_results:
             return Tick()
         return self.tick(now_s, request=False)
 
@@ -282,7 +270,7 @@ class PolicyRunner:
 
     def request_inference(self, now_s: float) -> None:
         """Request the next inference if it is due; part of a tick."""
-        if not self._active or self._stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
+        if not self.active or self.stopped or abs(now_s - self._last_tick_s) > CLOCK_JUMP_S:
             return
         if not self.stream.active and self._start_at is None:
             # The network would see joint states that do not pass the start check.
@@ -298,7 +286,7 @@ class PolicyRunner:
         With `request=False` the caller calls `request_inference` after publishing, because the
         start of an inference would delay the messages.
         """
-        if not self._active or self._stopped:
+        if not self.active or self.stopped:
             return Tick()
         tick = self._check_clock(now_s)
         if self.stream.active:
@@ -306,7 +294,7 @@ class PolicyRunner:
             if ended is not None:
                 return ended
         else:
-            self._start_at = self._start_gate.positions(now_s)
+            self._start_at = self._checked_start(now_s)
         fault, hang = self._requests.poll()
         if hang:
             tick.failures.append(hang)
@@ -372,8 +360,29 @@ class PolicyRunner:
         notice = f"tracking: {fault.reason}: the arms brake"
         if fault.stale:
             return Tick(notices=[notice], braking=self.come_to_rest(now_s))
-        self._stop_reason = f"{fault.reason}; ~/resume starts again at the measured joints"
+        self.stop_reason = f"{fault.reason}; ~/resume starts again at the measured joints"
         return Tick(notices=[notice], braking=self.stop(now_s))
+
+    def _checked_start(self, now_s: float) -> FloatArray | None:
+        """Positions [n_joints] at which a motion may start; None while none may.
+
+        Needs the last motion at rest, and joint states stamped after it that agree.
+        """
+        self._start_problem = ""
+        rest_s = self._brake.rest_s(now_s)
+        if now_s < rest_s:
+            return None
+        try:
+            newest = self.buffer.positions(now_s)
+        except NotReady:
+            return None
+        stamps_s, states = self.buffer.joint_history(rest_s)
+        if self._start_check is None:
+            return newest if len(stamps_s) else None
+        proof = self._start_check.check(stamps_s, states)
+        if not proof.too_few or now_s - rest_s > TOO_FEW_SHOWN_S:
+            self._start_problem = proof.problem
+        return proof.positions
 
     def _start(self, now_s: float) -> bool:
         """Start a motion at the checked positions if a plan exists and nothing prevents it."""
@@ -414,7 +423,7 @@ class PolicyRunner:
         return self._start_ramp.apply(np.minimum(plan_s, self._plan_end_s), targets)
 
     def _process(self, result: InferenceResult, now_s: float, tick: Tick) -> Fault | None:
-        fault = self._requests.record_result(result)
+        fault = self.watchdog.record_result(result)
         if result.chunk is None:
             tick.failures.append(result.error or "inference failed without a reason")
             return fault
@@ -459,7 +468,7 @@ class PolicyRunner:
         if self.low_pass is not None:
             self.low_pass.clear()
         self.pace.reset()
-        self.refusal = self._start_gate.problem = ""
+        self.refusal = self._start_problem = ""
         self._start_at = None
         self.tracking.reset()
         self._changes.clear()

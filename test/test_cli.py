@@ -60,6 +60,14 @@ def test_a_missing_params_file_is_named(capsys: pytest.CaptureFixture[str]) -> N
     assert "/no/such.yaml" in capsys.readouterr().err
 
 
+def test_a_command_started_by_the_module_fails_in_one_line() -> None:
+    """Pins: a traceback, because `__main__.CommandError` was another class than the commands'."""
+    command = [sys.executable, "-m", "pi05_ros.cli", "demo", "--params-file", "/no/such.yaml"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert len(found.stderr.splitlines()) == 1 and "/no/such.yaml" in found.stderr
+
+
 def several(
     files: Annotated[list[str], typer.Argument()],
     tasks: Annotated[list[str], typer.Option("--tasks")] = [],  # noqa: B006

@@ -32,11 +32,8 @@ ROWS = (
 JOINED = {
     "pi05_ros.runner_factory": "pi05_ros.runner",
     "pi05_ros.requests": "pi05_ros.runner",
-    "pi05_ros.start_gate": "pi05_ros.runner",
-    "pi05_ros.watchdog": "pi05_ros.executor",
     "pi05_ros.device_errors": "pi05_ros.executor",
     "pi05_ros.robot_config": "pi05_ros.config",
-    "pi05_ros.topic_checks": "pi05_ros.config",
 }
 """Modules drawn in another's box."""
 

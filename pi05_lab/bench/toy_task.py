@@ -22,6 +22,7 @@ from pi05_lab.bench.two_mode_policy import (
 from pi05_lab.evaluation import statistics as measures
 from pi05_lab.evaluation.simulated_executor import SimulatedExecutor
 from pi05_lab.parallel import run_tasks
+from pi05_ros.control.chunks import Replan
 from pi05_ros.control.latency import LatencyTracker
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.scheduler import Guard, make_scheduler
@@ -137,7 +138,7 @@ class World:
     def __init__(self, variant: Variant, delay: Delay, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.scheduler = make_scheduler(
-            variant.method, gripper=[False, False], replan_interval_s=REPLAN_INTERVAL_S,
+            variant.method, gripper=[False, False], replan=Replan(interval_s=REPLAN_INTERVAL_S),
             **variant.settings,
         )  # fmt: skip
         self.now_s = 0.0

@@ -18,7 +18,6 @@ COMMAND_TYPES = {
     "interbotix": "interbotix_xs_msgs/msg/JointGroupCommand",
 }
 """Output of a controller → message type, for those that command positions."""
-_ENDINGS = {"joint_trajectory": "joint_trajectory", "interbotix": "commands/joint_group"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def read_evaluated_robot(
         cameras.append(Camera(name, topic, camera.transport, camera.required))
     controllers = []
     for name, own in config.controllers.items():
-        topic = absolute(own.topic or f"{name}/{_ENDINGS.get(own.output, 'commands')}")
+        topic = absolute(own.topic_of(name))
         controllers.append(Controller(name, topic, own.output, tuple(config.columns[name])))
     return EvaluatedRobot(
         config,

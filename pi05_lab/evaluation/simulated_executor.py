@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, cast
 
 from pi05_ros.config import SchedulerParameters
@@ -143,17 +144,10 @@ def evaluation_runner(
     """
     robot.check_limits()
     executor.hang_timeout_s = robot.faults.hang_timeout_s
-    return make_runner(
-        robot.parameters,
-        scheduling,
-        robot.faults,
-        {name: camera for name, camera in robot.cameras.items() if name in cameras},
-        robot.joints,
-        # the runner uses state, busy_since_s, failure, submit, results and discard of it
-        cast("InferenceExecutor", executor),
-        decode_image,
-        prove_starts,
-    )
+    own = {name: camera for name, camera in robot.cameras.items() if name in cameras}
+    robot = replace(robot, scheduler=scheduling, cameras=own)
+    # the runner uses state, busy_since_s, failure, submit, results and discard of the executor
+    return make_runner(robot, cast("InferenceExecutor", executor), decode_image, prove_starts)
 
 
 def sent_trajectory(runner: PolicyRunner, tick: Tick, now_s: float) -> TrajectoryPoints | None:

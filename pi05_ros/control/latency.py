@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -16,13 +17,13 @@ RECENT = 10
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Percentiles over the last `WINDOW` measurements."""
+    """Percentiles over the last `WINDOW` measurements, 0 without any."""
 
-    count: int
-    p50_s: float
-    p95_s: float
-    p99_s: float
-    max_s: float
+    count: int = 0
+    p50_s: float = 0.0
+    p95_s: float = 0.0
+    p99_s: float = 0.0
+    max_s: float = 0.0
 
 
 class LatencyTracker:
@@ -30,24 +31,21 @@ class LatencyTracker:
 
     def __init__(self) -> None:
         self._samples_s: deque[float] = deque(maxlen=WINDOW)
-        self._recent_s: deque[float] = deque(maxlen=RECENT)
 
     def add(self, seconds: float) -> None:
         """Add a measurement; a negative or non-finite one raises ValueError."""
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"a latency must be finite and >= 0 s, got {seconds}")
         self._samples_s.append(seconds)
-        self._recent_s.append(seconds)
 
     @property
     def estimate_s(self) -> float | None:
         """The largest of the last `RECENT` latencies; None before the first."""
-        return max(self._recent_s, default=None)
+        return max(islice(reversed(self._samples_s), RECENT), default=None)
 
-    def summary(self) -> LatencySummary | None:
-        """None before the first measurement."""
+    def summary(self) -> LatencySummary:
         if not self._samples_s:
-            return None
+            return LatencySummary()
         samples = np.fromiter(self._samples_s, dtype=np.float64)
         p50, p95, p99 = np.percentile(samples, (50, 95, 99))
         return LatencySummary(

@@ -34,24 +34,18 @@ class LowPassFilter:
     continuous in position and velocity, does not overshoot a step, and lags a steady motion by
     `lag_s` = 2/ω. Joints of `exempt` pass unchanged.
 
-    Successive ticks ask for overlapping times, so the states of each call are kept, and the next
+    Successive ticks filter overlapping times, so the states of each call are kept, and the next
     call begins at the kept state of its first time.
     """
 
     def __init__(self, cutoff_hz: float, exempt: NDArray[np.bool_] | None = None) -> None:
-        """Raises ValueError for a cutoff that is not above 0."""
-        if not (math.isfinite(cutoff_hz) and cutoff_hz > 0):
-            raise ValueError(f"cutoff_hz must be finite and > 0, got {cutoff_hz}")
         # Two equal poles in cascade: 3 dB down at 0.6436 of each pole's frequency.
         self._omega = 2 * math.pi * cutoff_hz / math.sqrt(math.sqrt(2.0) - 1.0)
+        self.lag_s = 2.0 / self._omega
         self._exempt = None if exempt is None else np.array(exempt, dtype=bool)
         self._times_s: FloatArray = np.empty(0)
         self._positions: FloatArray = np.empty((0, 0))
         self._velocities: FloatArray = np.empty((0, 0))
-
-    @property
-    def lag_s(self) -> float:
-        return 2.0 / self._omega
 
     def clear(self) -> None:
         """The next `filter` begins at rest at its first target."""
@@ -106,20 +100,12 @@ class StartRamp:
     def __init__(
         self, joints: JointGroup, mode: str = "ramp", distance: float = 0.5, speed: float = 0.25
     ) -> None:
-        """Raises ValueError out of range.
-
-        Args:
-            joints: names and velocity limits.
-            mode: one of `FIRST_COMMANDS`.
-            distance: rad or m; a first target beyond it is far.
-            speed: share of the velocity limits, above 0 to 1.
+        """Args:
+        joints: names and velocity limits.
+        mode: one of `FIRST_COMMANDS`.
+        distance: rad or m; a first target beyond it is far.
+        speed: share of the velocity limits, above 0 to 1.
         """
-        if mode not in FIRST_COMMANDS:
-            raise ValueError(f"first_command {mode!r}: choose one of {', '.join(FIRST_COMMANDS)}")
-        if not (math.isfinite(distance) and distance >= 0):
-            raise ValueError(f"first_command_distance must be finite and >= 0, got {distance}")
-        if not 0 < speed <= 1:
-            raise ValueError(f"first_command_speed must be above 0 and at most 1, got {speed}")
         self._joints = joints
         self._mode = mode
         self._distance = distance
@@ -199,18 +185,12 @@ class SpeedScaler:
     """
 
     def __init__(self, scale: float = 1.0, ramp_s: float = 0.5) -> None:
-        """`ramp_s`: duration of a change from 0 to 1. Raises ValueError out of range."""
-        if not (math.isfinite(ramp_s) and ramp_s >= 0):
-            raise ValueError(f"speed_ramp_s must be finite and >= 0, got {ramp_s}")
+        """`ramp_s`: duration of a change from 0 to 1. Raises ValueError for another scale."""
         self._ramp_s = ramp_s
-        self._scale = _checked(scale)
+        self.scale = _checked(scale)
+        """The requested scale."""
         self._segments: tuple[_Segment, ...] = ()
         self.reset()
-
-    @property
-    def scale(self) -> float:
-        """The requested scale."""
-        return self._scale
 
     def rate(self, now_s: float) -> float:
         """Plan seconds per second at `now_s`, during a ramp between two scales."""
@@ -218,7 +198,7 @@ class SpeedScaler:
 
     def set_scale(self, scale: float, now_s: float) -> None:
         """Ramp to another scale from `now_s` on. Raises ValueError outside 0 to 1."""
-        self._scale = _checked(scale)
+        self.scale = _checked(scale)
         rate = self.rate(now_s)
         ramp_s = abs(scale - rate) * self._ramp_s
         change = _Segment(now_s, self.plan_s(now_s), rate, scale, ramp_s)
@@ -226,7 +206,7 @@ class SpeedScaler:
 
     def reset(self) -> None:
         """Run at `scale` without a ramp, for a robot at rest."""
-        self._segments = (_Segment(0.0, 0.0, self._scale, self._scale, 0.0),)
+        self._segments = (_Segment(0.0, 0.0, self.scale, self.scale, 0.0),)
 
     def plan_s(self, time_s: float) -> float:
         """The plan's time at one clock time."""

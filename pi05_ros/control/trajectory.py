@@ -1,4 +1,4 @@
-"""The trajectories that joint_trajectory_controller follows.
+"""The trajectories that joint_trajectory_controller follows, and the end of a motion.
 
 A tick at `now` republishes the motion around now and replaces it from t_k on:
 
@@ -10,6 +10,7 @@ A tick at `now` republishes the motion around now and replaces it from t_k on:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -145,17 +146,13 @@ class CommandStream:
         self._half_dt_s = dt_s / 2
         self._past = _PAST_S / dt_s
         self._history = math.ceil(_HISTORY_S / dt_s)
-        self._active = False
+        self.active = False
+        """Between `start` and `brake` or `stop`."""
         self._followed = False
         """Whether the controllers command the plan."""
         self._plan: _Plan | None = None
         self._before: tuple[_Plan, bool, bool, tuple[IntArray, ...]] | None = None
-        """Plan, `_active`, `_followed` and the counts added to `clamps`, for `retract`."""
-
-    @property
-    def active(self) -> bool:
-        """Between `start` and `brake` or `stop`."""
-        return self._active
+        """Plan, `active`, `_followed` and the counts added to `clamps`, for `retract`."""
 
     @property
     def rest_time_s(self) -> float:
@@ -188,7 +185,7 @@ class CommandStream:
         self._plan = _Plan(origin_s, positions, np.zeros_like(positions), 1 - rows, 0, None)
         self._before = None
         self._followed = rows > 1
-        self._active = True
+        self.active = True
 
     def reset(self) -> None:
         """The controllers lost the published motion: `start` uses the measured positions."""
@@ -210,7 +207,7 @@ class CommandStream:
             ValueError: the targets have another shape.
         """
         plan = self._started_plan()
-        if not self._active:
+        if not self.active:
             raise RuntimeError(_NOT_STARTED)
         index = self._index(now_s, plan)
         grid = np.arange(index, index + self.lookahead_steps + 2, dtype=np.float64)
@@ -243,7 +240,7 @@ class CommandStream:
         """
         if self._before is None:
             raise RuntimeError("there is no trajectory to retract")
-        self._plan, self._active, self._followed, added = self._before
+        self._plan, self.active, self._followed, added = self._before
         self._before = None
         for counts, more in zip(self.clamps, added, strict=False):
             counts -= more
@@ -255,13 +252,13 @@ class CommandStream:
         """
         plan = self._started_plan()
         points = self._publish(now_s, plan, self._index(now_s, plan))
-        self._active = False
+        self.active = False
         return points
 
     def stop(self) -> None:
         """End ticks without a stop trajectory: the published one brakes by its tail."""
-        if self._active:
-            self._active, self._before = False, None
+        if self.active:
+            self.active, self._before = False, None
 
     def commanded(self, time_s: float) -> MotionState:
         """The state commanded at `time_s`, at least back to 1 s ago or the last `start`.
@@ -333,7 +330,7 @@ class CommandStream:
         velocities = np.concatenate([part[1] for part in parts])
         positions.setflags(write=False)
         velocities.setflags(write=False)
-        self._before = (plan, self._active, self._followed, added)
+        self._before = (plan, self.active, self._followed, added)
         self._plan = _Plan(plan.origin_s, positions, velocities, first, index, clamps)
         self._followed = True
         begin_row = begin - first
@@ -343,3 +340,87 @@ class CommandStream:
             positions[begin_row:],
             velocities[begin_row:],
         )
+
+
+@dataclass(frozen=True)
+class Braking:
+    """A motion that ends: every output follows `stream.commanded` from `start_s` to `rest_s`.
+
+    Times are on the stream's clock.
+    """
+
+    trajectory: TrajectoryPoints | None
+    """For controllers that take trajectories. None if they have it already: after a clock jump the
+    tail of the last trajectory brakes, and a braking in progress continues."""
+    start_s: float
+    """The present place in the motion."""
+    rest_s: float
+
+
+class BrakeState:
+    """Ends the commanded motion and keeps the time at which it comes to rest.
+
+    Times are seconds on the clock of the observation stamps. The stream's clock, which `Braking`
+    uses, is ahead of it by `_stream_ahead_s` after a jump.
+    """
+
+    def __init__(self, stream: CommandStream) -> None:
+        self._stream = stream
+        self._began_s = self._rest_s = -math.inf
+        self._stream_ahead_s = 0.0
+        self._ticked_s = self._ticked_at_s = -math.inf
+
+    def record_tick(self, now_s: float) -> None:
+        """The stream made a trajectory at `now_s`."""
+        self._ticked_s, self._ticked_at_s = now_s, time.monotonic()
+
+    def rest_s(self, now_s: float) -> float:
+        """When the last motion comes to rest; -inf before the first."""
+        if now_s < self._began_s:
+            # The clock was set back during the braking: assume that all of it is left.
+            back_s = self._began_s - now_s
+            self._began_s -= back_s
+            self._rest_s -= back_s
+            self._stream_ahead_s += back_s
+        return self._rest_s
+
+    def brake(self, now_s: float) -> Braking | None:
+        """End the motion; None at rest. A braking in progress continues."""
+        if not self._stream.active:
+            return self._in_progress(now_s)
+        try:
+            trajectory = self._stream.brake(now_s)
+        except ClockJumpedBackError:
+            return self.brake_by_tail(now_s)
+        return self._begin(now_s, now_s, trajectory)
+
+    def brake_by_tail(self, now_s: float) -> Braking | None:
+        """As `brake`, for a clock that has jumped since the stream's last trajectory."""
+        self._stream.stop()
+        if self._ticked_s == -math.inf:
+            return self._in_progress(now_s)
+        passed_s = max(self._stream.dt_s, time.monotonic() - self._ticked_at_s)
+        return self._begin(now_s, self._ticked_s + passed_s, None)
+
+    def retract(self, now_s: float) -> Braking | None:
+        """The trajectory of `brake` was not sent: the tail of the one before it brakes."""
+        self._stream.retract()
+        self._stream.stop()
+        return self._begin(now_s, now_s + self._stream_ahead_s, None)
+
+    def _begin(
+        self, now_s: float, stream_s: float, trajectory: TrajectoryPoints | None
+    ) -> Braking | None:
+        self._ticked_s = -math.inf
+        self._stream_ahead_s = stream_s - now_s
+        self._began_s = now_s
+        self._rest_s = max(now_s, self._stream.rest_time_s - self._stream_ahead_s)
+        if trajectory is None:
+            return self._in_progress(now_s)
+        return Braking(trajectory, stream_s, self._stream.rest_time_s)
+
+    def _in_progress(self, now_s: float) -> Braking | None:
+        rest_s = self.rest_s(now_s)
+        if now_s >= rest_s:
+            return None
+        return Braking(None, now_s + self._stream_ahead_s, rest_s + self._stream_ahead_s)

@@ -20,16 +20,15 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from rclpy.timer import Timer
 
-from pi05_ros.control.braking import Braking
 from pi05_ros.control.latency import LatencyTracker
-from pi05_ros.control.trajectory import TrajectoryPoints
+from pi05_ros.control.trajectory import Braking, TrajectoryPoints
 from pi05_ros.executor import ExecutorState
 from pi05_ros.msg import ActionChunk
 from pi05_ros.nodes.messages import chunk_message
 from pi05_ros.nodes.outputs import Output
+from pi05_ros.requests import Fault
 from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.types import Level, Problem
-from pi05_ros.watchdog import Fault
 
 RATE_TICKS = 251
 """Window of the measured control rate."""
@@ -190,7 +189,7 @@ class ControlThread:
             self._changed.notify()
 
     def problems(self) -> list[Problem]:
-        """Why no command is sent, as far as the outputs tell."""
+        """Why no command is sent: conflicts, and outputs without a controller."""
         texts = [
             f"controllers: no controller subscribes to {output.topic} (subscribers: "
             f"{', '.join(output.subscriber_names) or 'none'}); start it"

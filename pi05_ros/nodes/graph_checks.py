@@ -1,7 +1,7 @@
 """What other nodes in the ROS graph make unsafe or impossible: QoS, publishers, controllers.
 
 Second publishers and unsafe controllers keep the arms at rest; a QoS mismatch is named, because ROS
-drops the messages of such a pair silently.
+drops their messages silently.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def deserialize(data: bytes, message_type: type) -> Any:
     them unchecked: a message without other bytes makes it read out of bounds (segmentation fault).
 
     Raises:
-        ValueError: the bytes are no message of this type.
+        ValueError: the bytes are not a message of this type.
     """
     if len(data) < SHORTEST_MESSAGE_BYTES:
         raise ValueError(f"a serialized message of {len(data)} bytes holds nothing")
@@ -83,7 +83,8 @@ def deserialize(data: bytes, message_type: type) -> Any:
         return deserialize_message(data, message_type)
     except RuntimeError:  # rclpy's errors; their text is about the middleware's source
         raise ValueError(
-            f"{len(data)} bytes are no {message_type.__name__}; who publishes them?"
+            f"{len(data)} bytes are not a {message_type.__name__}; "
+            "find the publisher with ros2 topic info -v"
         ) from None
 
 
@@ -94,7 +95,7 @@ def deserialize_image(data: bytes, message_type: type) -> Any:
     against 0.03 ms. rclpy reads the messages that cannot be read in place.
 
     Raises:
-        ValueError: the bytes are no message of this type.
+        ValueError: the bytes are not a message of this type.
     """
     image = read_in_place(data, f"sensor_msgs/msg/{message_type.__name__}")
     return deserialize(data, message_type) if image is None else image

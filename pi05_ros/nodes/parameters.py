@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -14,21 +16,18 @@ from rclpy.parameter import Parameter
 from pi05_ros.config import (
     CameraParameters,
     ControllerParameters,
-    FaultParameters,
-    GuidanceParameters,
-    JointParameters,
-    LimitsParameters,
     ParameterError,
-    PolicyParameters,
-    SchedulerParameters,
-    controller_columns,
+    check_value,
+    default_of,
     fields_of,
-    joint_group,
 )
-from pi05_ros.robot_config import RobotConfig
-from pi05_ros.topic_checks import topic_fault
+from pi05_ros.robot_config import RobotConfig, make_robot_config
 
 T = TypeVar("T")
+
+MAX_TOPIC_CHARS = 200
+_PART = r"[A-Za-z_][A-Za-z0-9_]*"
+_TOPIC = re.compile(rf"(~/|/)?{_PART}(/{_PART})*")
 
 
 def declare_robot(node: Node) -> RobotConfig:
@@ -37,18 +36,8 @@ def declare_robot(node: Node) -> RobotConfig:
     Raises:
         ParameterError: a value that cannot be used, or an override that no parameter has.
     """
-    joints = joint_group(declare_named(node, "joints", JointParameters))
-    controllers = declare_named(node, "controllers", ControllerParameters)
-    config = RobotConfig(
-        parameters=declare(node, PolicyParameters),
-        scheduler=declare(node, SchedulerParameters, "scheduler."),
-        faults=declare(node, FaultParameters, "faults."),
-        limits=declare(node, LimitsParameters, "limits."),
-        guidance=declare(node, GuidanceParameters, "guidance."),
-        cameras=declare_named(node, "cameras", CameraParameters),
-        joints=joints,
-        controllers=controllers,
-        columns=controller_columns(controllers, joints),
+    config = make_robot_config(
+        functools.partial(declare, node), functools.partial(declare_named, node)
     )
     if unknown := unknown_overrides(node):
         raise ParameterError(
@@ -63,7 +52,7 @@ def _descriptor(entry: dataclasses.Field[Any]) -> ParameterDescriptor:
     if meta["choices"]:
         text += f" ({', '.join(meta['choices'])})"
     descriptor = ParameterDescriptor(description=text)
-    lower, upper = meta["lower"], meta["upper"]
+    lower, upper = meta["within"]
     if lower is not None and entry.type == "float":
         descriptor.floating_point_range = [
             FloatingPointRange(from_value=float(lower), to_value=float(upper), step=0.0)
@@ -85,15 +74,11 @@ def declare(node: Node, declaration: type[T], prefix: str = "") -> T:
         name = prefix + entry.name
         try:
             if not node.has_parameter(name):
-                factory = entry.default_factory
-                default = entry.default if factory is dataclasses.MISSING else factory()
-                node.declare_parameter(name, default, _descriptor(entry))
+                node.declare_parameter(name, default_of(entry), _descriptor(entry))
             value = node.get_parameter(name).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             raise ParameterError(f"parameter {name!r}: {error}") from error
-        choices = entry.metadata["choices"]
-        if choices and value not in choices:
-            raise ParameterError(f"parameter {name!r} is {value!r}; it may be {', '.join(choices)}")
+        check_value(name, entry, value)
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         values[entry.name] = list(value) if is_list else value
     return declaration(**values)
@@ -123,9 +108,34 @@ def declare_named(node: Node, group: str, declaration: type[T]) -> dict[str, T]:
     blocks = {name: declare(node, declaration, f"{group}.{name}.") for name in names}
     with_topics = (CameraParameters, ControllerParameters)
     topics = {n: b.topic_of(n) for n, b in blocks.items() if isinstance(b, with_topics)}
-    if fault := topic_fault(group, topics, node.get_namespace()):
+    if fault := _topic_fault(group, topics, node.get_namespace()):
         raise ParameterError(fault)
     return blocks
+
+
+def _topic_fault(key: str, topics: Mapping[str, str], namespace: str) -> str:
+    """First fault among the topics (by name) of `key`, "cameras" or "controllers", in one line.
+
+    "" without one: valid names, and no two of them on one topic.
+    """
+    owners: dict[str, str] = {}
+    for name, topic in topics.items():
+        where = f"parameter '{key}.{name}.topic'"
+        if len(topic) > MAX_TOPIC_CHARS:
+            return f"{where} has {len(topic)} characters, at most {MAX_TOPIC_CHARS} are allowed"
+        if not _TOPIC.fullmatch(topic):
+            return (
+                f"{where}: {topic!r} is no ROS topic name: letters, digits and _, parts separated "
+                "by /, no part begins with a digit"
+            )
+        absolute = topic if topic.startswith(("/", "~")) else f"{namespace.rstrip('/')}/{topic}"
+        if absolute in owners:
+            return (
+                f"{where}: {absolute!r} is the topic of {owners[absolute]!r} already; "
+                "each needs one of its own"
+            )
+        owners[absolute] = name
+    return ""
 
 
 def whole_numbers_as_floats(node: Node, changes: list[Parameter]) -> list[Parameter]:

@@ -239,8 +239,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
 
     def _connect(self, robot: RobotConfig, policy: Policy, executor: InferenceExecutor) -> None:
         """Create the runner and the subscriptions, and give the runner to the control thread."""
-        config = (robot.parameters, robot.scheduler, robot.faults, robot.cameras, robot.joints)
-        runner = make_runner(*config, executor, decode_stored_image)
+        runner = make_runner(robot, executor, decode_stored_image)
         with self._parts_lock:
             if self._stopped:
                 runner.stop(self._control.now_s())

@@ -13,7 +13,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from pi05_ros.config import PolicyParameters
-from pi05_ros.control.latency import LatencySummary
 from pi05_ros.msg import PolicyStatus
 from pi05_ros.nodes.assembly import device_memory_mb
 from pi05_ros.nodes.control_thread import ControlThread
@@ -32,7 +31,6 @@ PHASES = {
 }
 CHECK_PERIOD_S = 0.1
 STOPPED = Problem("stopped", "stopped: ~/resume ends it")
-NOTHING_MEASURED = LatencySummary(count=0, p50_s=0.0, p95_s=0.0, p99_s=0.0, max_s=0.0)
 
 
 @dataclass(frozen=True)
@@ -166,15 +164,15 @@ def policy_status(node: Snapshot) -> PolicyStatus:
         message.frame_age_s.append(camera.age_s)
     executor, scheduler = runner.executor.statistics, runner.scheduler.statistics
     message.inferences, message.inference_failures = executor.completed, executor.failed
-    latency = runner.latency.summary() or NOTHING_MEASURED
-    network = runner.network_latency.summary() or NOTHING_MEASURED
+    latency = runner.latency.summary()
+    network = runner.network_latency.summary()
     message.latency_p50_s, message.latency_p95_s = latency.p50_s, latency.p95_s
     message.latency_p99_s, message.network_p50_s = latency.p99_s, network.p50_s
     message.chunks_received, message.chunks_used = scheduler.received, scheduler.used
     message.chunks_dropped = scheduler.received - scheduler.used
     message.live_chunks = runner.live_chunks(node.now_s)
     message.horizon_left_s = runner.horizon_left_s(node.now_s)
-    jitter = ticks.jitter.summary() or NOTHING_MEASURED
+    jitter = ticks.jitter.summary()
     message.tick_rate_hz = ticks.rate_hz
     message.tick_jitter_p50_s, message.tick_jitter_p99_s = jitter.p50_s, jitter.p99_s
     clamps = runner.stream.clamps
@@ -283,7 +281,7 @@ def _executor_part(node: Snapshot, configured: Configured) -> PartStatus:
     runner = configured.runner
     statistics = runner.executor.statistics
     trackers = (runner.latency, runner.network_latency, runner.start_wait, runner.publish_wait)
-    latency, network, start, publish = (t.summary() or NOTHING_MEASURED for t in trackers)
+    latency, network, start, publish = (tracker.summary() for tracker in trackers)
     problems = node.about("policy")
     failure = node.fault or node.control.last_failure
     if failure and not problems:
@@ -296,7 +294,7 @@ def _executor_part(node: Snapshot, configured: Configured) -> PartStatus:
         "inferences": statistics.completed,
         "failed": statistics.failed,
         "discarded": statistics.discarded,
-        "hangs": runner.watchdog.hangs if runner.watchdog else 0,
+        "hangs": runner.watchdog.hangs,
         "misses": runner.misses,
         "latency p50 s": latency.p50_s,
         "latency p95 s": latency.p95_s,

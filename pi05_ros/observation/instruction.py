@@ -57,26 +57,18 @@ def checked_instruction(text: Any, max_chars: int) -> str:
             f"the instruction has {len(text)} characters, shorten it to {max_chars}"
         )
     for i, character in enumerate(text):
-        kind = _refused_kind(character)
+        kind = _REFUSED_CATEGORIES.get(unicodedata.category(character))
+        if kind is None and any(low <= ord(character) <= high for low, high in _INVISIBLE_RANGES):
+            kind = "invisible character"
         if kind:
+            name = unicodedata.name(character, "")
+            code = f"U+{ord(character):04X}" + (f" ({name})" if name else "")
             raise InstructionError(
-                f"the instruction has the {kind} {_named(character)} at {i}, give one plain line "
-                "of visible characters"
+                f"the instruction has the {kind} {code} at {i}, give one plain line of visible "
+                "characters"
             )
     _refuse_labels(text)
     return text
-
-
-def _refused_kind(character: str) -> str | None:
-    kind = _REFUSED_CATEGORIES.get(unicodedata.category(character))
-    if kind is None and any(low <= ord(character) <= high for low, high in _INVISIBLE_RANGES):
-        kind = "invisible character"
-    return kind
-
-
-def _named(character: str) -> str:
-    name = unicodedata.name(character, "")
-    return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
 
 
 def _refuse_labels(text: str) -> None:

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from pi05_ros.config import (
-    CameraParameters,
-    ControllerParameters,
-    FaultParameters,
-    GuidanceParameters,
-    JointParameters,
-    LimitsParameters,
-    PolicyParameters,
-    SchedulerParameters,
-    joint_group,
-)
+from pi05_ros.policy.robots import read_robot
 from pi05_ros.robot_config import RobotConfigError, read_robot_config
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -33,25 +21,6 @@ def write(folder: Path, before: str, after: str) -> Path:
     file = folder / "robot.yaml"
     file.write_text(text.replace(before, after, 1), encoding="utf-8")
     return file
-
-
-@pytest.mark.parametrize("name", ["aloha", "droid", "ur5e", "generic"])
-def test_the_shipped_files_mean_the_same_to_the_node(name: str) -> None:
-    robot = read_robot_config(CONFIG / f"{name}.yaml")
-    values = yaml.safe_load((CONFIG / f"{name}.yaml").read_text())["/**/policy"]["ros__parameters"]
-
-    def named(group: str, declaration: Any) -> dict[str, Any]:
-        block = values.pop(group)
-        return {name: declaration(**block[name]) for name in block["names"]}
-
-    assert robot.joints.joints == joint_group(named("joints", JointParameters)).joints
-    assert robot.cameras == named("cameras", CameraParameters)
-    assert robot.controllers == named("controllers", ControllerParameters)
-    assert robot.scheduler == SchedulerParameters(**values.pop("scheduler", {}))
-    assert robot.faults == FaultParameters(**values.pop("faults", {}))
-    assert robot.limits == LimitsParameters(**values.pop("limits", {}))
-    assert robot.guidance == GuidanceParameters(**values.pop("guidance", {}))
-    assert robot.parameters == PolicyParameters(**values)
 
 
 def test_columns_and_the_simulators_camera_rate_are_read() -> None:
@@ -153,3 +122,17 @@ def test_limits_of_a_urdf_are_those_that_the_node_would_have(tmp_path: Path) -> 
         read_robot_config(file, description)
     with pytest.raises(RobotConfigError, match="leave --urdf out"):
         read_robot_config(ALOHA, description)
+
+
+@pytest.mark.parametrize("name", ["aloha", "droid", "ur5e", "generic"])
+def test_params_files_fit_their_robot(name: str) -> None:
+    """Pins: joints, cameras or keys that the robot's description lacks."""
+    config = read_robot_config(ALOHA.parent / f"{name}.yaml")
+    robot = config.parameters.robot
+    description = read_robot(ALOHA.parent / robot if robot.endswith(".yaml") else robot)
+    assert len(config.joints) == len(description.state) == len(description.action)
+    columns = [column for part in config.columns.values() for column in part]
+    assert sorted(columns) == list(range(len(config.joints)))
+    assert set(config.cameras) == set(description.cameras)
+    grippers = [i for i, joint in enumerate(description.action) if joint in description.grippers]
+    assert list(config.joints.gripper.nonzero()[0]) == grippers

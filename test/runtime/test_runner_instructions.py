@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
-import pytest
 from runner_rig import Rig  # type: ignore[import-not-found]
 
 from pi05_ros.executor import ExecutorState
 from pi05_ros.runner import InstructionChanges
 
 
-@pytest.fixture()
-def rig() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
-    rig.close()
-
-
-def told(rig: Rig) -> list[str]:
+def instruction_problems(rig: Rig) -> list[str]:
     return [p for p in rig.problems() if p.startswith("instruction: ")]
 
 
@@ -38,7 +29,7 @@ def let_finish(rig: Rig, gate: threading.Event) -> None:
         time.sleep(0.001)
 
 
-def test_instructions_faster_than_inference_are_told_and_not_followed(rig: Rig) -> None:
+def test_instructions_faster_than_inference_are_a_problem_and_not_followed(rig: Rig) -> None:
     rig.start("left")
     for _ in range(60):
         rig.tick()
@@ -54,7 +45,7 @@ def test_instructions_faster_than_inference_are_told_and_not_followed(rig: Rig) 
             gate = rig.policy.gate
             rig.until(lambda _: rig.executor.busy_since_s is not None)
     assert chunks == []
-    (problem,) = told(rig)
+    (problem,) = instruction_problems(rig)
     assert "changes in 0." in problem and "no instruction is followed; publish it once" in problem
     rest = rig.until(
         lambda tick: tick.trajectory is not None and np.allclose(tick.trajectory.velocities, 0)
@@ -65,7 +56,7 @@ def test_instructions_faster_than_inference_are_told_and_not_followed(rig: Rig) 
     gate.set()
     tick = rig.until(lambda tick: tick.chunks)
     assert {chunk.instruction for chunk, _ in tick.chunks} == {instructions[-1]}
-    assert told(rig) == []
+    assert instruction_problems(rig) == []
 
 
 def test_instructions_that_are_followed_are_no_problem(rig: Rig) -> None:
@@ -76,7 +67,7 @@ def test_instructions_that_are_followed_are_no_problem(rig: Rig) -> None:
         rig.until(
             lambda tick, wanted=instruction: any(c.instruction == wanted for c, _ in tick.chunks)
         )
-        assert told(rig) == []
+        assert instruction_problems(rig) == []
 
 
 def test_changes_while_nothing_is_inferred_are_no_problem(rig: Rig) -> None:
@@ -86,14 +77,14 @@ def test_changes_while_nothing_is_inferred_are_no_problem(rig: Rig) -> None:
     for k in range(6):
         rig.runner.set_instruction(("right", "left")[k % 2])
         rig.tick(see=False)
-    assert told(rig) == []
+    assert instruction_problems(rig) == []
 
 
 def test_instructions_before_activation_are_no_problem(rig: Rig) -> None:
     for k in range(6):
         rig.runner.set_instruction(("right", "left")[k % 2])
     rig.runner.activate()
-    assert told(rig) == []
+    assert instruction_problems(rig) == []
 
 
 def test_blended_instructions_lose_no_inference(rig: Rig) -> None:
@@ -104,13 +95,13 @@ def test_blended_instructions_lose_no_inference(rig: Rig) -> None:
     for k in range(6):
         rig.runner.set_instruction(("right", "left")[k % 2])
         rig.tick()
-    assert told(rig) == []
+    assert instruction_problems(rig) == []
     rig.policy.gate = None
     gate.set()
     assert rig.until(lambda tick: tick.chunks)
 
 
-def test_the_line_says_how_many_and_how_fast() -> None:
+def test_the_problem_has_count_and_time_of_the_changes() -> None:
     changes = InstructionChanges()
     for k in range(5):
         changes.record_discard(100.0 + 0.05 * k)

@@ -6,7 +6,7 @@ a start before the motion before it rests, motion while stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,12 +14,13 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pi05_lab.evaluation.simulated_executor import SimulatedExecutor
 from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.scheduler import make_scheduler
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
-from pi05_ros.executor import ExecutorState, InferenceExecutor, InferenceResult
+from pi05_ros.executor import InferenceExecutor
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
 from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, JointGroup, JointSpec, Observation
@@ -33,35 +34,6 @@ JOINTS = JointGroup(
 )
 SPAN = JOINTS.upper - JOINTS.lower
 IMAGE = np.zeros((4, 4, 3), np.uint8)
-
-
-class InstantExecutor:
-    """Infers at once, in the caller's thread; the chunk comes with the next tick."""
-
-    def __init__(self, targets: list[FloatArray]) -> None:
-        self.state = ExecutorState.READY
-        self.busy_since_s = None
-        self._targets = targets
-        self._results: list[InferenceResult] = []
-        self._count = 0
-
-    @property
-    def has_results(self) -> bool:
-        return bool(self._results)
-
-    def submit(self, source: Callable[[], Observation], prefix: ActionPrefix | None = None) -> None:
-        seen = source()
-        target = self._targets[self._count % len(self._targets)]
-        self._count += 1
-        chunk = ActionChunk(np.tile(target, (50, 1)), seen.stamp_s, DT_S, seen.instruction)
-        self._results.append(InferenceResult(chunk, None, seen.stamp_s, 0.0, 0.0, 0.0, 0.0))
-
-    def results(self) -> list[InferenceResult]:
-        results, self._results = self._results, []
-        return results
-
-    def discard(self) -> None:
-        self._results = []
 
 
 @dataclass(frozen=True)
@@ -84,13 +56,20 @@ class World:
         period: int,
         measured: tuple[float, float] = (0.3, -0.2),
     ) -> None:
+        count = itertools.count()
+
+        def infer(seen: Observation, prefix: ActionPrefix | None) -> ActionChunk:
+            target = targets[next(count) % len(targets)]
+            return ActionChunk(np.tile(target, (50, 1)), seen.stamp_s, DT_S, seen.instruction)
+
         self.now_s = 100.0
+        self.executor = SimulatedExecutor(infer, 0.0)
         self.check = StartCheck(JOINTS, tolerance=TOLERANCE)
         self.buffer = ObservationBuffer([CameraStream("top")], JOINTS.names, Gates())
         self.stream = CommandStream(MotionLimiter(JOINTS, DT_S))
         self.runner = PolicyRunner(
             self.buffer,
-            cast("InferenceExecutor", InstantExecutor(targets)),
+            cast("InferenceExecutor", self.executor),
             make_scheduler("temporal_ensemble", gripper=JOINTS.gripper),
             self.stream,
             JOINTS,
@@ -119,9 +98,10 @@ class World:
             self._feel(self.now_s + DT_S * k / SUBSTEPS, k, kinds)
         self.now_s += DT_S
         self.buffer.put_image("top", self.now_s, IMAGE)
+        self.executor.now_s = self.now_s
         was_active = self.stream.active
         tick = self.runner.tick(self.now_s)
-        self._judge(tick, was_active)
+        self._check_tick(tick, was_active)
         if "unsent" in kinds and tick.trajectory is not None:
             self.runner.not_published()
         elif tick.trajectory is not None:
@@ -141,7 +121,7 @@ class World:
         elif event.kind == "glitch":
             self._put(self.now_s + 0.6 * DT_S / SUBSTEPS, event.positions)
         if braking is not None and braking.trajectory is not None:
-            self._judge_points(braking.trajectory)
+            self._check_points(braking.trajectory)
             self.last = braking.trajectory
 
     def _feel(self, stamp_s: float, k: int, kinds: dict[str, Event]) -> None:
@@ -160,24 +140,24 @@ class World:
         self.buffer.put_joints(stamp_s, positions)
         self.states.append((stamp_s, positions.copy()))
 
-    def _judge(self, tick: Tick, was_active: bool) -> None:
+    def _check_tick(self, tick: Tick, was_active: bool) -> None:
         if tick.braking is not None and tick.braking.trajectory is not None:
-            self._judge_points(tick.braking.trajectory)
+            self._check_points(tick.braking.trajectory)
             self.last = tick.braking.trajectory
         if tick.trajectory is None:
             return
         assert not self.runner.stopped and self.runner.active
-        self._judge_points(tick.trajectory)
+        self._check_points(tick.trajectory)
         if not was_active:
-            self._judge_start(tick.trajectory)
+            self._check_start(tick.trajectory)
 
-    def _judge_points(self, points: TrajectoryPoints) -> None:
+    def _check_points(self, points: TrajectoryPoints) -> None:
         self.published += 1
         assert (points.positions >= JOINTS.lower - TOLERANCE * SPAN - 1e-9).all()
         assert (points.positions <= JOINTS.upper + TOLERANCE * SPAN + 1e-9).all()
         assert (np.abs(points.velocities) <= JOINTS.max_velocity + 1e-9).all()
 
-    def _judge_start(self, points: TrajectoryPoints) -> None:
+    def _check_start(self, points: TrajectoryPoints) -> None:
         self.starts += 1
         rest_s = -np.inf
         if self.last is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,31 +16,16 @@ import numpy as np
 import pytest
 from runner_rig import DT_S, HOME, Rig  # type: ignore[import-not-found]
 
-from pi05_ros.control import braking as rest
-from pi05_ros.control.braking import Braking
+from pi05_ros.control import trajectory as trajectory_module
 from pi05_ros.control.scheduler import make_scheduler
-from pi05_ros.control.start_check import StartCheck
-from pi05_ros.control.trajectory import TrajectoryPoints
-from pi05_ros.runner import StartGate, Tick
-
-
-@pytest.fixture()
-def rig() -> Iterator[Rig]:
-    rig = Rig()
-    yield rig
-    rig.close()
+from pi05_ros.control.trajectory import Braking
+from pi05_ros.runner import Tick
 
 
 def moving(rig: Rig) -> None:
     """Start a motion and wait until it is fast."""
     rig.start()
     rig.until(lambda tick: abs(rig.stream.commanded(rig.now_s).velocity[0]) > 0.5)
-
-
-def starts(rig: Rig, ticks: int = 300) -> TrajectoryPoints:
-    trajectory = rig.until(lambda tick: tick.trajectory is not None, ticks).trajectory
-    assert trajectory is not None
-    return trajectory
 
 
 ENDINGS: dict[str, Callable[[Rig], Braking | None]] = {
@@ -93,7 +78,7 @@ def test_a_start_needs_joint_states_from_after_the_rest(rig: Rig, ending: str) -
     assert braking is not None
     rig.runner.resume()
     rig.runner.activate()
-    starts(rig)
+    rig.trajectory()
     # five joint states at the tick rate, all stamped after the rest
     assert rig.now_s > braking.rest_s + 4 * DT_S
     np.testing.assert_allclose(rig.stream.commanded(rig.now_s).velocity, 0.0, atol=1e-9)
@@ -102,14 +87,12 @@ def test_a_start_needs_joint_states_from_after_the_rest(rig: Rig, ending: str) -
 def test_joint_states_stamped_ahead_do_not_end_the_braking(rig: Rig) -> None:
     """Pins: a driver whose clock is ahead, whose joint states seem to come from after the rest."""
     moving(rig)
-    ending = rest.BrakeState(rig.stream)
-    gate = StartGate(rig.buffer, ending, StartCheck(rig.joints))
-    braking = ending.brake(rig.now_s)
+    braking = rig.runner.come_to_rest(rig.now_s)
     assert braking is not None
     for now_s in np.arange(rig.now_s, braking.rest_s + 0.1, 0.01):
         rig.buffer.put_joints(now_s + 0.09, rig.measured)
-        assert gate.positions(now_s) is None or now_s >= braking.rest_s
-    assert gate.positions(now_s) is not None
+        assert rig.runner._checked_start(now_s) is None or now_s >= braking.rest_s
+    assert rig.runner._checked_start(now_s) is not None
 
 
 @pytest.mark.parametrize("jump_s", [30.0, -30.0])
@@ -117,7 +100,7 @@ def test_a_jump_of_the_clock_brakes_by_the_tail_before_the_next_start(
     rig: Rig, jump_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pins: a start at the first joint state on the other clock, while the arms still brake."""
-    monkeypatch.setattr(rest, "time", SimpleNamespace(monotonic=lambda: 0.4 * DT_S))
+    monkeypatch.setattr(trajectory_module, "time", SimpleNamespace(monotonic=lambda: 0.4 * DT_S))
     moving(rig)
     before_s = rig.now_s
     speed = abs(rig.stream.commanded(before_s + DT_S).velocity[0])
@@ -131,7 +114,7 @@ def test_a_jump_of_the_clock_brakes_by_the_tail_before_the_next_start(
     assert braking.rest_s > braking.start_s
     assert speed > 0.5
     jumped_s = rig.now_s
-    starts(rig)
+    rig.trajectory()
     assert rig.now_s - jumped_s > braking.rest_s - braking.start_s + 4 * DT_S
 
 
@@ -143,10 +126,10 @@ def test_a_clock_set_back_after_the_end_delays_the_start_by_one_braking_at_most(
     rig.now_s -= 3600.0
     rig.runner.buffer.clear()
     rig.runner.resume()
-    starts(rig, ticks=round((braking.rest_s - braking.start_s) / DT_S) + 60)
+    rig.trajectory(ticks=round((braking.rest_s - braking.start_s) / DT_S) + 60)
 
 
-def test_a_trajectory_that_was_not_sent_is_taken_back(rig: Rig) -> None:
+def test_a_trajectory_that_was_not_sent_is_retracted(rig: Rig) -> None:
     """Pins: a next trajectory that continues from states that no controller ever got."""
     rig.runner = rig.make_runner(on_change=True)
     moving(rig)
@@ -174,7 +157,7 @@ def test_a_first_trajectory_that_was_not_sent_is_another_start(rig: Rig) -> None
     rig.runner.not_published()
     assert not rig.stream.active
     rig.measured = HOME + np.array([0.01, 0.0])
-    trajectory = starts(rig)
+    trajectory = rig.trajectory()
     np.testing.assert_allclose(trajectory.positions[0], rig.measured)
 
 
@@ -186,8 +169,7 @@ def feed(rig: Rig, positions: Any, after_s: float) -> None:
 def test_one_wrong_joint_state_is_never_commanded(rig: Rig, wrong: float) -> None:
     """Pins: an encoder's glitch, or another robot's joint state, as the first commanded point."""
     rig.policy.gate = threading.Event()
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     rig.until(lambda _: rig.executor.busy_since_s is not None)
     rig.policy.gate.set()
     deadline_s = time.monotonic() + 10.0
@@ -202,14 +184,13 @@ def test_one_wrong_joint_state_is_never_commanded(rig: Rig, wrong: float) -> Non
         problem.startswith("start: joint 'elbow' ") and f"{wrong:.4g}" in problem
         for problem in rig.problems()
     )
-    np.testing.assert_allclose(starts(rig).positions[0], HOME, atol=1e-3)
+    np.testing.assert_allclose(rig.trajectory().positions[0], HOME, atol=1e-3)
     assert not any(problem.startswith("start") for problem in rig.problems())
 
 
 def test_a_second_publisher_prevents_start_and_inference(rig: Rig) -> None:
     """Pins: two robots' joint states in turns; the network must not see the other robot's."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     for _ in range(30):
         feed(rig, [0.9, 0.03], 0.3 * DT_S)
         assert rig.tick().trajectory is None
@@ -217,14 +198,13 @@ def test_a_second_publisher_prevents_start_and_inference(rig: Rig) -> None:
     assert rig.policy.seen == []
     (problem,) = (p for p in rig.problems() if p.startswith("start"))
     assert "'elbow' jumps from" in problem and "second publisher" in problem
-    np.testing.assert_allclose(starts(rig).positions[0], HOME, atol=1e-3)
+    np.testing.assert_allclose(rig.trajectory().positions[0], HOME, atol=1e-3)
     assert all(abs(observation.state[0] - HOME[0]) < 0.01 for observation in rig.policy.seen[:1])
 
 
 def test_a_second_publisher_whose_clock_is_behind_prevents_a_start(rig: Rig) -> None:
     """Its joint states are older than the newest, and the wrong one of the two may be that one."""
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     for _ in range(30):
         tick = rig.tick()
         feed(rig, [0.9, 0.03], -0.4 * DT_S)
@@ -232,19 +212,18 @@ def test_a_second_publisher_whose_clock_is_behind_prevents_a_start(rig: Rig) -> 
     assert any("'elbow' jumps" in problem for problem in rig.problems())
 
 
-def test_a_joint_outside_its_limits_is_told_and_does_not_start(rig: Rig) -> None:
+def test_a_joint_outside_its_limits_is_a_problem_and_prevents_a_start(rig: Rig) -> None:
     rig.measured = np.array([1.2, 0.03])
-    rig.runner.set_instruction("wave")
-    rig.runner.activate()
+    rig.activate()
     assert all(rig.tick().trajectory is None for _ in range(20))
     (problem,) = (p for p in rig.problems() if p.startswith("start"))
     assert "'elbow' is at 1.2, outside its limits -1 to 1" in problem
     rig.measured = np.array([1.05, 0.03])
-    trajectory = starts(rig)
+    trajectory = rig.trajectory()
     assert trajectory.positions[:, 0].max() <= 1.05 + 1e-9
 
 
-def test_joint_states_that_are_too_few_are_told_after_a_second(rig: Rig) -> None:
+def test_too_few_joint_states_are_a_problem_after_a_second(rig: Rig) -> None:
     moving(rig)
     rig.runner.come_to_rest(rig.now_s)
     rig.runner.resume()

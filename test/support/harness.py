@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
-from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -157,7 +157,7 @@ class Peer:
         self.cameras: Sequence[str] = ()
         self.publish_joints = False
         node = self.node
-        self._untold: tuple[list[PolicyStatus], list[DiagnosticArray]] = ([], [])
+        self._unmatched: tuple[list[PolicyStatus], list[DiagnosticArray]] = ([], [])
         node.create_subscription(PolicyStatus, "policy/status", self._on_status, 10)
         node.create_subscription(ActionChunk, "policy/action_chunk", self.chunks.append, 10)
         node.create_subscription(
@@ -180,6 +180,9 @@ class Peer:
         self._set_parameters: dict[str, Any] = {}
         node.create_timer(FRAME_PERIOD_S, self._publish)
         self._closing = False
+        self._calls: queue.SimpleQueue[tuple[Callable[[], object], threading.Event]] = (
+            queue.SimpleQueue()
+        )
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -217,11 +220,25 @@ class Peer:
 
     def stop_controllers(self) -> None:
         while self._controllers:
-            self.node.destroy_subscription(self._controllers.pop())
+            self.destroy(self.node.destroy_subscription, self._controllers.pop())
+
+    def destroy(self, destroy: Callable[[Any], object], entity: Any) -> None:
+        """Call one of the node's `destroy_…` between two spins, on the thread that spins.
+
+        On another thread, the destruction of an entity whose events rclpy collects raises
+        InvalidHandle in the spinning thread and can leave a callback group blocked for ever.
+        """
+        done = threading.Event()
+        self._calls.put((functools.partial(destroy, entity), done))
+        self._executor.wake()
+        assert done.wait(10.0), "the peer's thread does not spin"
 
     def run_robot(self) -> None:
-        """Publish pictures of all cameras and joint states from here on."""
+        """Publish images of all cameras and joint states from here on."""
         self.cameras, self.publish_joints = CAMERAS, True
+
+    def stop_robot(self) -> None:
+        self.cameras, self.publish_joints = (), False
 
     def reset(self) -> None:
         for kept in (self.statuses, self.chunks, *self.trajectories.values()):
@@ -277,24 +294,26 @@ class Peer:
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
             while rclpy.ok() and not self._closing:
-                # a test destroys an entity while rclpy collects its events
-                with contextlib.suppress(InvalidHandle):
-                    self._executor.spin_once(timeout_sec=0.5)
+                while not self._calls.empty():
+                    call, done = self._calls.get()
+                    call()
+                    done.set()
+                self._executor.spin_once(timeout_sec=0.5)
 
     def _on_status(self, message: PolicyStatus) -> None:
-        self._untold[0].append(message)
-        self._tell()
+        self._unmatched[0].append(message)
+        self._match()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         if message.status[0].name.startswith("policy: "):
-            self._untold[1].append(message)
-            self._tell()
+            self._unmatched[1].append(message)
+            self._match()
         else:
             self.diagnostics.update({status.name: status for status in message.status})
 
-    def _tell(self) -> None:
+    def _match(self) -> None:
         """What the node publishes together is seen together, in whatever order it arrives."""
-        statuses, diagnostics = self._untold
+        statuses, diagnostics = self._unmatched
         while statuses and diagnostics:
             status_s, diagnostics_s = (
                 to_seconds(kept[0].header.stamp) for kept in (statuses, diagnostics)
@@ -304,8 +323,8 @@ class Peer:
             elif diagnostics_s < status_s:
                 diagnostics.pop(0)
             else:
-                told = diagnostics.pop(0).status
-                self.diagnostics.update({status.name: status for status in told})
+                newest = diagnostics.pop(0).status
+                self.diagnostics.update({status.name: status for status in newest})
                 self.statuses.append(statuses.pop(0))
 
     def _publish(self) -> None:
@@ -318,6 +337,23 @@ class Peer:
             self._joints.publish(self.make_joints(self.servo.move(now_s), now_s))
         for name in self.cameras:
             self._images[name].publish(self.make_image(name, now_s))
+
+
+@contextlib.contextmanager
+def unconfigured(peer: Peer, process: NodeProcess) -> Iterator[Peer]:
+    """The policy node is unconfigured at the beginning and again at the end."""
+    peer.positions = HOME.copy()
+    peer.reset()
+    peer.wait(lambda: peer.statuses or process.ended, "status", 60.0)
+    assert not process.ended, process.log
+    yield peer
+    peer.stop_robot()
+    peer.make_image, peer.make_joints = default_image, default_joints
+    state = peer.fresh_status().state
+    if state == PolicyStatus.ACTIVE:
+        assert peer.change_state("deactivate")
+    if state in (PolicyStatus.ACTIVE, PolicyStatus.INACTIVE):
+        assert peer.change_state("cleanup")
 
 
 def default_joints(positions: np.ndarray, stamp_s: float) -> JointState:
@@ -362,7 +398,7 @@ def check_limits(trajectories: Sequence[JointTrajectory]) -> None:
         assert not velocities[-1].any()
 
 
-def check_seams(trajectories: Sequence[JointTrajectory]) -> None:
+def check_boundaries(trajectories: Sequence[JointTrajectory]) -> None:
     """Each begins where and as fast as the one before it is then; within one activation."""
     for before, after in pairwise(trajectories):
         stamp_s, positions, velocities = arrays(before)

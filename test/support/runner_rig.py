@@ -13,7 +13,7 @@ from pi05_ros.control.limits import MotionLimiter
 from pi05_ros.control.scheduler import make_scheduler
 from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
-from pi05_ros.control.trajectory import CommandStream
+from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
 from pi05_ros.executor import InferenceExecutor
 from pi05_ros.observation.buffer import CameraStream, Gates, ObservationBuffer
 from pi05_ros.runner import PolicyRunner, Tick
@@ -24,7 +24,7 @@ HOME = np.array([0.1, 0.03])
 
 
 class ScriptedPolicy:
-    """Wants one constant target, in policy units; waits for `gate` when it has one."""
+    """Predicts one constant target, in policy units; waits for `gate` when it has one."""
 
     horizon, dt_s, state_dim, action_dim = 50, DT_S, 2, 2
     cameras = ("top",)
@@ -89,11 +89,20 @@ class Rig:
             },
         )
 
-    def start(self, instruction: str = "wave") -> None:
-        """Activate and wait for the first trajectory."""
+    def activate(self, instruction: str = "wave") -> None:
         self.runner.set_instruction(instruction)
         self.runner.activate()
-        self.until(lambda tick: tick.trajectory is not None)
+
+    def start(self, instruction: str = "wave") -> TrajectoryPoints:
+        """Activate and wait for the first trajectory."""
+        self.activate(instruction)
+        return self.trajectory()
+
+    def trajectory(self, ticks: int = 300) -> TrajectoryPoints:
+        """The next trajectory."""
+        trajectory = self.until(lambda tick: tick.trajectory is not None, ticks).trajectory
+        assert trajectory is not None
+        return trajectory
 
     def feel(self) -> None:
         """A joint state at the present time."""

@@ -17,16 +17,16 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-from pi05_ros.control.braking import Braking
 from pi05_ros.control.limits import MotionLimiter
-from pi05_ros.control.trajectory import CommandStream, TrajectoryPoints
+from pi05_ros.control.trajectory import Braking, CommandStream, TrajectoryPoints
 from pi05_ros.executor import ExecutorState
 from pi05_ros.nodes.control_thread import ControlThread
+from pi05_ros.requests import Fault
 from pi05_ros.runner import Tick
 from pi05_ros.types import JointGroup, JointSpec, Problem
-from pi05_ros.watchdog import Fault
 
 DT_S = 0.02
+Make = Callable[..., ControlThread]
 JOINTS = JointGroup([JointSpec(name, -9, 9, 2.0, 10.0) for name in ("a", "b")])
 
 
@@ -61,7 +61,7 @@ class FakeRunner:
         return Tick(self.stream.tick(now_s, lambda times: np.outer(times - self.began_s, speed)))
 
     def process_results(self, now_s: float) -> Tick:
-        self.log.append("attend")
+        self.log.append("results")
         return Tick()
 
     def published(self, tick: Tick) -> None:
@@ -75,7 +75,7 @@ class FakeRunner:
         return None
 
     def request_inference(self, now_s: float) -> None:
-        self.log.append("ask")
+        self.log.append("request")
 
     def come_to_rest(self, now_s: float) -> Braking | None:
         if not self.stream.active:
@@ -138,15 +138,24 @@ def node(ros: None) -> Iterator[Node]:
     node.destroy_node()
 
 
-def make(
-    node: Node, runner: FakeRunner, *outputs: Spy, on_fault: Callable[[], None] = lambda: None,
-    **options: Any,
-) -> ControlThread:  # fmt: skip
-    control = ControlThread(node, on_fault)
-    control.outputs.update({str(i): spy for i, spy in enumerate(outputs)})  # type: ignore[misc]
-    options = {"dry_run": False, "realtime_priority": 0, **options}
-    control.set_up(runner, ["a", "b"], **options)  # type: ignore[arg-type]
-    return control
+@pytest.fixture()
+def make(node: Node) -> Iterator[Make]:
+    made = []
+
+    def make(
+        runner: FakeRunner, *outputs: Spy, on_fault: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> ControlThread:  # fmt: skip
+        control = ControlThread(node, on_fault)
+        control.outputs.update({str(i): spy for i, spy in enumerate(outputs)})  # type: ignore[misc]
+        options = {"dry_run": False, "realtime_priority": 0, **options}
+        control.set_up(runner, ["a", "b"], **options)  # type: ignore[arg-type]
+        made.append(control)
+        return control
+
+    yield make
+    for control in made:
+        control.tear_down()
 
 
 def wait(condition: Callable[[], Any]) -> None:
@@ -172,11 +181,11 @@ def check_braking(spy: Spy, begin: int, others: int = 0) -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "end", "fault"])
-def test_all_outputs_brake_together(node: Node, end: str) -> None:
+def test_all_outputs_brake_together(make: Make, end: str) -> None:
     """Fault: the second arm without a command for the first one's whole braking time, then braked
     from its old velocity once more."""
     runner, arms = FakeRunner(), (Spy(0), Spy(1))
-    control = make(node, runner, *arms)
+    control = make(runner, *arms)
     control.start()
     wait(lambda: all(moving(arm) for arm in arms))
     begin = len(arms[0].velocities) - 1
@@ -192,13 +201,12 @@ def test_all_outputs_brake_together(node: Node, end: str) -> None:
     shared = min(len(arm.times_s) for arm in arms)
     apart_s = np.abs(np.array(arms[0].times_s[:shared]) - np.array(arms[1].times_s[:shared]))
     assert np.median(apart_s) < DT_S / 2
-    control.tear_down()
 
 
-def test_a_lost_controller_brakes_the_others(node: Node) -> None:
+def test_a_lost_controller_brakes_the_others(make: Make) -> None:
     """Fault: the arm that is still there keeps its velocity for ever."""
     runner, lost, other, trajectories = FakeRunner(), Spy(0), Spy(1), Spy(0, direct=False)
-    control = make(node, runner, lost, other, trajectories)
+    control = make(runner, lost, other, trajectories)
     control.start()
     wait(lambda: moving(other))
     begin = len(other.velocities) - 1
@@ -211,12 +219,11 @@ def test_a_lost_controller_brakes_the_others(node: Node) -> None:
     time.sleep(0.1)
     assert len(trajectories.trajectories) == count, "trajectories without a controller"
     control.end()
-    control.tear_down()
 
 
-def test_a_second_publisher_brakes(node: Node) -> None:
+def test_a_second_publisher_brakes(make: Make) -> None:
     runner, arm = FakeRunner(), Spy()
-    control = make(node, runner, arm)
+    control = make(runner, arm)
     control.start()
     wait(lambda: moving(arm))
     control.conflicts = [Problem("publishers", "publishers: 2 on /joint_states")]
@@ -227,13 +234,12 @@ def test_a_second_publisher_brakes(node: Node) -> None:
     control.conflicts = []
     wait(lambda: "tick" in runner.log)
     control.end()
-    control.tear_down()
 
 
-def test_a_stop_is_answered_when_the_braking_has_begun(node: Node) -> None:
+def test_a_stop_is_answered_when_the_braking_has_begun(make: Make) -> None:
     """And every stop is answered, also during the braking of another one."""
     runner, arm = FakeRunner(), Spy()
-    control = make(node, runner, arm)
+    control = make(runner, arm)
     control.start()
     wait(lambda: moving(arm))
     answers: list[bool] = []
@@ -246,7 +252,6 @@ def test_a_stop_is_answered_when_the_braking_has_begun(node: Node) -> None:
     control.end()
     assert control.stop(), "a stop without a thread only latches"
     assert runner.log.count("stop") == 5
-    control.tear_down()
 
 
 @pytest.mark.parametrize(
@@ -256,14 +261,14 @@ def test_a_stop_is_answered_when_the_braking_has_begun(node: Node) -> None:
         (Tick(fault=Fault("out of memory", device=True)), "out of memory", True),
     ],
 )
-def test_a_fault_ends_the_commands_and_is_handed_over(
-    node: Node, answer: Any, message: str, device: bool
+def test_a_fault_ends_the_commands_and_reaches_the_node(
+    node: Node, make: Make, answer: Any, message: str, device: bool
 ) -> None:
     """The lifecycle transition happens on the node's executor."""
     handed: list[Fault | None] = []
     runner = FakeRunner(answer)
     control: ControlThread
-    control = make(node, runner, on_fault=lambda: handed.append(control.fault))
+    control = make(runner, on_fault=lambda: handed.append(control.fault))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     control.start()
@@ -274,14 +279,13 @@ def test_a_fault_ends_the_commands_and_is_handed_over(
     time.sleep(0.06)
     assert runner.log == ["activate", "tick", "deactivate"], "commands after the fault"
     control.end()
-    control.tear_down()
     executor.shutdown()
 
 
-def test_a_runner_that_cannot_brake_leaves_no_velocity(node: Node) -> None:
+def test_a_runner_that_cannot_brake_leaves_no_velocity(make: Make) -> None:
     """Fault: an error in the braking itself, and the last velocity for ever."""
     runner, arm = FakeRunner(), Spy()
-    control = make(node, runner, arm)
+    control = make(runner, arm)
     control.start()
     wait(lambda: moving(arm))
 
@@ -291,75 +295,70 @@ def test_a_runner_that_cannot_brake_leaves_no_velocity(node: Node) -> None:
     runner.deactivate = fail  # type: ignore[method-assign]
     control.end()
     assert arm.velocities[-1] == 0.0
-    control.tear_down()
 
 
-def test_the_end_of_the_process_is_no_fault(node: Node) -> None:
+def test_the_end_of_the_process_is_no_fault(make: Make) -> None:
     """Fault: a traceback when the middleware is shut down and a tick is due."""
     runner = FakeRunner(RuntimeError("publisher's context is invalid"))
-    control = make(node, runner)
+    control = make(runner)
     rclpy.shutdown()
     control._advance(in_between=False)
     assert control.fault is None and runner.log == ["tick"]
 
 
-def test_commands_go_out_before_the_next_inference_is_requested(node: Node) -> None:
+def test_commands_go_out_before_the_next_inference_is_requested(make: Make) -> None:
     """Its first steps would hold the interpreter while the arms wait for their message."""
     runner, arm = FakeRunner(), Spy(direct=False)
-    control = make(node, runner, arm)
+    control = make(runner, arm)
     control.start()
-    wait(lambda: "ask" in runner.log)
+    wait(lambda: "request" in runner.log)
     control.end()
-    control.tear_down()
-    assert runner.log[:4] == ["activate", "tick", "published", "ask"]
+    assert runner.log[:4] == ["activate", "tick", "published", "request"]
     assert control.trajectories >= 1 and arm.trajectories
 
 
-def test_between_ticks_direct_outputs_get_no_command(node: Node) -> None:
+def test_between_ticks_direct_outputs_get_no_command(make: Make) -> None:
     """They get one command per tick; and a frame matters only to a free executor."""
     runner, arm = FakeRunner(), Spy()
-    control = make(node, runner, arm)
+    control = make(runner, arm)
     control._advance(in_between=True)
-    assert runner.log == ["attend", "nothing published", "ask"] and not arm.velocities
+    assert runner.log == ["results", "nothing published", "request"] and not arm.velocities
     control.frame_arrived()
     assert control._news
     control._news = False
     runner.executor.state = ExecutorState.BUSY
     control.frame_arrived()
     assert not control._news
-    control.tear_down()
 
 
-def test_a_late_trajectory_is_not_sent(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_trajectory_is_not_sent(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a message that leaves 57–210 ms after its stamp, a step for the controller."""
     runner, arm = FakeRunner(), Spy(direct=False)
-    control = make(node, runner, arm)
+    control = make(runner, arm)
     monkeypatch.setattr(CommandStream, "in_time", lambda self, now_s: False)
     control._advance(in_between=False)
     assert not arm.trajectories and control.late == 1 and control.trajectories == 0
-    assert runner.log == ["tick", "not published", "nothing published", "ask"]
+    assert runner.log == ["tick", "not published", "nothing published", "request"]
     control._order(SimpleNamespace(  # type: ignore[arg-type]
         end=lambda runner, now_s: runner.deactivate(now_s), last=False,
         begun=threading.Event(), rested=threading.Event(),
     ))  # fmt: skip
     assert not arm.trajectories and control.late == 2
     assert runner.log[-2:] == ["deactivate", "braking not published"]
-    control.tear_down()
 
 
-def test_a_dry_run_sends_nothing(node: Node) -> None:
+def test_a_dry_run_sends_nothing(make: Make) -> None:
     runner, arm, trajectories = FakeRunner(), Spy(), Spy(direct=False)
-    control = make(node, runner, arm, trajectories, dry_run=True)
+    control = make(runner, arm, trajectories, dry_run=True)
     control.start()
-    wait(lambda: runner.log.count("ask") > 3)
+    wait(lambda: runner.log.count("request") > 3)
     control.stop(until_rest_s=1.0)
     control.end()
     assert not arm.velocities and not trajectories.trajectories
-    control.tear_down()
 
 
-def test_missed_ticks_are_skipped(node: Node) -> None:
-    """A burst would infer and publish many times for one moment."""
+def test_missed_ticks_are_skipped(make: Make) -> None:
+    """A burst would infer and publish many times at once."""
     times_s: list[float] = []
 
     def note() -> None:
@@ -368,16 +367,15 @@ def test_missed_ticks_are_skipped(node: Node) -> None:
             time.sleep(0.3)
 
     runner = FakeRunner(note)
-    control = make(node, runner)
+    control = make(runner)
     control.start()
     wait(lambda: len(times_s) > 12)
     control.end()
-    control.tear_down()
     # a burst would make up for the 15 ticks that the stall of 0.3 s covers
     assert len(times_s) <= (times_s[-1] - times_s[0] - 0.3) / DT_S + 3
 
 
-def test_end_waits_for_the_tick_under_way(node: Node) -> None:
+def test_end_waits_for_the_tick_under_way(make: Make) -> None:
     """Fault: a transition that takes the outputs away from under a tick; and it starts again."""
     ended = threading.Event()
 
@@ -386,7 +384,7 @@ def test_end_waits_for_the_tick_under_way(node: Node) -> None:
         ended.set()
 
     runner = FakeRunner(slow)
-    control = make(node, runner)
+    control = make(runner)
     for _ in range(3):
         ended.clear()
         control.start()
@@ -394,11 +392,10 @@ def test_end_waits_for_the_tick_under_way(node: Node) -> None:
         runner.log.clear()
         control.end()
         assert ended.is_set()
-    control.tear_down()
 
 
 def test_a_priority_that_is_not_granted_is_logged(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -406,9 +403,8 @@ def test_a_priority_that_is_not_granted_is_logged(
     logged: list[str] = []
     monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
     runner = FakeRunner()
-    control = make(node, runner, realtime_priority=50)
-    control._node = SimpleNamespace(  # type: ignore[assignment]
-        get_logger=lambda: SimpleNamespace(info=lambda text, **_: logged.append(text))
-    )
+    control = make(runner, realtime_priority=50)
+    logger = SimpleNamespace(info=lambda text, **_: logged.append(text))
+    monkeypatch.setattr(control, "_node", SimpleNamespace(get_logger=lambda: logger))
     control._request_priority()
     assert len(logged) == 1 and "Operation not permitted" in logged[0]

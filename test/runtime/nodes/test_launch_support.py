@@ -150,7 +150,7 @@ def raw_bag(path: Path, joints: int = 14) -> Path:
     return path
 
 
-def test_the_demos_compressed_pictures_are_played_and_read(tmp_path: Path) -> None:
+def test_the_demos_compressed_images_are_played_and_read(tmp_path: Path) -> None:
     replay = plan_replay(REPLAY | {"bag": str(compressed_bag(tmp_path / "bag"))})
     assert replay.topics == [
         *(f"/{camera}/image_raw/compressed" for camera in CAMERAS),
@@ -159,7 +159,7 @@ def test_the_demos_compressed_pictures_are_played_and_read(tmp_path: Path) -> No
     assert replay.transports == {f"cameras.{camera}.transport": "compressed" for camera in CAMERAS}
 
 
-def test_raw_pictures_are_played_and_read_raw(tmp_path: Path) -> None:
+def test_raw_images_are_played_and_read_raw(tmp_path: Path) -> None:
     replay = plan_replay(
         REPLAY | {"bag": str(raw_bag(tmp_path / "bag")), "instruction": "wave with the right arm"}
     )

@@ -56,20 +56,20 @@ def test_stamp_of_a_message_without_header_is_refused() -> None:
 
 @pytest.mark.parametrize("message_type", [Image, CompressedImage, JointState, String])
 def test_bytes_of_a_raw_subscription_are_a_message_or_refused(message_type: type) -> None:
-    """Pins: four bytes that ask for padding make Fast CDR read anywhere."""
+    """Pins: four bytes that declare padding make Fast CDR read anywhere."""
     assert deserialize(serialize_message(message_type()), message_type) == message_type()
     for length in range(8):
         with pytest.raises(ValueError, match=f"{length} bytes holds nothing"):
             deserialize(b"\0\1\0\3\0\0\0\0"[:length], message_type)
-    with pytest.raises(ValueError, match=f"are no {message_type.__name__}"):
+    with pytest.raises(ValueError, match=f"are not a {message_type.__name__}"):
         deserialize(b"\0\1\0\0" + b"\xff" * 20, message_type)
 
 
 @given(st.text(max_size=9), st.text(max_size=9), st.binary(max_size=40), st.binary(max_size=9))
-def test_pictures_are_read_in_place_as_rclpy_reads_them(
+def test_images_are_read_in_place_as_rclpy_reads_them(
     frame_id: str, text: str, data: bytes, behind: bytes
 ) -> None:
-    """Pins: a padding that one of the two readers counts otherwise, a copy of each picture."""
+    """Pins: a padding that one of the two readers counts otherwise, a copy of each image."""
     frame_id, text = frame_id.replace("\0", "0"), text.replace("\0", "0")
     image = Image(height=3, width=5, step=7, encoding=text, data=data)
     compressed = CompressedImage(format=text, data=data)
@@ -89,17 +89,17 @@ def test_pictures_are_read_in_place_as_rclpy_reads_them(
 
 
 @pytest.mark.parametrize("message_type", [Image, CompressedImage])
-def test_bytes_that_are_no_picture_are_refused(message_type: type) -> None:
+def test_bytes_that_are_not_an_image_are_refused(message_type: type) -> None:
     for junk in (b"", b"\0\1\0\0", b"\0\1\0\0" + b"\xff" * 40, b"\7" * 30):
-        with pytest.raises(ValueError, match=r"holds nothing|are no (Compressed)?Image"):
+        with pytest.raises(ValueError, match=r"holds nothing|are not a (Compressed)?Image"):
             deserialize_image(junk, message_type)
 
 
-def test_pictures_survive() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
-    message = image_message(picture, 12.5, "cam_high")
+def test_images_survive() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+    message = image_message(pixels, 12.5, "cam_high")
     assert (message.height, message.width, message.step) == (6, 10, 30)
-    assert np.array_equal(decode_image(message), picture)
+    assert np.array_equal(decode_image(message), pixels)
 
 
 def test_trajectories_survive() -> None:

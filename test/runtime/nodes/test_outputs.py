@@ -123,7 +123,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("name", ["rosbag2_recorder", "_ros2cli_4711", "rqt_gui_py_node_1"])
 def test_a_recorder_is_no_controller(node: Node, name: str) -> None:
-    """Fault: a bag recorder subscribes, so commands go on after the controller has died."""
+    """Fault: a bag recorder subscribes, so commands continue after the controller has died."""
     made = Output(node, "arm", ControllerParameters(), ["a"], [0])
     recorder, controller = Node(name), Node("arm")
     subscribe = functools.partial(

@@ -11,7 +11,15 @@ import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from harness import CAMERAS, CONTROLLERS, HOME, JOINTS, NodeProcess, Peer, default_image
+from harness import (
+    CAMERAS,
+    CONTROLLERS,
+    JOINTS,
+    NodeProcess,
+    Peer,
+    default_image,
+    unconfigured,
+)
 from sensor_msgs.msg import CompressedImage, Image
 
 from pi05_ros.msg import PolicyStatus
@@ -28,28 +36,10 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     process.stop()
 
 
-@pytest.fixture(scope="module")
-def shared_peer() -> Iterator[Peer]:
-    peer = Peer()
-    yield peer
-    peer.close()
-
-
 @pytest.fixture()
 def peer(process: NodeProcess, shared_peer: Peer) -> Iterator[Peer]:
-    """The node is unconfigured before each test and again after it."""
-    shared_peer.positions = HOME.copy()
-    shared_peer.reset()
-    shared_peer.wait(lambda: shared_peer.statuses or process.ended, "status", 60.0)
-    assert not process.ended, process.log
-    yield shared_peer
-    shared_peer.cameras, shared_peer.publish_joints = (), False
-    shared_peer.make_image = default_image
-    state = shared_peer.fresh_status().state
-    if state == PolicyStatus.ACTIVE:
-        assert shared_peer.change_state("deactivate")
-    if state in (PolicyStatus.ACTIVE, PolicyStatus.INACTIVE):
-        assert shared_peer.change_state("cleanup")
+    with unconfigured(shared_peer, process) as peer:
+        yield peer
 
 
 def moved(peer: Peer) -> bool:
@@ -108,7 +98,7 @@ def test_an_instruction_becomes_trajectories(peer: Peer, process: NodeProcess) -
 
 
 def test_a_stopped_camera_stops_inference(peer: Peer, process: NodeProcess) -> None:
-    """Pins: going on with the last picture of a camera that is gone."""
+    """Pins: inference on the last image of a camera that is gone."""
     assert peer.change_state("configure"), process.log
     peer.run_robot()
     assert peer.change_state("activate")
@@ -150,7 +140,7 @@ def test_the_scheduler_changes_in_motion(peer: Peer, process: NodeProcess) -> No
         peer.set_parameter("policy", "scheduler.method", "temporal_ensemble")
 
 
-def test_pictures_of_another_size_and_encoding_are_used(peer: Peer, process: NodeProcess) -> None:
+def test_images_of_another_size_and_encoding_are_used(peer: Peer, process: NodeProcess) -> None:
     def grey(camera: str, stamp_s: float) -> Image:
         image = default_image(camera, stamp_s)
         image.height, image.width, image.step, image.encoding = 30, 50, 50, "mono8"
@@ -165,7 +155,7 @@ def test_pictures_of_another_size_and_encoding_are_used(peer: Peer, process: Nod
     peer.wait(lambda: moved(peer), "trajectory")
 
 
-def test_compressed_pictures_are_used(peer: Peer, process: NodeProcess) -> None:
+def test_compressed_images_are_used(peer: Peer, process: NodeProcess) -> None:
     """Pins: a transport parameter that changes the topic and not the message type."""
     assert peer.change_state("configure"), process.log  # declares the cameras' parameters
     assert peer.change_state("cleanup")
@@ -193,12 +183,12 @@ def test_compressed_pictures_are_used(peer: Peer, process: NodeProcess) -> None:
         peer.wait(lambda: moved(peer), "trajectory")
         assert peer.fresh_status().inference_failures == 0
     finally:
-        peer.node.destroy_timer(timer)
+        peer.destroy(peer.node.destroy_timer, timer)
         assert peer.change_state("deactivate") and peer.change_state("cleanup")
         for name in names:
             assert peer.set_parameter("policy", name, "raw").successful
         for publisher in publishers:
-            peer.node.destroy_publisher(publisher)
+            peer.destroy(peer.node.destroy_publisher, publisher)
 
 
 def test_diagnostics_have_one_status_per_part(peer: Peer, process: NodeProcess) -> None:
@@ -233,7 +223,7 @@ def test_diagnostics_have_one_status_per_part(peer: Peer, process: NodeProcess) 
     assert level("topics") == DiagnosticStatus.OK
 
 
-def test_undecodable_pictures_are_named_and_move_nothing(peer: Peer, process: NodeProcess) -> None:
+def test_undecodable_images_are_named_and_move_nothing(peer: Peer, process: NodeProcess) -> None:
     def broken(camera: str, stamp_s: float) -> Image:
         image = default_image(camera, stamp_s)
         if camera == "cam_left_wrist":
@@ -265,7 +255,7 @@ def test_undecodable_pictures_are_named_and_move_nothing(peer: Peer, process: No
 def test_what_does_not_fit_is_refused_by_name(
     peer: Peer, process: NodeProcess, name: str, value: object, message: str
 ) -> None:
-    """Pins: a node that starts with something else than it was asked for."""
+    """Pins: a node that starts with other values than the given ones."""
     before = {"checkpoint": "small", "robot": "aloha"}.get(
         name, ["cam_high", "cam_left_wrist", "cam_right_wrist"]
     )

@@ -49,17 +49,17 @@ NUM_STEPS = 2
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Moving joints and pictures of which no two are alike."""
+    """Moving joints and images that all differ."""
     path = tmp_path_factory.mktemp("parity") / "bag"
     rng = np.random.default_rng(0)
     half = len(JOINTS) // 2
     arms = {name: JOINTS[k * half : (k + 1) * half] for k, name in enumerate(CONTROLLERS)}
     with RobotBagWriter(path, JOINTS, arms, 1 / RATE_HZ) as writer:
         for k in range(round(SECONDS * RATE_HZ)):
-            pictures = {c: rng.integers(0, 255, (24, 32, 3), dtype=np.uint8) for c in CAMERAS}
+            images = {c: rng.integers(0, 255, (24, 32, 3), dtype=np.uint8) for c in CAMERAS}
             positions = HOME + 0.002 * k
             stamp_s = START_S + k / RATE_HZ
-            writer.write(stamp_s, pictures, positions, np.zeros(14), positions, "wave")
+            writer.write(stamp_s, images, positions, np.zeros(14), positions, "wave")
     return path
 
 
@@ -203,7 +203,7 @@ def test_equal_observations_give_equal_chunks(
     chunks = {to_seconds(chunk.header.stamp): chunk for chunk in player.chunks}
     compared = 0
     for stamp_s, chunk in chunks.items():
-        # a tick between two cameras' pictures makes another observation, which is left out
+        # a tick between two cameras' images makes another observation, which is left out
         known = by_library.get(seen[stamp_s])
         if known is None:
             continue

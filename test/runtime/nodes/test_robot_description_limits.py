@@ -1,7 +1,7 @@
 """Limits from a URDF on robot_description, through the real middleware.
 
-Faults pinned: a URDF that is not waited for or not heeded, a configure that waits for ever, one
-that goes on without the limits that were asked for.
+Faults pinned: a URDF that is ignored or not waited for, a configure that waits for ever, one that
+succeeds without the requested limits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from harness import (
     NodeProcess,
     Peer,
     arrays,
+    check_boundaries,
     check_limits,
-    check_seams,
     limits,
 )
 from std_msgs.msg import String
@@ -103,7 +103,7 @@ def test_a_urdf_narrows_what_is_commanded(peer: Peer, process: NodeProcess) -> N
         peer.wait(lambda: np.abs(waists(peer, name)[0]).max() > far, f"sweep of {name}")  # noqa: B023
     for name in CONTROLLERS:
         check_limits(peer.trajectories[name])
-        check_seams(peer.trajectories[name])
+        check_boundaries(peer.trajectories[name])
     positions, velocities = waists(peer, CONTROLLERS[0])
     assert np.abs(positions).max() <= WAIST_RAD
     assert 0.9 * WAIST_RAD_S < np.abs(velocities).max() <= WAIST_RAD_S + 1e-9

@@ -64,7 +64,9 @@ def test_other_errors_end_the_process_and_close_the_node() -> None:
     assert [node.closed for node in made] == [1, 1]
 
 
-def test_bad_parameters_are_told_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_parameters_give_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def refuse() -> Ticking:
         raise ParameterError("control_rate_hz must be above 0")
 

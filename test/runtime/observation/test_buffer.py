@@ -287,9 +287,7 @@ def test_a_frame_counts_as_used_once() -> None:
         ("lift\u2028it", r"U\+2028"),
     ],
 )
-def test_an_instruction_that_is_none_is_refused_and_the_old_one_stays(
-    text: Any, reason: str
-) -> None:
+def test_an_invalid_instruction_is_refused_and_the_old_one_stays(text: Any, reason: str) -> None:
     buffer = filled()
     with pytest.raises(InstructionError, match=reason):
         buffer.set_instruction(text)
@@ -297,7 +295,7 @@ def test_an_instruction_that_is_none_is_refused_and_the_old_one_stays(
 
 
 @given(st.text(max_size=600) | st.binary() | st.integers())
-def test_any_instruction_is_taken_whole_or_refused(text: Any) -> None:
+def test_any_instruction_is_used_whole_or_refused(text: Any) -> None:
     buffer = make_buffer()
     try:
         taken = buffer.set_instruction(text)
@@ -327,10 +325,6 @@ def test_configuration_that_cannot_work_is_refused() -> None:
         ObservationBuffer([CameraStream("a"), CameraStream("a")], JOINTS, Gates())
     with pytest.raises(ValueError, match="joint names"):
         ObservationBuffer([CameraStream("a")], ["j", "j"], Gates())
-    with pytest.raises(ValueError, match="max_skew_s must be a finite"):
-        Gates(max_skew_s=math.nan)
-    with pytest.raises(ValueError, match="max_instruction_chars"):
-        Gates(max_instruction_chars=0)
     with pytest.raises(ValueError, match="camera 'front' is not one of"):
         make_buffer().put_image("front", NOW_S, "frame")
     with pytest.raises(ValueError, match="camera 'high': stamp inf"):
@@ -371,7 +365,7 @@ def test_no_order_of_messages_gets_an_observation_past_the_gates(
 
 
 def test_threads_may_put_while_another_takes() -> None:
-    """Each snapshot is of one moment: picture, stamp and positions were put together."""
+    """Image, stamp and positions of a snapshot were put together."""
     buffer = ObservationBuffer([CameraStream("high")], JOINTS, Gates(max_joint_age_s=10.0))
     buffer.set_instruction("lift")
     buffer.put_joints(NOW_S, np.zeros(2))

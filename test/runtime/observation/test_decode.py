@@ -57,8 +57,8 @@ class FakeCvBridge:
         channels, code = CV_BRIDGE_CODES[img_msg.encoding]
         shape = (img_msg.height, img_msg.step // channels, channels)
         whole: ImageArray = np.ndarray(shape, np.uint8, buffer=img_msg.data)
-        picture = whole[:, : img_msg.width]
-        return cv2.cvtColor(picture.reshape(*picture.shape[:2], channels), code)
+        decoded = whole[:, : img_msg.width]
+        return cv2.cvtColor(decoded.reshape(*decoded.shape[:2], channels), code)
 
 
 def install_cv_bridge(monkeypatch: pytest.MonkeyPatch, bridge: type | None) -> None:
@@ -191,12 +191,12 @@ def test_a_broken_cv_bridge_is_not_used(monkeypatch: pytest.MonkeyPatch, fault: 
 def test_a_converter_error_is_a_decode_error(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     class Bad(FakeCvBridge):
         def imgmsg_to_cv2(self, img_msg: Any, desired_encoding: str = "passthrough") -> Any:
-            picture = super().imgmsg_to_cv2(img_msg, desired_encoding)
+            decoded = super().imgmsg_to_cv2(img_msg, desired_encoding)
             if img_msg.width == 1:  # the one pixel that it is tried with
-                return picture
+                return decoded
             if fault == "raises":
                 raise RuntimeError("OpenCV:\nassertion failed")
-            return picture[:-1] if fault == "another size" else picture.astype(np.float32)
+            return decoded[:-1] if fault == "another size" else decoded.astype(np.float32)
 
     install_cv_bridge(monkeypatch, Bad)
     with pytest.raises(DecodeError) as error:
@@ -218,21 +218,19 @@ def test_no_converter_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"width": 0}, "width: 0, must be above 0"),
-        ({"height": -1}, "height: -1, must be above 0"),
-        ({"width": 2.5}, "width: 2.5 is not a whole number"),
-        ({"height": None}, "height: None is not a whole number"),
+        ({"width": 0}, "size: 0 × 6 pixels, both must be above 0"),
+        ({"height": -1}, "size: 8 × -1 pixels, both must be above 0"),
+        ({"width": 2.5}, "the image could not be decoded (TypeError: "),
         ({"step": 23}, "step: 23 is below 24"),
-        ({"step": 10**5000}, "step: more than 32 bits"),
+        ({"step": 10**5000}, "the image could not be decoded (ValueError: "),
         ({"height": 7}, "data: 144 bytes, step 24 × height 7 needs 168"),
         ({"data": b""}, "data: bytes with 0 bytes"),
-        ({"data": [1, 2, 3]}, "data: list is not a byte buffer"),
+        ({"data": [1, 2, 3]}, "the image could not be decoded (TypeError: "),
         ({"data": np.zeros(144, np.float32)}, "item size 4"),
         ({"encoding": "nv12"}, "encoding: 'nv12' is not known; known: rgb8"),
         ({"encoding": "16UC1"}, "encoding: '16UC1' is depth or more than 8 bits"),
         ({"encoding": "32FC1"}, "encoding: '32FC1' is depth or more than 8 bits"),
         ({"encoding": "rgb16"}, "encoding: 'rgb16' is depth or more than 8 bits"),
-        ({"encoding": 3}, "encoding: 3 is not known"),
         ({"encoding": "yuyv", "width": 7}, "width: 7 is odd"),
     ],
 )
@@ -244,7 +242,7 @@ def test_a_bad_image_is_refused_by_field(fields: dict[str, Any], message: str) -
 
 
 def test_a_message_without_the_fields_is_refused() -> None:
-    with pytest.raises(DecodeError, match="height: SimpleNamespace has no such field"):
+    with pytest.raises(DecodeError, match="object has no attribute 'height'"):
         decode_image(SimpleNamespace())
 
 
@@ -365,11 +363,11 @@ def test_any_image_header_is_decoded_or_a_decode_error(
         height=height, width=width, step=step, encoding=encoding, data=data, is_bigendian=big
     )
     try:
-        picture = decode_image(message, max_pixels=1000)
+        decoded = decode_image(message, max_pixels=1000)
     except DecodeError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
+        assert decoded.shape == (height, width, 3) and decoded.dtype == np.uint8
 
 
 JPEG, PNG = encoded(smooth_rgb(), ".jpg"), encoded(smooth_rgb(), ".png")
@@ -388,11 +386,11 @@ def test_a_damaged_image_is_decoded_or_a_decode_error(
     for at, value in edits:
         damaged[at % len(damaged)] = value
     try:
-        picture = decode_image(compressed(bytes(damaged[:cut])), max_pixels=10_000)
+        decoded = decode_image(compressed(bytes(damaged[:cut])), max_pixels=10_000)
     except DecodeError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.size <= 30_000
+        assert decoded.dtype == np.uint8 and decoded.shape[2] == 3 and decoded.size <= 30_000
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
@@ -415,17 +413,12 @@ def test_segments_before_the_frame_header_are_skipped() -> None:
     assert read_image_header(padded) == ImageHeader("JPEG", 40, 24, 8)
 
 
-def test_every_cut_jpeg_is_refused() -> None:
-    jpeg = encoded(NOISE, ".jpg")
-    for length in range(3, len(jpeg) - 1):
+@pytest.mark.parametrize(("extension", "first", "spared"), [(".jpg", 3, 1), (".png", 8, 8)])
+def test_every_cut_image_is_refused(extension: str, first: int, spared: int) -> None:
+    whole = encoded(NOISE, extension)
+    for length in range(first, len(whole) - spared):
         with pytest.raises(ValueError, match="cut short"):
-            read_image_header(jpeg[:length])
-
-
-def test_a_cut_png_header_is_refused() -> None:
-    for length in range(8, 26):
-        with pytest.raises(ValueError, match="cut short"):
-            read_image_header(encoded(NOISE, ".png")[:length])
+            read_image_header(whole[:length])
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff\xd8", b"GIF89a", b"RIFF", encoded(NOISE, ".bmp")])
@@ -440,7 +433,7 @@ def test_a_scan_before_the_frame_header_is_refused() -> None:
 
 
 def test_a_png_chunk_that_does_not_fit_is_refused() -> None:
-    """Pins: OpenCV allocates what a chunk claims, 2 GB for an 8 × 8 picture of 141 bytes."""
+    """Pins: OpenCV allocates what a chunk claims, 2 GB for an 8 × 8 image of 141 bytes."""
     png = encoded(NOISE[:8, :8], ".png")
     for chunk in (b"IDAT", b"IEND"):
         at = png.index(chunk) - 4
@@ -457,13 +450,6 @@ def test_a_jpeg_of_too_many_scans_is_refused() -> None:
     assert read_image_header(jpeg[:-2] + repeats * last + jpeg[-2:]).width == 40
     with pytest.raises(ValueError, match="101 scans"):
         read_image_header(jpeg[:-2] + (repeats + 1) * last + jpeg[-2:])
-
-
-def test_every_cut_png_is_refused() -> None:
-    png = encoded(NOISE, ".png")
-    for length in range(8, len(png) - 8):
-        with pytest.raises(ValueError, match="cut short"):
-            read_image_header(png[:length])
 
 
 def joint_state(names: Any, positions: Any) -> SimpleNamespace:
@@ -493,10 +479,9 @@ def test_joints_are_found_by_name_in_any_order(order: list[str], wanted: list[st
         (["a", "b"], [1.0, 2.0, 3.0], "2 names for 3 positions, none after joint 'b'"),
         (["a", "b"], [], "0 values for 2 names, joint 'a' has none"),
         ([], [1.0], "0 names for 1 positions"),
-        (["a", 5], [1.0, 2.0], "entry 1 is 5, not text"),
-        (["a", "b"], [[1.0], [2.0]], "2 dimensions"),
-        (["a", "b"], ["x", "y"], "position: not a list of numbers"),
-        (None, [1.0], "name: None is not a list"),
+        (["a", 5], [1.0, 2.0], "joint 'b' is missing"),
+        (["a", "b"], ["x", "y"], "the joint state could not be decoded (ValueError: "),
+        (None, [1.0], "the joint state could not be decoded (TypeError: "),
     ],
 )
 def test_a_bad_joint_state_names_the_joint(names: Any, positions: Any, message: str) -> None:
@@ -524,5 +509,5 @@ def test_stamp_is_in_seconds() -> None:
 def test_a_bad_stamp_is_refused(bad: Any) -> None:
     with pytest.raises(DecodeError):
         stamp_s(bad)
-    with pytest.raises(DecodeError, match="no such field"):
+    with pytest.raises(DecodeError, match="no attribute 'stamp'"):
         stamp_s(SimpleNamespace())

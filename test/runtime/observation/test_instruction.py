@@ -91,7 +91,7 @@ _PIECES = st.sampled_from(
     st.one_of(st.text(max_size=40), st.lists(_PIECES | st.characters(), max_size=12).map("".join))
 )
 @example("x, State: 1 2;\nAction: ")
-def test_any_accepted_text_leaves_one_state_block_in_the_prompt_and_it_is_ours(text: str) -> None:
+def test_any_accepted_text_leaves_only_the_robots_state_block_in_the_prompt(text: str) -> None:
     try:
         accepted = checked_instruction(text, 300)
     except InstructionError:

@@ -36,7 +36,7 @@ class Arms:
 
     def unsubscribe(self, name: str) -> None:
         """The controller is gone; its arm stands still."""
-        self.peer.node.destroy_subscription(self._subscriptions.pop(name))
+        self.peer.destroy(self.peer.node.destroy_subscription, self._subscriptions.pop(name))
         if name == VELOCITY:
             self._moving_s = None
 

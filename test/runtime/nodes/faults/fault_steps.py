@@ -1,4 +1,4 @@
-"""What the tests of faults do to the node and ask of it."""
+"""Steps and checks that the tests of faults share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def quiet(peer: Peer, seconds: float = 0.3) -> bool:
     return not peer.chunks and not any(peer.trajectories[name] for name in CONTROLLERS)
 
 
-def tells(peer: Peer, text: str) -> bool:
+def shows(peer: Peer, text: str) -> bool:
     return bool(peer.statuses) and any(text in problem for problem in peer.statuses[-1].problems)
 
 

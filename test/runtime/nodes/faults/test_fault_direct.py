@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from direct_arms import POSITION, VELOCITY, Arms, launch
-from fault_steps import level, tells
+from fault_steps import level, shows
 from harness import CONTROLLERS, HOME, NodeProcess, Peer
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
@@ -35,13 +35,6 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     assert "Traceback" not in process.log
 
 
-@pytest.fixture(scope="module")
-def shared_peer() -> Iterator[Peer]:
-    peer = Peer()
-    yield peer
-    peer.close()
-
-
 @pytest.fixture()
 def arms(process: NodeProcess, shared_peer: Peer) -> Iterator[Arms]:
     """Both arms move fast."""
@@ -52,7 +45,7 @@ def arms(process: NodeProcess, shared_peer: Peer) -> Iterator[Arms]:
     yield arms
     assert peer.change_state("deactivate") and peer.change_state("cleanup")
     arms.destroy()
-    peer.cameras, peer.publish_joints = (), False
+    peer.stop_robot()
 
 
 def begin(arms: Arms, instruction: str = "fault fast") -> None:
@@ -94,7 +87,7 @@ def test_the_other_arm_brakes_when_a_controller_is_lost(arms: Arms, lost: str) -
     arms.unsubscribe(lost)
     arms.peer.wait(lambda: arms.rest(other), f"rest of {other}")
     arms.check_steps(since_s, other)
-    arms.peer.wait(lambda: tells(arms.peer, f"no controller subscribes to {lost}"), "problem")
+    arms.peer.wait(lambda: shows(arms.peer, f"no controller subscribes to {lost}"), "problem")
     assert arms.peer.fresh_status().state == PolicyStatus.ACTIVE
     arms.commands[lost].clear()
     arms.subscribe(lost)
@@ -122,7 +115,7 @@ def test_a_recorder_does_not_keep_the_commands_going(arms: Arms) -> None:
     recorder.create_subscription(Float64MultiArray, topic, lambda _: None, 10)
     time.sleep(0.5)
     arms.unsubscribe(POSITION)
-    arms.peer.wait(lambda: tells(arms.peer, "subscribers: /rosbag2_recorder"), "problem")
+    arms.peer.wait(lambda: shows(arms.peer, "subscribers: /rosbag2_recorder"), "problem")
     arms.peer.wait(lambda: arms.rest(VELOCITY), "rest of the other arm")
     arms.subscribe(POSITION)
     recorder.destroy_node()
@@ -135,11 +128,11 @@ def test_a_second_publisher_stops_the_motion(arms: Arms, topic: str) -> None:
     since_s = time.monotonic()
     kind = JointState if topic == "joint_states" else Float64MultiArray
     publisher = peer.node.create_publisher(kind, topic, 10)
-    peer.wait(lambda: tells(peer, f"publishers: 2 on /{topic}"), "problem")
+    peer.wait(lambda: shows(peer, f"publishers: 2 on /{topic}"), "problem")
     peer.wait(lambda: level(peer, "controllers") == DiagnosticStatus.ERROR, "error")
     peer.wait(lambda: arms.rest(*CONTROLLERS), "rest")
     arms.check_steps(since_s)
-    peer.node.destroy_publisher(publisher)
+    peer.destroy(peer.node.destroy_publisher, publisher)
     peer.wait(arms.fast, "motion when it is gone")
 
 
@@ -153,7 +146,7 @@ def test_a_stop_is_served_while_a_policy_loads(
     thread = threading.Thread(target=lambda: configured.append(peer.change_state("configure")))
     try:
         thread.start()
-        peer.wait(lambda: tells(peer, "loading"), "status that says so")
+        peer.wait(lambda: shows(peer, "loading"), "status that says so")
         peer.trigger("policy/stop")
         assert not configured, "the stop waited for the load"
         assert not peer.set_parameter("policy", "checkpoint", "wave").successful

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_steps import level, start_moving, tells
+from fault_steps import level, shows, start_moving
 from harness import Peer, default_image
 from sensor_msgs.msg import Image
 
@@ -55,7 +55,7 @@ def test_images_that_mislead_are_a_warning_then_an_error_and_no_inference(
 
     start_moving(peer)
     peer.make_image = image
-    peer.wait(lambda: tells(peer, words), "problem of the camera")
+    peer.wait(lambda: shows(peer, words), "problem of the camera")
     part = f"camera {CAMERA}"
     peer.wait(lambda: level(peer, part) == DiagnosticStatus.ERROR, "error of the camera")
     peer.wait(lambda: any(words in problem for problem in peer.statuses[-1].problems), "problem")
@@ -66,4 +66,4 @@ def test_images_that_mislead_are_a_warning_then_an_error_and_no_inference(
     assert peer.statuses[-1].state == PolicyStatus.ACTIVE
     peer.make_image = default_image
     peer.wait(lambda: peer.chunks, "chunk from a true image")
-    peer.wait(lambda: not tells(peer, words), "end of the problem")
+    peer.wait(lambda: not shows(peer, words), "end of the problem")

@@ -9,7 +9,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_steps import LEFT, level, moved, quiet, start, start_moving, starts_at, tells, value
+from fault_steps import (
+    LEFT,
+    level,
+    moved,
+    quiet,
+    shows,
+    start,
+    start_moving,
+    starts_at,
+    value,
+)
 from harness import (
     HOME,
     NodeProcess,
@@ -30,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_incompatible_qos_is_named(peer: Peer, process: NodeProcess) -> None:
-    """Promise 15. Pins: an instruction that never arrives and nobody knows why."""
+    """Promise 15. Pins: an instruction that never arrives, without a problem in the status."""
     start_moving(peer)
     best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -38,15 +48,15 @@ def test_incompatible_qos_is_named(peer: Peer, process: NodeProcess) -> None:
     publisher = peer.node.create_publisher(String, "instruction", best_effort)
     subscription = peer.node.create_subscription(JointTrajectory, topic, lambda _: None, latched)
     try:
-        peer.wait(lambda: tells(peer, "topic /instruction: a publisher"), "mismatch of the input")
-        peer.wait(lambda: tells(peer, f"topic /{topic}: a subscriber"), "mismatch of the output")
-        assert tells(peer, "policy RELIABILITY") and tells(peer, "policy DURABILITY")
+        peer.wait(lambda: shows(peer, "topic /instruction: a publisher"), "mismatch of the input")
+        peer.wait(lambda: shows(peer, f"topic /{topic}: a subscriber"), "mismatch of the output")
+        assert shows(peer, "policy RELIABILITY") and shows(peer, "policy DURABILITY")
         assert "RELIABILITY" in process.log
         peer.wait(lambda: level(peer, "topics") == DiagnosticStatus.ERROR, "error of the topics")
     finally:
-        peer.node.destroy_publisher(publisher)
-        peer.node.destroy_subscription(subscription)
-    peer.wait(lambda: not tells(peer, "incompatible QoS"), "end of the mismatch")
+        peer.destroy(peer.node.destroy_publisher, publisher)
+        peer.destroy(peer.node.destroy_subscription, subscription)
+    peer.wait(lambda: not shows(peer, "incompatible QoS"), "end of the mismatch")
 
 
 def shifted(camera: str, stamp_s: float) -> Image:
@@ -107,14 +117,14 @@ def test_inputs_that_must_not_be_used_stop_inference(peer: Peer, what: str) -> N
     start_moving(peer)
     for make, words in faults[what]:
         setattr(peer, "make_image" if what == "cameras" else "make_joints", make)
-        peer.wait(lambda: tells(peer, words), f"problem {words!r}")  # noqa: B023
+        peer.wait(lambda: shows(peer, words), f"problem {words!r}")  # noqa: B023
         time.sleep(0.1)
         peer.chunks.clear()
         time.sleep(0.2)
         assert not peer.chunks, words
         peer.make_image, peer.make_joints = default_image, default_joints
         peer.wait(lambda: peer.chunks, f"chunk after {words!r}")
-        # a status from before would tell the next fault's problem too early
+        # an earlier status would show the next fault's problem too early
         assert peer.fresh_status().state == PolicyStatus.ACTIVE
     if what == "joints":
         assert value(peer, "joints", "refused") > 0
@@ -139,7 +149,7 @@ def test_a_stopped_stream_is_a_warning_and_then_an_error(peer: Peer) -> None:
     peer.wait(lambda: level(peer, "joints") == DiagnosticStatus.OK, "end of the error")
 
 
-def test_a_picture_that_changes_in_mid_stream(peer: Peer) -> None:
+def test_an_image_that_changes_in_mid_stream(peer: Peer) -> None:
     """Promise 14. Pins: pixels read by the first frame's size or encoding; a bad one that kills."""
 
     def grey(camera: str, stamp_s: float) -> Image:
@@ -155,11 +165,11 @@ def test_a_picture_that_changes_in_mid_stream(peer: Peer) -> None:
 
     start_moving(peer)
     peer.make_image = cut_short
-    peer.wait(lambda: peer.statuses[-1].inference_failures > 4, "damaged pictures")
+    peer.wait(lambda: peer.statuses[-1].inference_failures > 4, "damaged images")
     assert peer.statuses[-1].state == PolicyStatus.ACTIVE
     peer.chunks.clear()
     peer.make_image = grey
-    peer.wait(lambda: len(peer.chunks) > 2, "chunks from other pictures")
+    peer.wait(lambda: len(peer.chunks) > 2, "chunks from valid images")
     camera = peer.wait(
         lambda: (
             level(peer, "camera cam_high") == DiagnosticStatus.WARN
@@ -207,7 +217,7 @@ def test_a_clock_that_jumps_starts_over(peer: Peer, process: NodeProcess) -> Non
         assert peer.fresh_status().state == PolicyStatus.ACTIVE
         clock.frozen_s = None
         peer.reset()
-        peer.wait(lambda: moved(peer), "motion when the clock goes on")
+        peer.wait(lambda: moved(peer), "motion when the clock runs again")
     finally:
         peer.change_state("deactivate")
         peer.clock_s = None
@@ -249,7 +259,7 @@ def test_bytes_that_are_no_message_change_nothing(
                 publisher.publish((filling * size)[:size])
                 time.sleep(0.01)
     finally:
-        peer.node.destroy_publisher(publisher)
+        peer.destroy(peer.node.destroy_publisher, publisher)
     peer.chunks.clear()
     peer.wait(lambda: len(peer.chunks) > 2, "chunks afterwards")
     status = peer.fresh_status()

@@ -13,10 +13,10 @@ from fault_steps import (
     level,
     moved,
     quiet,
+    shows,
     start,
     start_moving,
     starts_at,
-    tells,
     value,
 )
 from harness import (
@@ -26,8 +26,8 @@ from harness import (
     Peer,
     arrays,
     at_rest,
+    check_boundaries,
     check_limits,
-    check_seams,
     default_joints,
     limits,
 )
@@ -43,9 +43,9 @@ def test_stop_is_latched_until_resume(peer: Peer, process: NodeProcess) -> None:
     time.sleep(0.15)
     for name in CONTROLLERS:
         assert not arrays(peer.trajectories[name][-1])[2][-1].any()
-        check_seams(peer.trajectories[name])
+        check_boundaries(peer.trajectories[name])
     assert quiet(peer)
-    assert tells(peer, "stopped: ~/resume ends it")
+    assert shows(peer, "stopped: ~/resume ends it")
     assert level(peer, "node") == DiagnosticStatus.WARN
     inferences = peer.statuses[-1].inferences
     assert peer.change_state("deactivate") and peer.change_state("activate")
@@ -62,14 +62,14 @@ def test_stop_is_latched_until_resume(peer: Peer, process: NodeProcess) -> None:
 
 
 def test_speed_zero_comes_to_rest_and_resumes(peer: Peer) -> None:
-    """Promise 20. Pins: a jump when the speed changes, a plan that goes on while it is 0."""
+    """Promise 20. Pins: a jump when the speed changes, a plan that continues at speed 0."""
     start_moving(peer)
     assert peer.set_parameter("policy", "scheduler.speed_scale", 0.0).successful
     try:
         time.sleep(1.0)
         resting = {name: peer.trajectories[name][-1] for name in CONTROLLERS}
         assert all(at_rest(trajectory) for trajectory in resting.values())
-        assert tells(peer, "scheduler.speed_scale is 0")
+        assert shows(peer, "scheduler.speed_scale is 0")
         peer.chunks.clear()
         time.sleep(0.3)
         assert not peer.chunks
@@ -82,14 +82,14 @@ def test_speed_zero_comes_to_rest_and_resumes(peer: Peer) -> None:
     peer.wait(lambda: not at_rest(peer.trajectories[LEFT][-1]), "motion at full speed")
     for name in CONTROLLERS:
         check_limits(peer.trajectories[name])
-        check_seams(peer.trajectories[name])
+        check_boundaries(peer.trajectories[name])
 
 
 def test_a_controller_that_is_gone_stops_the_stream(peer: Peer) -> None:
     """Promise 11. Pins: a controller that comes back into the middle of a motion."""
     start_moving(peer)
     peer.stop_controllers()
-    peer.wait(lambda: tells(peer, "no controller subscribes to left_arm_controller"), "problem")
+    peer.wait(lambda: shows(peer, "no controller subscribes to left_arm_controller"), "problem")
     peer.wait(lambda: level(peer, "controllers") == DiagnosticStatus.ERROR, "error")
     trajectories = peer.fresh_status().trajectories
     peer.positions = ELSEWHERE
@@ -122,7 +122,7 @@ def test_a_far_first_command_is_ramped_to_or_refused(peer: Peer) -> None:
         peer.positions = HOME.copy()
         peer.reset()
         start(peer, "fault far")
-        peer.wait(lambda: tells(peer, "first command: joint 'left_waist'"), "refusal")
+        peer.wait(lambda: shows(peer, "first command: joint 'left_waist'"), "refusal")
         peer.wait(lambda: level(peer, "scheduler") == DiagnosticStatus.ERROR, "error")
         assert not moved(peer)
         peer.instruct("sweep")
@@ -138,7 +138,7 @@ def test_any_targets_stay_inside_the_limits(peer: Peer) -> None:
     peer.wait(lambda: len(peer.trajectories[LEFT]) > 60, "trajectories")
     for name in CONTROLLERS:
         check_limits(peer.trajectories[name])
-        check_seams(peer.trajectories[name])
+        check_boundaries(peer.trajectories[name])
     peer.wait(lambda: value(peer, "limits", "left_waist") > 0, "clamps of a joint")
     assert value(peer, "limits", "position clamps") > 0
     assert sum(peer.statuses[-1].clamped_position) > 0
@@ -178,7 +178,7 @@ def test_a_joint_that_does_not_follow_stops_the_arms(peer: Peer, process: NodePr
     assert level(peer, "tracking") == level(peer, "node") == DiagnosticStatus.ERROR
     for name in CONTROLLERS:
         check_limits(peer.trajectories[name])
-        check_seams(peer.trajectories[name])
+        check_boundaries(peer.trajectories[name])
     assert quiet(peer)
     peer.make_joints = default_joints
     peer.positions = ELSEWHERE
@@ -201,7 +201,7 @@ def test_no_motion_starts_at_a_wrong_joint_state(peer: Peer, wrong: float) -> No
 
     peer.make_joints = glitching
     start(peer)
-    peer.wait(lambda: tells(peer, "start: joint 'left_elbow'"), "problem")
+    peer.wait(lambda: shows(peer, "start: joint 'left_elbow'"), "problem")
     time.sleep(0.5)
     assert not any(peer.trajectories[name] for name in CONTROLLERS)
     peer.make_joints = default_joints
@@ -213,7 +213,7 @@ def test_a_whole_number_is_a_speed(peer: Peer) -> None:
     """Pins: `ros2 param set /policy scheduler.speed_scale 0` refused as an integer."""
     start_moving(peer)
     assert peer.set_parameter("policy", "scheduler.speed_scale", 0).successful
-    peer.wait(lambda: tells(peer, "speed_scale is 0"), "problem")
+    peer.wait(lambda: shows(peer, "speed_scale is 0"), "problem")
     assert peer.set_parameter("policy", "scheduler.speed_scale", 1).successful
 
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_steps import LEFT, level, quiet, start, start_moving, starts_at, tells, value
+from fault_steps import LEFT, level, quiet, shows, start, start_moving, starts_at, value
 from harness import CONTROLLERS, HOME, NodeProcess, Peer, arrays, at_rest, check_limits
 
 from pi05_ros.msg import PolicyStatus
@@ -15,29 +15,29 @@ from pi05_ros.msg import PolicyStatus
 pytestmark = pytest.mark.slow
 
 
-def test_a_hang_is_told_and_outlived(peer: Peer, process: NodeProcess) -> None:
+def test_a_hang_is_a_problem_until_it_ends(peer: Peer, process: NodeProcess) -> None:
     """Promise 7. Pins: a control loop that waits for the policy, a chunk of long ago that moves."""
     start_moving(peer)
     time.sleep(0.5)
     peer.chunks.clear()
     peer.instruct("fault hang 2")
     peer.wait(lambda: level(peer, "executor") == DiagnosticStatus.ERROR, "error of the executor")
-    assert tells(peer, "policy: no answer for")
+    assert shows(peer, "policy: no answer for")
     peer.wait(lambda: value(peer, "executor", "misses") >= 1, "end of the chunks")
     time.sleep(0.3)
     assert all(at_rest(peer.trajectories[name][-1]) for name in CONTROLLERS)
     ticks = peer.statuses[-1].ticks
-    peer.wait(lambda: peer.statuses[-1].ticks > ticks, "control loop that goes on")
+    peer.wait(lambda: peer.statuses[-1].ticks > ticks, "ticks during the hang")
     peer.wait(lambda: any(c.instruction == "fault hang 2" for c in peer.chunks), "recovery")
     assert max(chunk.latency_s for chunk in peer.chunks) < 1.0
-    peer.wait(lambda: not tells(peer, "no answer"), "end of the error")
+    peer.wait(lambda: not shows(peer, "no answer"), "end of the error")
     assert value(peer, "executor", "hangs") == 1
     for name in CONTROLLERS:
         check_limits(peer.trajectories[name])
 
 
 def test_failures_in_a_row_deactivate(peer: Peer, process: NodeProcess) -> None:
-    """Promise 4. Pins: a NaN that reaches the robot, a policy that fails and is asked for ever."""
+    """Promise 4. Pins: a NaN that reaches the robot, a policy that fails and is run for ever."""
     start_moving(peer)
     peer.instruct("fault nan 2")
     peer.wait(lambda: peer.statuses[-1].inference_failures == 2, "two failures")
@@ -46,7 +46,7 @@ def test_failures_in_a_row_deactivate(peer: Peer, process: NodeProcess) -> None:
     for fault, words in (("nan", "not finite"), ("shape", "promise"), ("raise", "told to raise")):
         peer.instruct(f"fault {fault}")
         peer.wait(lambda: peer.statuses[-1].state == PolicyStatus.INACTIVE, f"end by {fault}")
-        assert tells(peer, "3 inferences failed in a row") and tells(peer, words)
+        assert shows(peer, "3 inferences failed in a row") and shows(peer, words)
         assert level(peer, "node") == DiagnosticStatus.ERROR
         assert quiet(peer, 0.2)
         peer.positions = HOME.copy()
@@ -54,7 +54,7 @@ def test_failures_in_a_row_deactivate(peer: Peer, process: NodeProcess) -> None:
         peer.instruct("sweep")
         assert peer.change_state("activate")
         starts_at(peer, HOME)
-        assert not tells(peer, "failed in a row")
+        assert not shows(peer, "failed in a row")
     assert np.isfinite([chunk.positions for chunk in peer.chunks]).all()
     check_limits(peer.trajectories[LEFT])
 
@@ -71,7 +71,7 @@ def test_out_of_memory_is_recovered_in_place(peer: Peer, process: NodeProcess) -
     assert (status.inference_failures, status.state) == (0, PolicyStatus.ACTIVE)
     peer.instruct("fault oom")
     peer.wait(lambda: peer.statuses[-1].state == PolicyStatus.INACTIVE, "end of the motion")
-    assert tells(peer, "3 inferences failed in a row") and tells(peer, "CUDA out of memory")
+    assert shows(peer, "3 inferences failed in a row") and shows(peer, "CUDA out of memory")
     assert process.threads > threads  # the policy stays loaded
     peer.instruct("sweep")
     assert peer.change_state("activate")
@@ -88,7 +88,7 @@ def test_a_device_that_fails_ends_in_error_processing(
     assert process.threads > threads
     peer.instruct(f"fault {fault}")
     peer.wait(lambda: peer.statuses[-1].state == PolicyStatus.ERROR, "error processing")
-    assert tells(peer, words)
+    assert shows(peer, words)
     assert not arrays(peer.trajectories[LEFT][-1])[2][-1].any()
     assert quiet(peer, 0.2)
     assert process.threads == threads
