@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,23 @@ class Split:
 class LeRobotDataset:
     """The data set in folder `root`: numbers in memory, images read and decoded on demand.
 
-    At most `cache_bytes` of encoded images are kept. May be read from several threads and, after
-    pickling or a fork, processes.
+    At most `cache_bytes` of encoded images are kept. `fetch` is called with the path of a video
+    before it is read, and makes it exist. May be read from several threads and, after pickling or a
+    fork, processes.
 
     Raises:
         DatasetError: no data set, another version of the format, missing or damaged files, values
             that are not finite. The message names the file or frame, and the remedy.
     """
 
-    def __init__(self, root: Path | str, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        cache_bytes: int = CACHE_BYTES,
+        fetch: Callable[[Path], None] | None = None,
+    ) -> None:
         self.root = Path(root)
+        self._fetch = fetch
         self.meta = meta = layout.Metadata(self.root)
         for key in (STATE_KEY, ACTION_KEY):
             if key not in meta.features:
@@ -141,6 +148,22 @@ class LeRobotDataset:
             raise DatasetError(f"{self.root} has no episode {episode}")
         return int(self._from[position[0]]), int(self._to[position[0]])
 
+    def image_files(self) -> NDArray[np.int64]:
+        """[n] the number of the file that has each frame's images, of the first camera if several.
+
+        Numbers rise with the frames.
+        """
+        videos = [
+            key for key in self.meta.cameras.values() if self.meta.features[key]["dtype"] == "video"
+        ]
+        episodes = self.episodes.tolist()
+        if videos:
+            places = [self.meta.video(episode, videos[0])[0] for episode in episodes]
+        else:
+            places = [self.meta.data_file(episode) for episode in episodes]
+        number = {place: k for k, place in enumerate(dict.fromkeys(places))}
+        return np.array([number[place] for place in places], dtype=np.int64)[self._position]
+
     def frames_of(self, episodes: Iterable[int]) -> NDArray[np.int64]:
         """The frames of these episodes, in order; raises as `bounds`."""
         chosen = [np.arange(*self.bounds(episode)) for episode in sorted(set(episodes))]
@@ -217,6 +240,8 @@ class LeRobotDataset:
         if self.meta.features[key]["dtype"] == "image":
             return self._images.image(key, frame)
         path, start_s = self.meta.video(int(self.episode_index[frame]), key)
+        if self._fetch is not None:
+            self._fetch(path)
         return self._videos.frame(path, start_s + float(self._time_s[frame]), self.fps)
 
     def _vectors(self, key: str) -> NDArray[np.float32]:

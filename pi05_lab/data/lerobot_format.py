@@ -226,6 +226,12 @@ class Metadata:
                 raise DatasetError(f"{path} is missing; copy it there or record the data set again")
         return files
 
+    def data_file(self, episode: int) -> Path:
+        """The file of an episode's rows."""
+        row = self._episodes.get(episode, {})
+        place = {key: row.get(f"data/{key}", 0) for key in ("chunk_index", "file_index")}
+        return self.root / self._data_path.format(**place)
+
     def video(self, episode: int, key: str) -> tuple[Path, float]:
         """The file of an episode's video, and the time in it at which the episode starts."""
         row = self._episodes.get(episode, {})

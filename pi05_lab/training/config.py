@@ -57,6 +57,12 @@ class DataConfig:
     """Processes that prepare batches; 0 is a thread."""
     cache_gb: float = 4.0
     """Encoded images that each of them keeps in memory."""
+    window_files: int = 0
+    """For data larger than memory or disk: a step draws from this many image files, and the files
+    of a random order take turns. 0: from all frames."""
+    disk_gb: float = 0.0
+    """Videos of Hugging Face data sets that are kept on the disk, each fetched when it is needed;
+    use it with `window_files`. 0: all, fetched before the training."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Word of an instruction → relative frequency of frames with it; others have 1."""
 
@@ -230,6 +236,9 @@ class TrainConfig:
         _require(bool(self.data.datasets), "data.datasets: at least one is needed")
         held_out = self.data.held_out
         _require(0 <= held_out < 1, f"data.held_out must be from 0 to below 1, not {held_out}")
+        for key in ("workers", "cache_gb", "window_files", "disk_gb"):
+            value = getattr(self.data, key)
+            _require(value >= 0, f"data.{key} must be at least 0, not {value}")
         _require(bool(self.stages), "stages: at least one is needed")
         names = [stage.name for stage in self.stages]
         _require(len({*names}) == len(names), f"stages: a name repeats: {', '.join(names)}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from pi05_lab.training.processing import DataProcessor
 
 VALIDATION = 1 << 20
 """In place of the stage's number, in the seed of the validation's batches."""
+WINDOWS = VALIDATION + 1
+"""In the seed of the order of files."""
 AHEAD = 4
 """Batches prepared in advance."""
 
@@ -136,7 +139,10 @@ class Examples:
         weights = self._group_weights(np.array([d.weight for d in config.data.datasets]))
         if not (weights >= 0).all() or weights.sum() <= 0:
             raise ConfigError("data.datasets: nothing to sample: weights must be above 0")
-        self._cumulative = np.cumsum(weights / weights.sum())
+        self._weights = weights
+        self._windows: _Windows | None = None
+        if config.data.window_files:
+            self._windows = _Windows(self.datasets, self.train, config)
 
     def _group_weights(self, of_dataset: NDArray[np.float64]) -> NDArray[np.float64]:
         """The dataset's weight times the mean weight of the group's instructions."""
@@ -162,14 +168,33 @@ class Examples:
     ) -> Batch:
         """One of the equal parts of a step's batch; `seed` is of the step."""
         drawn = np.random.default_rng(list(seed)).random(stage.batch)
-        numbers = np.searchsorted(self._cumulative, drawn, side="right")
-        numbers = np.minimum(numbers, len(self.train) - 1)
+        numbers = self._draw(drawn, seed[-1])
         size = stage.batch // parts
         rows = [
             _Row(self.train[int(numbers[i])], np.random.default_rng([*seed, i]))
             for i in range(part * size, (part + 1) * size)
         ]
         return self._assemble(rows, stage, augment=True)
+
+    def _draw(self, drawn: NDArray[np.float64], step: int) -> NDArray[np.int64]:
+        """Groups by their weights, for random numbers [n] from 0 to 1."""
+        if self._windows is None:
+            candidates, cumulative = None, self._cumulative
+        else:
+            candidates = self._windows.groups(step * len(drawn))
+            cumulative = np.cumsum(self._weights[candidates])
+            if cumulative[-1] <= 0:
+                raise ConfigError(
+                    "data.window_files: all frames of a window have the weight 0; give more files"
+                )
+            cumulative /= cumulative[-1]
+        found = np.searchsorted(cumulative, drawn, side="right")
+        found = np.minimum(found, len(cumulative) - 1)
+        return found if candidates is None else candidates[found]
+
+    @cached_property
+    def _cumulative(self) -> NDArray[np.float64]:
+        return np.cumsum(self._weights / self._weights.sum())
 
     def validation(
         self, frames: int, batch: int, seed: int, other_text: bool = False
@@ -257,6 +282,39 @@ class Examples:
         weights = np.array([self._task_weights[dataset][frame] for dataset, frame in group])
         weights /= weights.sum()
         return [group[i] for i in row.rng.choice(count, tasks, replace=tasks > count, p=weights)]
+
+
+class _Windows:
+    """The groups of a few image files at a time; the files of a random order take turns.
+
+    As many frames are drawn while a file is among them as a uniform draw from all would take of it.
+    """
+
+    def __init__(
+        self, datasets: Sequence[LeRobotDataset], groups: Groups, config: TrainConfig
+    ) -> None:
+        firsts = groups.frames[groups.ends - np.diff(groups.ends, prepend=0)]
+        file = np.empty(len(groups), dtype=np.int64)
+        begin = 0
+        for number, dataset in enumerate(datasets):
+            files, mine = dataset.image_files(), groups.dataset == number
+            file[mine] = files[firsts[mine]] + begin
+            begin += int(files.max()) + 1
+        order = np.argsort(file, kind="stable")
+        pieces = np.split(order, np.flatnonzero(np.diff(file[order])) + 1)
+        shuffled = np.random.default_rng([config.seed, WINDOWS]).permutation(len(pieces))
+        self._files = [pieces[int(number)] for number in shuffled]
+        self._size = min(config.data.window_files, len(pieces))
+        self._per_file = max(1, len(groups) // len(pieces))
+        self._latest: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def groups(self, drawn: int) -> NDArray[np.int64]:
+        """The candidates after so many draws."""
+        first = drawn // self._per_file
+        if self._latest[0] != first:
+            files = [self._files[(first + k) % len(self._files)] for k in range(self._size)]
+            self._latest = first, np.concatenate(files)
+        return self._latest[1]
 
 
 class _Row(NamedTuple):

@@ -30,7 +30,7 @@ CHANGEABLE = {"accelerate", "checkpoint_steps", "device", "ema_device", "evaluat
               "gradient_checkpointing", "log_steps", "note", "output", "save", "save_precision",
               "threads", "trackers", "validation"}  # fmt: skip
 """Keys that may change between a state and its continuation."""
-CHANGEABLE_DATA = {"workers", "cache_gb"}
+CHANGEABLE_DATA = {"workers", "cache_gb", "disk_gb"}
 CHANGEABLE_STAGE = {"accumulate"}
 
 
@@ -70,7 +70,11 @@ def save_state(
     tensors: Mapping[str, Any],
     processes: Processes,
 ) -> None:
-    """Write the state; called by all processes, which wait for each other."""
+    """Write the state; called by all processes, which wait for each other.
+
+    Raises:
+        ConfigError: it cannot be written, for a full disk for example; the one before it stays.
+    """
     folder = output / STATES
     # a stage's end has the same number of steps as its last state
     name = f"{position.total_steps:09d}.{position.stage:03d}"
@@ -79,8 +83,12 @@ def save_state(
         shutil.rmtree(partial, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     processes.wait()
-    with _alone(processes) as alone:
-        dcp.save(dict(tensors), checkpoint_id=partial, no_dist=alone)
+    try:
+        with _alone(processes) as alone:
+            dcp.save(dict(tensors), checkpoint_id=partial, no_dist=alone)
+    except (OSError, CheckpointException) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigError(f"the state cannot be written to {folder}: {_reason(error)}") from None
     if processes.is_main:
         document = {"config": config.to_dict(), "position": asdict(position)}
         with (partial / POSITION_FILE).open("w", encoding="utf-8") as file:
@@ -128,8 +136,15 @@ def read_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
             planner = DefaultLoadPlanner(allow_partial_load=True)
             dcp.load(tensors, checkpoint_id=folder, planner=planner, no_dist=alone)
     except (Exception, CheckpointException) as error:  # the type depends on the damage
-        reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(f"{folder} is damaged ({reason}): remove it") from None
+        raise ConfigError(f"{folder} is damaged ({_reason(error)}): remove it") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first process's error in one line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from pi05_lab.data.hub import dataset_folder
+from pi05_lab.data.hub import open_dataset
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training import state
 from pi05_lab.training.checkpoints import save_checkpoint, write_yaml
@@ -111,10 +111,10 @@ class Trainer:
         self._processes = processes
         self._evaluate = evaluate
         self._stop = stop
-        cache_bytes = int(config.data.cache_gb * 2**30)
-        datasets = [
-            LeRobotDataset(dataset_folder(d.root), cache_bytes) for d in config.data.datasets
-        ]
+        data = config.data
+        opened = [open_dataset(d.root, int(data.disk_gb * 2**30)) for d in data.datasets]
+        cache_bytes = int(data.cache_gb * 2**30)
+        datasets = [LeRobotDataset(folder, cache_bytes, fetch) for folder, fetch in opened]
         plugin = load_plugin(config)
         network, self._processor = start(config, datasets, plugin)
         torch.manual_seed(config.seed)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 from squares_world import OPTIONS, make_config, squares, stage, write_dataset  # type: ignore
+from torch.distributed.checkpoint import FileSystemWriter
 
 from pi05_lab.training import train as train_module
 from pi05_lab.training.config import ConfigError, TrainConfig, parse_config
@@ -135,6 +136,28 @@ def test_what_may_change_between_a_stop_and_its_resumption(
     )
     # two passes round otherwise
     assert len(mine) == 9 and mine[:8] == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_full_disk_keeps_the_state_before(
+    dataset: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a traceback, and half a state in place of a whole one."""
+    config = two_stages(tmp_path, dataset)
+    write = FileSystemWriter.write_data
+    calls = iter(range(9))
+
+    def fill(self: FileSystemWriter, *arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", fill)
+    with pytest.raises(ConfigError, match=r"cannot be written to .*No space left on device"):
+        train(config)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / STATES).iterdir()] == ["000000003.000"]
+    assert train(config, resume=True) is not None
+    assert weights(tmp_path) == weights(whole)
 
 
 def test_checkpoints_on_the_way(dataset: Path, tmp_path: Path) -> None:

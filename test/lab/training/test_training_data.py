@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from squares_world import HORIZON, OPTIONS, make_config, stage, write_dataset  # type: ignore
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
@@ -15,7 +18,7 @@ from pi05_lab.data.lerobot_format import Extra, Features
 from pi05_lab.data.lerobot_writer import DatasetWriter
 from pi05_lab.data.simulated import CUBES_KEY, PIXELS_KEY
 from pi05_lab.training.config import ConfigError, TrainConfig
-from pi05_lab.training.data import Batch, Examples, group_frames, load_batches
+from pi05_lab.training.data import Batch, Examples, Groups, _Windows, group_frames, load_batches
 from pi05_lab.training.plugins import load_plugin
 from pi05_lab.training.processing import start
 
@@ -211,3 +214,44 @@ def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, dataset: Path) -> N
     state = examples.datasets[0].state[0]
     with pytest.raises(ConfigError, match="shorten the instruction"):
         examples.processor.numbers(state, np.zeros((HORIZON, 2), np.float32), "x" * 100)
+
+
+@settings(max_examples=20, deadline=None)
+@given(files=st.integers(1, 12), per_file=st.integers(1, 9), size=st.integers(1, 15))
+def test_windows_take_every_file_in_turn(files: int, per_file: int, size: int) -> None:
+    """Few files at a time; over the whole data each as often. Fault: files that are never drawn."""
+    source = SimpleNamespace(image_files=lambda: np.repeat(np.arange(files), per_file))
+    count = files * per_file
+    groups = Groups(np.zeros(count, np.int32), np.arange(count), np.arange(1, count + 1))
+    config: Any = SimpleNamespace(seed=0, data=SimpleNamespace(window_files=size))
+    windows = _Windows([cast("LeRobotDataset", source)], groups, config)
+    times = np.zeros(count)
+    for drawn in range(count):
+        candidates = windows.groups(drawn)
+        assert len({*(candidates // per_file).tolist()}) == min(size, files)
+        times[candidates] += 1 / len(candidates)
+    np.testing.assert_allclose(times, 1.0)
+
+
+def test_a_window_draws_from_its_files_alone(tmp_path: Path) -> None:
+    roots = [
+        write_dataset(tmp_path / name, 4, seed, chunks=False) for seed, name in enumerate("ab")
+    ]
+    data = {"datasets": [{"root": str(root)} for root in roots], "held_out": 0.2, "window_files": 1}
+    config = make_config(tmp_path, data=data, plugin_options=OPTIONS | {"positions": "none"})
+    examples = load(config)
+    states = [set(map(bytes, dataset.state)) for dataset in examples.datasets]
+    chosen = make_config(tmp_path, roots[0], stages=[stage(batch=6)]).stages[0]
+    seen = set()
+    for step in range(8):
+        batch = examples.batch(chosen, (0, 0, step))
+        decoded = examples.processor.processing.state.unnormalize(batch.states[:, :2])
+        owners = {
+            number
+            for row in decoded
+            for number, dataset in enumerate(examples.datasets)
+            if np.abs(dataset.state - row).max(1).min() < 1e-5
+        }
+        assert len(owners) == 1
+        seen |= owners
+    assert seen == {0, 1} and states[0] != states[1]
