@@ -204,6 +204,17 @@ class Metadata:
         feature = self.features[key]
         return flat_names(feature.get("names"), int(np.prod(feature["shape"])), key)
 
+    def misplaced(self, key: str, expected: Sequence[str]) -> str:
+        """What is wrong with the order of a vector's entries; empty if nothing.
+
+        Of names that only one side has, such as `motor_0`, the place counts.
+        """
+        names = self.names(key)
+        for place, name in enumerate(expected):
+            if name in names and names.index(name) != place:
+                return f"{name!r} is number {names.index(name) + 1} instead of {place + 1}"
+        return ""
+
     def image_size(self, key: str) -> tuple[int, int]:
         """(height, width) in pixels; the channels may come first or last in the shape."""
         shape: list[int] = self.features[key]["shape"]

@@ -13,7 +13,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from pi05_lab.data.bags import Bag, BagError, Notes, RawMessage
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
-from pi05_lab.data.lerobot_format import DatasetError
+from pi05_lab.data.lerobot_format import ACTION_KEY, STATE_KEY, DatasetError
 from pi05_lab.data.topics import (
     COMMAND_TYPES,
     JOINT_STATE,
@@ -134,6 +134,10 @@ class DatasetRecording:
         for key, dim in (("state", self._data.state_dim), ("action", self._data.action_dim)):
             if dim != count:
                 raise BagError(f"{root}: {key} has {dim} values, the params file {count} joints")
+        for key in (STATE_KEY, ACTION_KEY):
+            misplaced = self._data.meta.misplaced(key, self._joints.names)
+            if misplaced:
+                raise BagError(f"{root}: {key} has other joints than the params file: {misplaced}")
         self._cameras = [c.name for c in robot.cameras if c.name in self._data.cameras]
         if missing := [c.name for c in robot.cameras if c.required and c.name not in self._cameras]:
             raise BagError(f"{root} has no camera {missing[0]!r}; it has {self._data.cameras}")

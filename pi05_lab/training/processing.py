@@ -223,19 +223,13 @@ def _match_cameras(
 
 
 def _check_names(dataset: LeRobotDataset, robot: Robot) -> None:
-    """Raise ConfigError where the data have the robot's joints in another order.
-
-    Of names that only one of the two has, such as `motor_0`, the order counts.
-    """
+    """Raise ConfigError where the data have the robot's joints in another order."""
     for key, ours in ((STATE, robot.state), (ACTION, robot.action)):
-        theirs = dataset.meta.names(key)
-        for place, name in enumerate(ours):
-            if name in theirs and theirs.index(name) != place:
-                raise ConfigError(
-                    f"{dataset.root}: {key} is not in the order of robot {robot.name!r}: {name!r} "
-                    f"is number {theirs.index(name) + 1} instead of {place + 1}. Give a robot "
-                    "whose YAML description lists the names in the data's order"
-                )
+        if misplaced := dataset.meta.misplaced(key, ours):
+            raise ConfigError(
+                f"{dataset.root}: {key} is not in the order of robot {robot.name!r}: {misplaced}. "
+                "Give a robot whose YAML description lists the names in the data's order"
+            )
 
 
 def _check_alike(datasets: Sequence[LeRobotDataset], config: PolicyConfig) -> None:

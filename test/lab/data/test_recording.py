@@ -217,3 +217,15 @@ def test_a_dataset_is_a_recording_too(tmp_path: Path) -> None:
         assert [int(o.images["top"][0, 0, 0]) for o in policy.seen] == list(range(40, 140, 10))
         errors = result.episodes[0].tracks["it"].errors["policy"]
         assert errors.by_joint[0] / sum(errors.steps) == pytest.approx(0.01, rel=0.02)
+
+
+def test_a_data_set_in_another_joint_order_is_refused(tmp_path: Path) -> None:
+    """Fault: only the number of joints was compared."""
+    root = write_dataset(tmp_path / "data", 5, "wave")
+    info = root / "meta" / "info.json"
+    names = ('"shoulder",\n                "elbow"', '"elbow",\n                "shoulder"')
+    assert names[0] in info.read_text()
+    info.write_text(info.read_text().replace(*names))
+    plan = make_plan(tmp_path)
+    with pytest.raises(BagError, match="'shoulder' is number 2 instead of 1"):
+        open_recording(Job("data#0", root, 0), plan, plan.robot())

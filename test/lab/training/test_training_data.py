@@ -255,3 +255,14 @@ def test_a_window_draws_from_its_files_alone(tmp_path: Path) -> None:
         assert len(owners) == 1
         seen |= owners
     assert seen == {0, 1} and states[0] != states[1]
+
+
+def test_weights_of_tasks_apply_to_ordinary_data(tmp_path: Path) -> None:
+    """Fault: they applied only to data with several instructions per image."""
+    root = write_dataset(tmp_path / "plain", 20, chunks=False)
+    data = {"datasets": [{"root": str(root)}], "held_out": 0.1, "task_weights": {"red": 3.0}}
+    options = OPTIONS | {"positions": "none"}
+    examples = load(make_config(tmp_path, data=data, plugin_options=options))
+    rows = [examples.train[int(k)] for k in examples._draw(np.linspace(0, 1, 4000)[:-1], 0)]
+    tasks = [examples.datasets[d].task(frame) for ((d, frame),) in rows]
+    assert np.mean(["red" in task for task in tasks]) == pytest.approx(0.75, abs=0.02)
