@@ -44,7 +44,7 @@ RUNTIME_PACKAGES = {
     "observation": package("types", "numpy cv2 rosbags PIL"),
     "policy": package(
         "types",
-        "numpy torch safetensors transformers tokenizers huggingface_hub PIL yaml",
+        "numpy torch safetensors transformers tokenizers scipy huggingface_hub PIL yaml",
     ),
     "executor": package("types device_errors", "numpy"),
     "requests": package("types control observation executor device_errors"),

@@ -41,6 +41,7 @@ def make_network(config: TrainConfig, dataset: LeRobotDataset, folder: Path) -> 
         vis=VisionSize(*wanted.vis) if wanted.vis else sizes.vis,
         image=wanted.image or sizes.image,
         patch=wanted.patch or sizes.patch,
+        vocab=sizes.vocab + _action_tokens(config),
     )
     changed = replace(
         plain,
@@ -54,6 +55,13 @@ def make_network(config: TrainConfig, dataset: LeRobotDataset, folder: Path) -> 
     network = Pi0(changed)
     _initialize(network, PromptTokenizer.from_directory(folder, changed.token_length, sizes.vocab))
     return network
+
+
+def _action_tokens(config: TrainConfig) -> int:
+    """Embeddings beyond the prompt's, in steps of 64, for the loss `fast`."""
+    if not any(stage.losses.get("fast", 0.0) > 0 for stage in config.stages):
+        return 0
+    return math.ceil((config.fast.vocab_size + config.fast.skip) / 64) * 64
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from pi05_ros import __version__
 from pi05_ros.policy.adapters import write_adapters
 from pi05_ros.policy.bundle import SETTINGS_FILE
 from pi05_ros.policy.checkpoint import checkpoint_folder, save_weights, write_config
+from pi05_ros.policy.next_token import ACTION_TOKENIZER
 from pi05_ros.policy.processing import write_processing
 from pi05_ros.policy.robots import NAMED
 from pi05_ros.policy.weights import CheckpointError
@@ -62,6 +63,8 @@ def save_checkpoint(
             write_config(processor.config, partial, precision)
         else:
             save_weights(processor.config, whole, partial, precision)
+        if processor.language is not None:
+            processor.language.tokenizer.save(partial / ACTION_TOKENIZER)
         for name, content in processor.tokenizer_files.items():
             (partial / name).write_bytes(content)
         write_processing(
@@ -80,7 +83,7 @@ def save_checkpoint(
         count = sum(tensor.numel() for tensor in whole.values())
         card = make_card(count, processor, config, position, counts, entries)
         card.save(partial / CARD_FILE)
-        for file in partial.iterdir():
+        for file in partial.glob("*.*"):
             file.chmod(0o644)  # safetensors writes for the owner only
 
 
@@ -107,6 +110,7 @@ def _settings(config: TrainConfig, processor: DataProcessor, position: Position)
         **{key: value for key, value in units.items() if config.robot in NAMED or value},
         "dt_s": processor.robot.dt_s,
         "trained": True,
+        **({} if any(stage.losses.get("flow") for stage in config.stages) else {"head": "fast"}),
         "note": config.note or steps,
     }
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+LOSSES = ("flow", "fast")
+"""Losses of every training; a plug-in has others."""
 TRACKERS = ("tensorboard", "wandb")
 PARTS = ("vision", "projector", "embedder", "prefix", "bridge", "expert")
 T = TypeVar("T")
@@ -99,12 +101,30 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class FastTokens:
+    """Action tokens (FAST) for the loss `fast`."""
+
+    tokenizer: str = "fit"
+    """A folder of `physical-intelligence/fast`'s format, "start": the start checkpoint's, or "fit":
+    learnt from the training data."""
+    scale: float = 10.0
+    vocab_size: int = 1024
+    """Of "fit"."""
+    prompt: str = "pi05"
+    """pi05, openpi or lerobot; see `pi05_ros.policy.next_token.FastConfig`."""
+    skip: int = 128
+    """The network's last vocabulary entries that are not used: 128 in PaliGemma."""
+    length: int = 256
+    """Largest number of tokens of a chunk."""
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One stage. It starts from the averaged weights of the stage before."""
 
     name: str
     losses: dict[str, float]
-    """Loss → weight: `flow` and the plug-in's losses."""
+    """Loss → weight: `flow`, `fast` and the plug-in's losses."""
     steps: int | None = None
     minutes: float | None = None
     """Instead of `steps`: time spent in steps. One process only; not exactly repeatable."""
@@ -119,8 +139,9 @@ class StageConfig:
     samples_per_prefix: int = 1
     """Pairs of noise and time per frame and instruction; the prefix is encoded once."""
     insulate: bool = False
-    """Knowledge insulation: the flow loss trains only the expert and the bridge, auxiliary losses
-    the prefix."""
+    """Knowledge insulation: the flow loss does not reach the language model, whose keys and values
+    the expert sees as constants. Without the loss `fast` it trains the bridge, which no other loss
+    does."""
     optimizer: str = "adamw"
     """"muon" for the matrices inside the transformers, AdamW for the rest."""
     lr: float = 2.5e-5
@@ -188,6 +209,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     lora: LoraConfig | None = None
+    fast: FastTokens = field(default_factory=FastTokens)
     robot: str = "aloha"
     """A name, "generic", or a YAML description, relative to this file or the working directory."""
     adapt_to_pi: bool = False
@@ -223,6 +245,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in ("precision", "save_precision", "optimizer_precision"):
             require_known(key, getattr(self, key), ("float32", "bfloat16"))
+        require_known("fast.prompt", self.fast.prompt, ("pi05", "openpi", "lerobot"))
         require_known("ema_device", self.ema_device, ("", "cpu"))
         for tracker in self.trackers:
             require_known("trackers", tracker, TRACKERS)
@@ -261,9 +284,9 @@ class TrainConfig:
         where = f"stage {stage.name!r}"
         for loss in stage.losses:
             _require(
-                loss == "flow" or bool(self.plugin),
-                f"{where}: losses: {loss!r} is unknown; known: flow. Others come from a "
-                "plug-in: set plugin, as in examples/small_policy/train_small.yaml",
+                loss in LOSSES or bool(self.plugin),
+                f"{where}: losses: {loss!r} is unknown; known: {', '.join(LOSSES)}. Others come "
+                "from a plug-in: set plugin, as in examples/small_policy/train_small.yaml",
             )
         compact = self.optimizer_precision == "bfloat16"
         _require(

@@ -59,6 +59,10 @@ class Batch:
     """[P · J · K] int64: the clean steps at the chunk's start."""
     targets: dict[str, Tensor]
     """What a plug-in's losses need."""
+    answers: Tensor | None = None
+    """[P · J, F] int64: the action tokens that the loss `fast` predicts, padded."""
+    answer_masks: Tensor | None = None
+    """[P · J, F] bool."""
     has_delays: bool = False
     """Whether the stage draws `delays`; known without the device."""
 
@@ -242,6 +246,7 @@ class Examples:
         actions = np.zeros((len(rows), config.horizon, config.max_action_dim), dtype=np.float32)
         states = np.zeros((len(rows), config.max_state_dim), dtype=np.float32)
         prompts = []
+        answers: list[NDArray[np.int64]] = []
         for index, (dataset, frame) in enumerate(rows):
             source = self.datasets[dataset]
             chunk = source.actions(frame, config.horizon)[0]
@@ -249,6 +254,8 @@ class Examples:
             actions[index, :, : action.shape[1]] = action
             states[index, : len(state)] = state
             prompts.append(prompt)
+            if processor.language is not None:
+                answers.append(processor.answer(action))
         tokens = torch.from_numpy(np.stack([prompt.ids for prompt in prompts]))
         token_masks = torch.from_numpy(np.stack([prompt.mask for prompt in prompts]))
         targets: dict[str, Tensor] = {}
@@ -273,6 +280,7 @@ class Examples:
             delays=torch.from_numpy(np.concatenate(delays)),
             targets=targets,
             has_delays=longest > 0,
+            **_padded_answers(answers),
         )
 
     def _draw_frames(self, row: _Row, tasks: int) -> list[Frame]:
@@ -323,6 +331,17 @@ class _Row(NamedTuple):
     group: tuple[Frame, ...]
     rng: np.random.Generator
     """Of everything that is drawn for it."""
+
+
+def _padded_answers(answers: Sequence[NDArray[np.int64]]) -> dict[str, Tensor]:
+    if not answers:
+        return {}
+    length = max(map(len, answers))
+    ids = np.zeros((len(answers), length), dtype=np.int64)
+    for row, answer in zip(ids, answers, strict=True):
+        row[: len(answer)] = answer
+    masks = np.arange(length) < np.array([len(answer) for answer in answers])[:, None]
+    return {"answers": torch.from_numpy(ids), "answer_masks": torch.from_numpy(masks)}
 
 
 def _task_weights(dataset: LeRobotDataset, of_word: Mapping[str, float]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from torch import Tensor, nn
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
-from pi05_lab.training.config import ConfigError, TrainConfig, require_known
+from pi05_lab.training.config import LOSSES, ConfigError, TrainConfig, require_known
 from pi05_ros.policy.model import Pi0
 
 if TYPE_CHECKING:
@@ -103,5 +103,5 @@ def load_plugin(config: TrainConfig) -> Plugin | None:
         raise ConfigError(f"plugin: {config.plugin} has no {', '.join(missing)}")
     for stage in config.stages:
         for loss in stage.losses:
-            require_known(f"stage {stage.name!r}: losses", loss, ("flow", *plugin.LOSSES))
+            require_known(f"stage {stage.name!r}: losses", loss, (*LOSSES, *plugin.LOSSES))
     return cast("Plugin", plugin)

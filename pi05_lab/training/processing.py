@@ -17,12 +17,19 @@ from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.augmentation import augment
 from pi05_lab.training.config import ConfigError, DataConfig, TrainConfig
 from pi05_lab.training.plugins import Plugin
+from pi05_ros.policy.action_tokens import ActionTokenError, ActionTokenizer
 from pi05_ros.policy.bundle import Settings, make_robot, match_cameras, tokenizer_folder
 from pi05_ros.policy.checkpoint import TOKENIZER_PATTERNS, checkpoint_folder, load_model
 from pi05_ros.policy.config import IMAGE_PREFIX, PolicyConfig, read_config
 from pi05_ros.policy.guidance import MAX_DELAY_KEY
 from pi05_ros.policy.images import EMPTY, prepare_image
 from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.next_token import (
+    ACTION_TOKENIZER,
+    ActionLanguage,
+    FastConfig,
+    with_fast,
+)
 from pi05_ros.policy.processing import (
     ACTION,
     STATE,
@@ -33,10 +40,13 @@ from pi05_ros.policy.processing import (
 )
 from pi05_ros.policy.prompt import PromptTokenizer, Tokens, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot
+from pi05_ros.policy.weights import CheckpointError
 from pi05_ros.types import FloatArray, ImageArray
 
 TOKENIZER_FILES = (*TOKENIZER_PATTERNS, "tokenizer.model")
 STATISTICS_FRAMES = 20_000
+FITTED_CHUNKS = 4_000
+"""Chunks that action tokens are learnt from."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,8 @@ class DataProcessor:
     data: DataConfig
     statistics: dict[str, dict[str, NDArray[np.float64]]]
     tokenizer_files: dict[str, bytes]
+    language: ActionLanguage | None = None
+    """Of the loss `fast`."""
 
     def images(
         self, frame: Mapping[str, ImageArray], rng: np.random.Generator | None = None
@@ -82,7 +94,9 @@ class DataProcessor:
         decoded, relative = _decode(self.robot, state, actions)
         normalized_state = self.processing.state.normalize(decoded)
         normalized_actions = self.processing.action.normalize(relative)
-        if self.config.kind == "pi05":
+        if self.language is not None:
+            text = self.language.prompt(task, normalized_state)
+        elif self.config.kind == "pi05":
             text = pi05_prompt(task, normalized_state)
         else:
             text = pi0_prompt(task, self.processing.convention)
@@ -93,6 +107,14 @@ class DataProcessor:
                 f"{len(tokens.ids)}: its state would be cut off; shorten the instruction"
             )
         return normalized_state.astype(np.float32), normalized_actions.astype(np.float32), tokens
+
+    def answer(self, actions: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The network's action tokens of a normalised chunk [horizon, action_dim]."""
+        assert self.language is not None
+        try:
+            return np.array(self.language.answer(actions)[0], dtype=np.int64)
+        except ActionTokenError as error:
+            raise ConfigError(f"fast.length: {error}") from None
 
 
 def _decode(
@@ -193,9 +215,37 @@ def _make_processor(
         folder = Path(name)
         write_processing(folder, policy_config, statistics, rename=rename_map(config.data.rename))
         processing = read_processing(folder, policy_config, robot.state_dim, robot.action_dim)
-    return DataProcessor(
+    processor = DataProcessor(
         policy_config, robot, processing, tokenizer, cameras, config.data, statistics, files
     )
+    if not any(stage.losses.get("fast", 0.0) > 0 for stage in config.stages):
+        return processor
+    return _with_language(processor, counted, folder, config)
+
+
+def _with_language(
+    processor: DataProcessor, datasets: Sequence[LeRobotDataset], folder: Path, config: TrainConfig
+) -> DataProcessor:
+    """With the action tokens of the loss `fast`; `folder` is the start checkpoint's."""
+    settings, horizon = config.fast, processor.config.horizon
+    try:
+        if settings.tokenizer == "fit":
+            stride = math.ceil(sum(map(len, datasets)) / FITTED_CHUNKS)
+            chunks = [
+                processor.numbers(d.state[k], d.actions(k, horizon)[0], d.task(k))[1]
+                for d in datasets
+                for k in range(0, len(d), stride)
+            ]
+            actions = ActionTokenizer.fit(np.stack(chunks), settings.scale, settings.vocab_size)
+        elif settings.tokenizer == "start":
+            actions = ActionTokenizer.load(folder / ACTION_TOKENIZER)
+        else:
+            actions = ActionTokenizer.load(checkpoint_folder(settings.tokenizer))
+        placed = FastConfig(settings.prompt, settings.skip, settings.length)
+        language = ActionLanguage(actions, processor.tokenizer, placed)
+    except (ActionTokenError, CheckpointError) as error:
+        raise ConfigError(f"fast: {error}") from None
+    return replace(processor, config=with_fast(processor.config, placed), language=language)
 
 
 def rename_map(rename: Mapping[str, str]) -> dict[str, str]:

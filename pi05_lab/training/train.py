@@ -22,7 +22,7 @@ from pi05_lab.data.hub import open_dataset
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training import state
 from pi05_lab.training.checkpoints import save_checkpoint, write_yaml
-from pi05_lab.training.config import ConfigError, StageConfig, TrainConfig
+from pi05_lab.training.config import LOSSES, ConfigError, StageConfig, TrainConfig
 from pi05_lab.training.data import Batch, Examples, load_batches
 from pi05_lab.training.lora import add_adapters
 from pi05_lab.training.losses import TrainModule, checkpoint_layers, choose_parameters
@@ -120,8 +120,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         losses = {name for stage in config.stages for name, w in stage.losses.items() if w > 0}
         auxiliary = None
-        if plugin is not None and losses - {"flow"}:
-            auxiliary = plugin.make_losses(config, self._processor, datasets, losses - {"flow"})
+        others = losses - set(LOSSES)
+        if plugin is not None and others:
+            auxiliary = plugin.make_losses(config, self._processor, datasets, others)
         self.examples = Examples(datasets, config, self._processor, auxiliary)
         if config.lora is not None:
             add_adapters(network, config.lora)

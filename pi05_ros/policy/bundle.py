@@ -39,6 +39,8 @@ class Settings:
     """The robot's camera name → the checkpoint's, where the names differ from the usual ones."""
     state_in_prompt: bool | None = None
     """Whether π0.5's prompt has the state; openpi's pi05_libero leaves it out."""
+    head: str | None = None
+    """"flow" or "fast": what predicts the actions; flow without an entry."""
     trained: bool | None = None
     note: str = ""
     """For a person, such as "random weights, seed 0"."""

@@ -562,10 +562,10 @@ class Pi0(nn.Module):
         cache = self.experts.prefix(embeddings, rotary(positions, head_dim), mask)
         length = self.config.horizon + (not self.adaptive)
         suffix_positions = valid.sum(1, keepdim=True) + torch.arange(length, device=valid.device)
-        suffix_mask = self._suffix_mask(valid, length, masked)
+        suffix_mask = self.suffix_mask(valid, length, masked)
         return Prefix(cache, rotary(suffix_positions, head_dim), suffix_mask)
 
-    def _suffix_mask(self, valid: Tensor, length: int, masked: bool) -> Tensor | None:
+    def suffix_mask(self, valid: Tensor, length: int, masked: bool) -> Tensor | None:
         """Broadcastable to [B, 1, S, T + S]; None where every suffix token sees everything.
 
         The actions are one block; π0's state is a block before them.

@@ -12,18 +12,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pi05_ros.policy.bundle import Settings, open_checkpoint
+from pi05_ros.policy.action_tokens import ActionTokenError
+from pi05_ros.policy.bundle import CheckpointBundle, Settings, open_checkpoint
 from pi05_ros.policy.checkpoint import load_model
 from pi05_ros.policy.guidance import Guidance, PrefixGuidance
 from pi05_ros.policy.images import EMPTY, ImageError, ImageLoader
 from pi05_ros.policy.inference import (
     Mark,
     SampleInputs,
+    Sampler,
     StageClock,
     make_sampler,
     own_stream,
 )
 from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.next_token import (
+    CONFIG_KEY,
+    ActionLanguage,
+    TokenSampler,
+    open_action_language,
+)
 from pi05_ros.policy.processing import Processing
 from pi05_ros.policy.prompt import (
     PromptTokenizer,
@@ -33,10 +41,12 @@ from pi05_ros.policy.prompt import (
     pi05_prompt,
 )
 from pi05_ros.policy.robots import Robot, RobotSource
+from pi05_ros.policy.weights import CheckpointError
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
 
 logger = logging.getLogger(__name__)
 
+HEADS = ("flow", "fast")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -61,6 +71,7 @@ class Policy:
         execution: str = "auto",
         fp8_prefix: bool = False,
         guidance: Guidance | None = None,
+        language: ActionLanguage | None = None,
     ) -> None:
         """Combine the parts; `from_pretrained` reads them from a folder.
 
@@ -71,6 +82,8 @@ class Policy:
             tokenizer: of the network's vocabulary.
             cameras: the robot's camera name → the network's.
             label: trained or not, for `description`.
+            language: of action tokens, which the language model then predicts in place of the
+                expert; None is the flow head.
             num_steps, seed, execution, fp8_prefix, guidance: see `from_pretrained`.
 
         Raises:
@@ -84,8 +97,13 @@ class Policy:
         self._guidance.check(model.config)
         self._on_stream = own_stream(model.device)
         steps = model.config.num_steps if num_steps is None else num_steps
+        self._language = language
         with self._on_stream():
-            self.sampler = make_sampler(model, steps, execution, len(cameras), fp8_prefix)
+            self.sampler: Sampler
+            if language is None:
+                self.sampler = make_sampler(model, steps, execution, len(cameras), fp8_prefix)
+            else:
+                self.sampler = TokenSampler(model, language, self.action_dim)
         self.truncated_tokens = 0
         """Tokens cut from the latest instruction, for prompts without a state."""
         self._tokenizer = tokenizer
@@ -113,6 +131,7 @@ class Policy:
         execution: str = "auto",
         fp8_prefix: bool = False,
         guidance: Guidance | None = None,
+        head: str | None = None,
     ) -> Policy:
         """Load a checkpoint folder for a robot.
 
@@ -132,6 +151,8 @@ class Policy:
                 that loads: run the policy there.
             fp8_prefix: run the language model's prefix pass in 8-bit floats.
             guidance: how a chunk continues a prefix; `Guidance()` by default.
+            head: "flow", the action expert; "fast", the language model's next tokens, without
+                guidance and in eager execution. The checkpoint's by default.
 
         Raises:
             CheckpointError: not a usable checkpoint, or one that does not fit the robot.
@@ -153,6 +174,7 @@ class Policy:
             num_steps=num_steps,
             seed=seed,
             label=_training_label(opened.settings),
+            language=_language(head, opened, tokenizer),
             execution=execution,
             fp8_prefix=fp8_prefix,
             guidance=guidance,
@@ -211,9 +233,9 @@ class Policy:
 
         Raises:
             ValueError: an unknown camera, an image that is not uint8 RGB, a state or `prefix` of
-                the wrong shape or not finite.
+                the wrong shape or not finite, a prefix for head "fast".
             PromptTooLongError: (a ValueError) the prompt does not fit and has the state in it.
-            PolicyOutputError: the network's output is not finite.
+            PolicyOutputError: the network's output is not finite, or no chunk.
         """
         config = self.model.config
         with self._on_stream():
@@ -232,7 +254,10 @@ class Policy:
                 guidance=None if prefix is None else self._guide(prefix, state),
             )
             clock.mark_host("prompt")
-            normalized = self.sampler.sample(inputs, clock.mark)[0].cpu().numpy()
+            try:
+                normalized = self.sampler.sample(inputs, clock.mark)[0].cpu().numpy()
+            except ActionTokenError as error:
+                raise PolicyOutputError(f"the network's tokens are no chunk: {error}") from None
             clock.mark("download")
             clock.skip_host()
             actions = self._postprocess(normalized, state)
@@ -304,7 +329,8 @@ class Policy:
         openpi and LeRobot cut the end of a prompt that is too long, and the state with it. Cutting
         the instruction instead could reverse its meaning ("…, but do not touch the cup").
         """
-        tokens = self._tokenizer.encode(pi05_prompt(instruction, normalized_state))
+        make = pi05_prompt if self._language is None else self._language.prompt
+        tokens = self._tokenizer.encode(make(instruction, normalized_state))
         if tokens.dropped:
             available = len(tokens.ids)
             raise PromptTooLongError(instruction, available + tokens.dropped, available)
@@ -324,6 +350,9 @@ class Policy:
         return tokens
 
     def _guide(self, prefix: ActionPrefix, state: FloatArray) -> PrefixGuidance | None:
+        if self._language is not None:
+            raise ValueError('head "fast" cannot continue a prefix: use another scheduler than rtc')
+
         def to_network(actions: FloatArray) -> FloatArray:
             relative = self.robot.to_delta(self.robot.decode_action(actions), state)
             return np.asarray(self.processing.action.normalize(relative))
@@ -377,6 +406,23 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {name}")
     return DTYPES[name]
+
+
+def _language(
+    head: str | None, opened: CheckpointBundle, tokenizer: PromptTokenizer
+) -> ActionLanguage | None:
+    chosen = head or opened.settings.head or "flow"
+    if chosen not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {chosen!r}")
+    if chosen == "flow":
+        return None
+    language = open_action_language(opened.directory, opened.config, tokenizer)
+    if language is None:
+        raise CheckpointError(
+            f"{opened.directory} predicts no action tokens: its config.json has no {CONFIG_KEY!r}; "
+            'use head "flow"'
+        )
+    return language
 
 
 def _training_label(settings: Settings) -> str:

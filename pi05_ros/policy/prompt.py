@@ -87,7 +87,8 @@ class PromptTokenizer:
         if tokenizer.bos_token_id is None:
             raise CheckpointError("the tokenizer has no bos_token: it is not PaliGemma's kind")
         self._tokenizer = tokenizer
-        self._bos = int(tokenizer.bos_token_id)
+        self.bos = int(tokenizer.bos_token_id)
+        self.eos = int(getattr(tokenizer, "eos_token_id", None) or 0)
         self._pad = int(tokenizer.pad_token_id or 0)
         self.length = length
         self.vocab = vocab
@@ -129,7 +130,7 @@ class PromptTokenizer:
         Raises:
             ValueError: a token without an embedding in the network.
         """
-        ids = [self._bos, *self._token_ids(text)]
+        ids = [self.bos, *self.token_ids(text)]
         if max(ids) >= self.vocab:
             raise ValueError(
                 f"token {max(ids)} is outside the network's vocabulary of {self.vocab}: the "
@@ -145,10 +146,11 @@ class PromptTokenizer:
         """The normalised value whose bin number takes the most tokens."""
         middles = (np.arange(-1, BINS) + 0.5) * 2 / BINS - 1
         # Twice each, as in a prompt: a number between blanks.
-        counts = [len(self._token_ids(f" {n} {n}")) for n in discretize(middles)]
+        counts = [len(self.token_ids(f" {n} {n}")) for n in discretize(middles)]
         return float(middles[int(np.argmax(counts))])
 
-    def _token_ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
+        """The text's tokens alone."""
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 

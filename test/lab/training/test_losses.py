@@ -16,9 +16,12 @@ from pi05_lab.training.config import ConfigError
 from pi05_lab.training.data import Batch
 from pi05_lab.training.losses import (
     TrainModule,
+    answer_loss,
     capture_prefix,
     checkpoint_layers,
     choose_parameters,
+    detach_prefix,
+    encode_with_answers,
     flow_errors,
     part_of,
 )
@@ -352,3 +355,92 @@ def test_padded_dimensions_without_weights_stay_so() -> None:
         assert parameter.grad is not None
         padded = parameter.grad[JOINTS:] if rows else parameter.grad[:, JOINTS:]
         assert not padded.any() and parameter.grad.any()
+
+
+def with_answers(batch: Batch) -> Batch:
+    """Answers of 5, 3, 4 and 5 tokens."""
+    lengths = torch.tensor([5, 3, 4, 5])
+    masks = torch.arange(5) < lengths[:, None]
+    ids = torch.randint(20, 50, (4, 5), generator=torch.Generator().manual_seed(1)) * masks
+    return replace(batch, answers=ids, answer_masks=masks)
+
+
+def test_answers_see_the_prefix_and_their_own_past() -> None:
+    """The prefix and the expert's view of it are those without answers, in value and position."""
+    network, batch = tiny_network(), with_answers(make_batch())
+    plain = network.encode_prefix(**rows_of(batch))
+    joint, hidden = encode_with_answers(network, batch=batch, **rows_of(batch))
+    valid = torch.cat((torch.ones(4, 8, dtype=torch.bool), batch.token_masks), dim=1)
+    for mine, theirs in zip(joint.cache, plain.cache, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            # padding of the whole batch is left out of the plain one
+            a = a[:, :, : b.shape[2]]
+            there = valid[:, None, : b.shape[2], None]
+            torch.testing.assert_close(a * there, b * there, atol=1e-5, rtol=1e-4)
+    for angles, expected in zip(joint.suffix_angles, plain.suffix_angles, strict=True):
+        torch.testing.assert_close(angles, expected)
+    assert hidden.shape == (4, 5, 24)
+    # a later token changes no earlier prediction, nor another row's
+    changed = replace(batch, answers=batch.answers.clone())  # type: ignore[union-attr]
+    changed.answers[0, 2] = 7  # type: ignore[index]
+    other = encode_with_answers(network, batch=changed, **rows_of(batch))[1]
+    moved = (other - hidden).abs().amax(-1) > 1e-6
+    assert moved[0].tolist() == [False, False, False, True, True] and not moved[1:].any()
+
+
+def test_the_loss_of_answers_is_their_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces; each answer weighs the same."""
+    network, batch = tiny_network(), with_answers(make_batch())
+    _, hidden = encode_with_answers(network, batch=batch, **rows_of(batch))
+    expected = []
+    for row, (ids, mask) in enumerate(zip(batch.answers, batch.answer_masks, strict=True)):  # type: ignore[arg-type]
+        logits = hidden[row] @ network.embedder.weight.T
+        losses = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+        expected.append(losses[mask].mean())
+    for piece in (512, 3):
+        monkeypatch.setattr("pi05_lab.training.losses.PIECE", piece)
+        loss = answer_loss(network, hidden, batch)
+        torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_an_insulated_language_model_has_no_gradient_of_the_flow() -> None:
+    """Exactly none, and the flow loss is the same to the bit."""
+    module, batch = TrainModule(tiny_network()), with_answers(make_batch())
+    network = module.network
+    errors = []
+    for insulate in (True, False):
+        module.zero_grad()
+        prefix, _ = encode_with_answers(network, batch=batch, **rows_of(batch))
+        if insulate:
+            prefix = detach_prefix(prefix, keep_last=False)
+        errors.append(flow_errors(network, prefix, batch))
+        errors[-1].mean().backward()
+        backbone = {
+            name: p.grad
+            for name, p in module.named_parameters()
+            if part_of(name, 3, fast=True) != "expert"
+        }
+        reached = {name for name, grad in backbone.items() if grad is not None and grad.any()}
+        assert bool(reached) == (not insulate)
+        assert all(grad is None for grad in backbone.values()) == insulate
+    assert torch.equal(*errors)
+    total = module(batch, {"flow": 1.0, "fast": 0.5}, insulate=True)
+    assert total[1]["flow"] == module(batch, {"flow": 1.0, "fast": 0.5})[1]["flow"]
+    module.zero_grad()
+    _, hidden = encode_with_answers(network, batch=batch, **rows_of(batch))
+    answer_loss(network, hidden, batch).backward()
+    unreached = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unreached and all(part_of(name, 3, fast=True) == "expert" for name in unreached)
+
+
+def test_stages_learn_what_they_say() -> None:
+    """Pre-training: the whole language model. After it, the expert alone."""
+    module = TrainModule(tiny_network())
+    every = {"vision", "projector", "embedder", "prefix", "bridge", "expert"}
+    for losses, parts in (({"fast": 1.0}, every - {"expert"}), ({"flow": 1.0}, {"expert"})):
+        train = sorted(parts)
+        config = make_config(Path(), Path(), stages=[stage(losses=losses, train=train)])
+        names = set(choose_parameters(module, config.stages[0], config))
+        last = {n for n in names if n.startswith("network.experts.vlm.layers.2.")}
+        assert bool(last) == ("prefix" in parts)
+        assert ("network.experts.vlm.final_norm.weight" in names) == ("fast" in losses)

@@ -48,7 +48,7 @@ def test_defaults_are_openpis_optimiser() -> None:
         (document(stages={}), r"stages must be a list"),
         (stages(betas=[0.9]), r"stages\[0\]\.betas must have 2 entries"),
         (stages(losses={"flow": "much"}), r"stages\[0\]\.losses\.flow must be a number"),
-        (stages(losses={"sound": 1}), r"stage 'a': losses: 'sound' is unknown; known: flow"),
+        (stages(losses={"sound": 1}), r"stage 'a': losses: 'sound' is unknown; known: flow, fast"),
         (stages(losses={"flow": 0}), r"losses needs a weight above 0"),
         (stages(train=["tower"]), r"train: 'tower' is unknown"),
         (stages(minutes=2), r"either steps or minutes"),
@@ -130,7 +130,7 @@ def test_set_replaces_values(tmp_path: Path) -> None:
         ("import nothing_like_this", r"cannot be imported \(No module named 'nothing_like_this'"),
         ("LOSSES = ()", r"has no make_losses, make_network"),
         ("LOSSES = ('sharp',)\nmake_losses = make_network = print",
-         r"stage 'a': losses: 'sound' is unknown; known: flow, sharp"),
+         r"stage 'a': losses: 'sound' is unknown; known: flow, fast, sharp"),
     ],
 )  # fmt: skip
 def test_plugins_that_do_not_fit_are_named(tmp_path: Path, text: str | None, message: str) -> None:

@@ -127,9 +127,9 @@ def test_small_tokenizer_loses_no_text(long_tokenizer: PromptTokenizer, text: st
 
 def test_the_widest_state_takes_the_most_tokens(long_tokenizer: PromptTokenizer) -> None:
     """Fault: room for an instruction promised by a state with short numbers."""
-    widest = len(long_tokenizer._token_ids(pi05_prompt("", [long_tokenizer.widest_state] * 14)))
+    widest = len(long_tokenizer.token_ids(pi05_prompt("", [long_tokenizer.widest_state] * 14)))
     for value in np.linspace(-1.1, 1.1, 300):
-        assert len(long_tokenizer._token_ids(pi05_prompt("", [value] * 14))) <= widest
+        assert len(long_tokenizer.token_ids(pi05_prompt("", [value] * 14))) <= widest
 
 
 def anonymous_mb() -> float:
