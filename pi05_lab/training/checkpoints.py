@@ -142,6 +142,7 @@ def make_card(
         f"# {'π0.5' if policy.kind == 'pi05' else 'π0'} for {config.robot}",
         config.note or "Trained by `pi05 train`.",
         "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]),
+        *(["## Taken from the start", processor.origin] if processor.origin else []),
         "## Stages",
         _table([{"stage": name, **figures} for name, figures in position.summary.items()]),
     ]

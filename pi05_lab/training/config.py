@@ -76,6 +76,8 @@ class NetworkConfig:
     start: str = "scratch"
     """A checkpoint folder; a Hugging Face id, `owner/name` or `owner/name@revision`; "small", the
     shipped policy; or "scratch": fresh weights of the plug-in's network."""
+    kind: str = ""
+    """"pi05": a π0 checkpoint becomes a π0.5; see `migration`."""
     # The sizes are for "scratch" and default to the plug-in's.
     vlm: tuple[int, ...] = ()
     """(width, depth, mlp_dim, heads, kv_heads, head_dim), as `exp`."""
@@ -247,6 +249,7 @@ class TrainConfig:
             require_known(key, getattr(self, key), ("float32", "bfloat16"))
         require_known("fast.prompt", self.fast.prompt, ("pi05", "openpi", "lerobot"))
         require_known("ema_device", self.ema_device, ("", "cpu"))
+        require_known("network.kind", self.network.kind, ("", "pi05"))
         for tracker in self.trackers:
             require_known("trackers", tracker, TRACKERS)
         for key, count in (

@@ -16,6 +16,7 @@ from torch import Tensor
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.augmentation import augment
 from pi05_lab.training.config import ConfigError, DataConfig, TrainConfig
+from pi05_lab.training.migration import migrate, table
 from pi05_lab.training.plugins import Plugin
 from pi05_ros.policy.action_tokens import ActionTokenError, ActionTokenizer
 from pi05_ros.policy.bundle import Settings, make_robot, match_cameras, tokenizer_folder
@@ -64,6 +65,8 @@ class DataProcessor:
     tokenizer_files: dict[str, bytes]
     language: ActionLanguage | None = None
     """Of the loss `fast`."""
+    origin: str = ""
+    """Markdown: what the network took from a checkpoint of another kind."""
 
     def images(
         self, frame: Mapping[str, ImageArray], rng: np.random.Generator | None = None
@@ -147,27 +150,33 @@ def start(
             network = plugin.make_network(config, datasets[0], Path(folder))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"network: {error}") from None
-        network.config = _with_delay(network.config, config)
-        return network, _make_processor(network.config, Path(folder), config, datasets)
+        policy_config = _with_delay(network.config, config)
+        processor = _make_processor(policy_config, Path(folder), config, datasets)
+        network.config = processor.config
+        return network, processor
 
 
 def _start_from(
     path: Path, config: TrainConfig, datasets: Sequence[LeRobotDataset]
 ) -> tuple[Pi0, DataProcessor]:
     for key, value in vars(config.network).items():
-        if key != "start" and value:
+        if key not in ("start", "kind") and value:
             raise ConfigError(
                 f"network.{key} is for start: scratch; the checkpoint {path} has its own sizes"
             )
     # A base checkpoint does not have the robot's dimensions.
-    policy_config = replace(
-        read_config(path), state_dim=datasets[0].state_dim, action_dim=datasets[0].action_dim
-    )
+    first, migrated, origin = datasets[0], None, ""
+    if config.network.kind == "pi05":
+        torch.manual_seed(config.seed)
+        migrated, rows = migrate(path)
+        origin = table(rows)
+    policy_config = read_config(path) if migrated is None else migrated.config
+    policy_config = replace(policy_config, state_dim=first.state_dim, action_dim=first.action_dim)
     policy_config = _with_delay(policy_config, config)
     processor = _make_processor(policy_config, path, config, datasets)
-    network = load_model(path, "cpu", torch.float32).train()
-    network.config = policy_config
-    return network, processor
+    network = migrated or load_model(path, "cpu", torch.float32)
+    network.config = processor.config
+    return network.train(), replace(processor, origin=origin)
 
 
 def _with_delay(policy: PolicyConfig, config: TrainConfig) -> PolicyConfig:

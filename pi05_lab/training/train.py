@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markdown import Markdown
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -87,6 +88,9 @@ def train(
             logger = MetricsLogger(output, console, config.trackers, kept)
         else:
             logger = MetricsLogger(None)
+        origin = trainer.processor.origin
+        if console is not None and origin and processes.is_main:
+            console.print(Markdown(origin))
         with logger:
             done = trainer.run(logger)
     finally:
@@ -116,14 +120,14 @@ class Trainer:
         cache_bytes = int(data.cache_gb * 2**30)
         datasets = [LeRobotDataset(folder, cache_bytes, fetch) for folder, fetch in opened]
         plugin = load_plugin(config)
-        network, self._processor = start(config, datasets, plugin)
+        network, self.processor = start(config, datasets, plugin)
         torch.manual_seed(config.seed)
         losses = {name for stage in config.stages for name, w in stage.losses.items() if w > 0}
         auxiliary = None
         others = losses - set(LOSSES)
         if plugin is not None and others:
-            auxiliary = plugin.make_losses(config, self._processor, datasets, others)
-        self.examples = Examples(datasets, config, self._processor, auxiliary)
+            auxiliary = plugin.make_losses(config, self.processor, datasets, others)
+        self.examples = Examples(datasets, config, self.processor, auxiliary)
         if config.lora is not None:
             add_adapters(network, config.lora)
         if config.gradient_checkpointing:
@@ -357,7 +361,7 @@ class Trainer:
                 save_checkpoint(
                     self.output / name,
                     {k.removeprefix(begin): v for k, v in weights.items() if k.startswith(begin)},
-                    self._processor,
+                    self.processor,
                     self.config,
                     self.position,
                     self.examples.counts(),
