@@ -53,7 +53,7 @@ def record(
         **one_of(("executed", "chunk")),
         help="chunk: also label every frame with the expert's next 50 steps.")] = "executed",
     states: Annotated[bool, Option(
-        "--states", help="Samples of random situations with chunks, for pi05 train alone.")] = False,
+        "--states", help="Random situations with chunks, for pi05 train alone.")] = False,
     instructions: Annotated[int, Option(
         help="With --states: instructions that each image is labelled for.")] = 4,
     workers: Workers = 2,
