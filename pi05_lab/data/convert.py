@@ -142,11 +142,11 @@ class BagConverter:
         def due(until_s: float) -> Iterator[float]:
             nonlocal next_s
             if until_s - next_s > PAUSE_S:
-                self._notes.add(f"nothing was recorded for {until_s - next_s:.1f} s")
+                recording.notes.add(f"nothing was recorded for {until_s - next_s:.1f} s")
                 next_s = until_s
             while next_s <= until_s:
                 while waiting and waiting[0][0] <= next_s + 1e-9:
-                    self._put(buffer, heapq.heappop(waiting)[2])
+                    self._put(buffer, heapq.heappop(waiting)[2], recording.notes)
                 yield next_s
                 next_s += step_s
 
@@ -166,7 +166,7 @@ class BagConverter:
                 latest_s = max(latest_s, stamp_s)
         yield from due(latest_s)
 
-    def _put(self, buffer: ObservationBuffer, event: Event) -> None:
+    def _put(self, buffer: ObservationBuffer, event: Event, notes: Notes) -> None:
         if isinstance(event, Joints):
             buffer.put_joints(event.stamp_s, event.positions)
         elif isinstance(event, CameraImage) and event.camera in self.cameras:
@@ -175,7 +175,7 @@ class BagConverter:
             try:
                 buffer.set_instruction(event.text)
             except InstructionError as error:
-                self._notes.add(f"instruction refused: {error}")
+                notes.add(f"instruction refused: {error}")
 
     def _open(self, bag: Bag, notes: Notes) -> tuple[BagRecording, ObservationBuffer]:
         config = self._robot.config
@@ -249,7 +249,7 @@ class BagConverter:
 
     def _read_images(self, wanted: set[int]) -> Iterator[tuple[int, dict[str, ImageArray] | None]]:
         """Second pass: the images of these frames, in order; None where one cannot be decoded."""
-        # the first pass has noted everything
+        # the first pass has noted everything but damaged images
         recording, buffer = self._open(Bag(self._bag.path, Notes()), Notes())
         reference = ReferenceTrajectory(len(self._robot.config.joints), [])
         decoded: dict[int, tuple[Any, ImageArray]] = {}
