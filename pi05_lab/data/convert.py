@@ -162,7 +162,7 @@ class BagConverter:
             stamp_s = received_s if isinstance(event, Instruction) else event.stamp_s
             heapq.heappush(waiting, (stamp_s, number, event))
             if not isinstance(event, Instruction):
-                next_s = min(next_s, stamp_s) if next_s == math.inf else next_s
+                next_s = stamp_s if next_s == math.inf else next_s
                 latest_s = max(latest_s, stamp_s)
         yield from due(latest_s)
 
