@@ -86,7 +86,7 @@ def test_a_cut_action_time_mlp_is_no_time_mlp() -> None:
     """
     network = load_model(PI0)
     width = network.config.sizes.exp.width
-    weight = network.action_time_mlp_in.weight
+    weight = network.action_time_mlp_in.weight.detach()
     assert weight.shape == (width, 2 * width)
     times = torch.tensor([0.1, 0.9])
     waves = sinusoidal_embedding(times, width, 0.004, 4.0)
@@ -103,4 +103,4 @@ def test_what_is_pi05_already_is_refused(tmp_path: Path, migrated: tuple[Pi0, li
     with pytest.raises(ConfigError, match=r"is π0\.5 already"):
         migrate(tmp_path)
     loaded = load_model(tmp_path)
-    assert loaded.adaptive and np.isfinite(float(loaded.time_mlp_in.weight.sum()))
+    assert loaded.adaptive and np.isfinite(loaded.time_mlp_in.weight.detach().sum().item())

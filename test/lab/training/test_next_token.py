@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from squares_world import make_config, squares, stage  # type: ignore
+from squares_world import make_config, squares, stage, write_dataset  # type: ignore
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.config import ConfigError
@@ -37,27 +37,25 @@ def observe(seed: int = 0) -> tuple[Observation, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def learnt(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Action tokens of a few images, learnt by heart."""
-    output = tmp_path_factory.mktemp("fast")
-    common: dict[str, Any] = {"optimizer": "muon", "hold": 0.5, "final_lr": 0.02, "batch": 16}
-    stages = [
-        stage(
-            name="tokens", losses={"fast": 1.0}, steps=200, lr=4e-3, tasks_per_picture=2, **common
-        )
-    ]
-    train(make_config(output, dataset, stages=stages, fast=FAST | {"vocab_size": 64}))
-    return output
+    folder = tmp_path_factory.mktemp("fast")
+    dataset = write_dataset(folder / "data", 6)
+    common: dict[str, Any] = {"optimizer": "muon", "hold": 0.5, "final_lr": 0.02, "batch": 8}
+    common |= {"lr": 4e-3, "tasks_per_picture": 2}
+    stages = [stage(name="tokens", losses={"fast": 1.0}, steps=120, **common)]
+    train(make_config(folder / "out", dataset, stages=stages, fast=FAST | {"vocab_size": 64}))
+    return folder
 
 
 @pytest.mark.slow
-def test_decoded_tokens_are_the_learnt_actions(learnt: Path, dataset: Path) -> None:
+def test_decoded_tokens_are_the_learnt_actions(learnt: Path) -> None:
     """Of both instructions at the same image; in the robot's units."""
-    policy = Policy.from_pretrained(learnt / "checkpoint", robot="generic", device="cpu")
+    policy = Policy.from_pretrained(learnt / "out" / "checkpoint", robot="generic", device="cpu")
     assert isinstance(policy.sampler, TokenSampler)
-    data = LeRobotDataset(dataset)
+    data = LeRobotDataset(learnt / "data")
     errors = []
-    for frame in data.frames_of(data.split(0.2).train)[:24].tolist():
+    for frame in data.frames_of(data.split(0.2).train).tolist():
         sample = data.sample(frame, 4)
         state = sample.state.astype(np.float64)
         reached = policy.infer(Observation(sample.images, state, sample.task, 0.0)).actions
