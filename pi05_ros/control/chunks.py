@@ -42,6 +42,15 @@ class Replan:
     interval_s: float = 0.0
     """Shortest time between two observations, in every mode."""
 
+    def __post_init__(self) -> None:
+        if self.mode not in REPLAN_MODES:
+            raise ValueError(f"replan mode {self.mode!r}: choose one of {', '.join(REPLAN_MODES)}")
+        if self.steps < 1:
+            raise ValueError(f"replan steps must be >= 1, got {self.steps}")
+        for name, value in (("remaining_s", self.remaining_s), ("interval_s", self.interval_s)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"replan_{name} must be finite and >= 0, got {value}")
+
     def due(self, since_s: float, left_s: float, dt_s: float, latency_s: float) -> bool:
         """Whether to infer now.
 
@@ -123,6 +132,8 @@ class ChunkScheduler:
         self._gripper = np.array(gripper, dtype=bool)
         if self._gripper.ndim != 1 or not len(self._gripper):
             raise ValueError(f"gripper must be one flag per joint, got shape {self._gripper.shape}")
+        if max_chunks < 1:
+            raise ValueError(f"max_chunks must be >= 1, got {max_chunks}")
         self._max_chunks = max_chunks
         self._replan = replan or Replan()
         self.statistics = SchedulerStatistics()

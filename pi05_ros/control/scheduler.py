@@ -67,6 +67,8 @@ class BlendScheduler(ChunkScheduler):
         old_share: float = 0.3,
         replan: Replan | None = None,
     ) -> None:
+        if not 0 <= old_share <= 1:
+            raise ValueError(f"blend_old_share must be from 0 to 1, got {old_share}")
         super().__init__(gripper, replan)
         self._old_share = old_share
 
@@ -100,6 +102,14 @@ class Guard:
     value above 1 keeps the plan while the policy alternates between two, and reacts that many
     chunks later. Ignored when at most `crossover_s` of the plan is left."""
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.disagreement) and self.disagreement >= 0):
+            raise ValueError(f"guard disagreement must be finite, >= 0, got {self.disagreement}")
+        if not (math.isfinite(self.crossover_s) and self.crossover_s > 0):
+            raise ValueError(f"guard crossover_s must be finite and > 0, got {self.crossover_s}")
+        if self.confirmations < 1:
+            raise ValueError(f"guard confirmations must be >= 1, got {self.confirmations}")
+
 
 @functools.lru_cache(maxsize=256)
 def _guard_steps(first: int, last: int) -> NDArray[np.intp]:
@@ -129,6 +139,8 @@ class TemporalEnsembleScheduler(ChunkScheduler):
         guard: Guard | None = None,
         replan: Replan | None = None,
     ) -> None:
+        if not math.isfinite(m):
+            raise ValueError(f"m must be finite, got {m}")
         super().__init__(gripper, replan, max_chunks)
         self._m = m
         self._newest_first = newest_first
@@ -252,6 +264,7 @@ def make_scheduler(
     max_chunks: int = 32,
     guard: Guard | None = None,
     blend_old_share: float = 0.3,
+    replan_interval_s: float = 0.0,
     replan: Replan | None = None,
 ) -> ChunkScheduler:
     """Make a scheduler by name.
@@ -264,11 +277,16 @@ def make_scheduler(
         max_chunks: temporal_ensemble keeps at most this many chunks, the newest.
         guard: when temporal_ensemble switches to the newest chunk; None: never.
         blend_old_share: blend's share of the old trajectory.
-        replan: when to infer, not for sync; by default whenever the executor is ready.
+        replan_interval_s: shortest time between two observations to infer from; not for sync.
+        replan: when to infer; by default whenever the executor is ready.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name or a value out of range.
     """
+    if not replan_interval_s >= 0:
+        raise ValueError(f"replan_interval_s must be finite and >= 0, got {replan_interval_s}")
+    replan = replan or Replan()
+    replan = replace(replan, interval_s=max(replan.interval_s, replan_interval_s))
     if name == "sync":
         return SyncScheduler(gripper)
     if name == "latest":

@@ -39,6 +39,9 @@ class LowPassFilter:
     """
 
     def __init__(self, cutoff_hz: float, exempt: NDArray[np.bool_] | None = None) -> None:
+        """Raises ValueError for a cutoff that is not above 0."""
+        if not (math.isfinite(cutoff_hz) and cutoff_hz > 0):
+            raise ValueError(f"cutoff_hz must be finite and > 0, got {cutoff_hz}")
         # Two equal poles in cascade: 3 dB down at 0.6436 of each pole's frequency.
         self._omega = 2 * math.pi * cutoff_hz / math.sqrt(math.sqrt(2.0) - 1.0)
         self.lag_s = 2.0 / self._omega
@@ -100,12 +103,20 @@ class StartRamp:
     def __init__(
         self, joints: JointGroup, mode: str = "ramp", distance: float = 0.5, speed: float = 0.25
     ) -> None:
-        """Args:
-        joints: names and velocity limits.
-        mode: one of `FIRST_COMMANDS`.
-        distance: rad or m; a first target beyond it is far.
-        speed: share of the velocity limits, above 0 to 1.
+        """Raises ValueError out of range.
+
+        Args:
+            joints: names and velocity limits.
+            mode: one of `FIRST_COMMANDS`.
+            distance: rad or m; a first target beyond it is far.
+            speed: share of the velocity limits, above 0 to 1.
         """
+        if mode not in FIRST_COMMANDS:
+            raise ValueError(f"first_command {mode!r}: choose one of {', '.join(FIRST_COMMANDS)}")
+        if not (math.isfinite(distance) and distance >= 0):
+            raise ValueError(f"first_command_distance must be finite and >= 0, got {distance}")
+        if not 0 < speed <= 1:
+            raise ValueError(f"first_command_speed must be above 0 and at most 1, got {speed}")
         self._joints = joints
         self._mode = mode
         self._distance = distance
@@ -185,7 +196,9 @@ class SpeedScaler:
     """
 
     def __init__(self, scale: float = 1.0, ramp_s: float = 0.5) -> None:
-        """`ramp_s`: duration of a change from 0 to 1. Raises ValueError for another scale."""
+        """`ramp_s`: duration of a change from 0 to 1. Raises ValueError out of range."""
+        if not (math.isfinite(ramp_s) and ramp_s >= 0):
+            raise ValueError(f"speed_ramp_s must be finite and >= 0, got {ramp_s}")
         self._ramp_s = ramp_s
         self.scale = _checked(scale)
         """The requested scale."""

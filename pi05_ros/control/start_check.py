@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +51,18 @@ class StartCheck:
         *,
         standing: bool = True,
     ) -> None:
-        """Args:
-        joints: names, limits and velocity limits.
-        states: joint states that must agree, at least 2.
-        tolerance: allowed distance beyond the limits, share of a joint's range.
-        standing: False also accepts moving arms, for runs that command nothing.
+        """Raises ValueError out of range.
+
+        Args:
+            joints: names, limits and velocity limits.
+            states: joint states that must agree, at least 2.
+            tolerance: allowed distance beyond the limits, share of a joint's range.
+            standing: False also accepts moving arms, for runs that command nothing.
         """
+        if states < 2:
+            raise ValueError(f"start_states must be at least 2, got {states}")
+        if not (math.isfinite(tolerance) and tolerance >= 0):
+            raise ValueError(f"start_tolerance must be finite and >= 0, got {tolerance}")
         span = joints.upper - joints.lower
         self.states = states
         self.noise = np.minimum(NOISE_SHARE * span, MAX_NOISE_S * joints.max_velocity)

@@ -52,12 +52,16 @@ class TrackingMonitor:
     def __init__(
         self, joints: JointGroup, time_s: float = 0.5, max_state_age_s: float = 0.1
     ) -> None:
-        """Args:
-        joints: names, velocity limits and `max_tracking_error`; where that is 0, the limit
-            follows from the delay, and grippers, which hold objects, have none.
-        time_s: how long an error may exceed its limit, or joint states may be stale; 0: off.
-        max_state_age_s: an older joint state is stale.
+        """Raises ValueError out of range.
+
+        Args:
+            joints: names, velocity limits and `max_tracking_error`; where that is 0, the limit
+                follows from the delay, and grippers, which hold objects, have none.
+            time_s: how long an error may exceed its limit, or joint states may be stale; 0: off.
+            max_state_age_s: an older joint state is stale.
         """
+        if not (math.isfinite(time_s) and time_s >= 0):
+            raise ValueError(f"tracking_time_s must be finite and >= 0, got {time_s}")
         self.delay_s = DEFAULT_DELAY_S
         """Estimated delay of the measured behind the commanded motion."""
         self.errors: FloatArray = np.zeros(len(joints))

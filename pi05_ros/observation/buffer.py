@@ -71,6 +71,16 @@ class Gates:
     max_instruction_chars: int = 500
     images: ImageRules = field(default_factory=ImageRules)
 
+    def __post_init__(self) -> None:
+        for name in ("max_image_age_s", "max_skew_s", "max_joint_age_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number of seconds above 0, got {value}")
+        if self.max_instruction_chars < 1:
+            raise ValueError(
+                f"max_instruction_chars must be >= 1, got {self.max_instruction_chars}"
+            )
+
 
 @dataclass(frozen=True)
 class Snapshot:

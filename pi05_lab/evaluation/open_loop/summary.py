@@ -390,7 +390,7 @@ def _ranges(results: Sequence[RecordingResult], joints: JointGroup) -> FloatArra
 
 
 def _mean(values: FloatArray) -> Number:
-    return _number(values.mean()) if len(values) else None
+    return _number(float(values.mean())) if len(values) else None
 
 
 def _number(value: float) -> Number:

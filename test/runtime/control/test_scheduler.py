@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from pi05_ros.control.chunks import ChunkScheduler, Replan
+from pi05_ros.control.chunks import ChunkScheduler
 from pi05_ros.control.scheduler import SCHEDULERS, Guard, make_scheduler
 from pi05_ros.types import ActionChunk, FloatArray
 
@@ -221,7 +221,7 @@ def test_useless_chunks_are_dropped_and_counted_with_the_reason(name: str) -> No
 
 @pytest.mark.parametrize("name", OVERLAPPING)
 def test_inference_keeps_the_replan_interval(name: str) -> None:
-    scheduler = make_scheduler(name, gripper=GRIPPER, replan=Replan(interval_s=0.1))
+    scheduler = make_scheduler(name, gripper=GRIPPER, replan_interval_s=0.1)
     scheduler.add(constant(1.0, EPOCH_S), EPOCH_S + 0.08)
     assert not scheduler.wants_inference(EPOCH_S + 0.09)
     assert scheduler.wants_inference(EPOCH_S + 0.1)
@@ -274,9 +274,15 @@ def test_a_chunk_changed_after_it_was_added_does_not_move_the_robot() -> None:
     np.testing.assert_allclose(targets(scheduler, [0.1]), 1.0)
 
 
-def test_an_unknown_name_and_missing_joints_are_refused() -> None:
+def test_unknown_names_and_bad_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match="sync, latest, blend, temporal_ensemble, rtc"):
         make_scheduler("newest", gripper=GRIPPER)
+    with pytest.raises(ValueError, match="m must be finite"):
+        make_scheduler("temporal_ensemble", gripper=GRIPPER, m=math.nan)
+    with pytest.raises(ValueError, match="max_chunks"):
+        make_scheduler("temporal_ensemble", gripper=GRIPPER, max_chunks=0)
+    with pytest.raises(ValueError, match="replan_interval_s"):
+        make_scheduler("latest", gripper=GRIPPER, replan_interval_s=-1.0)
     with pytest.raises(ValueError, match="gripper"):
         make_scheduler("latest", gripper=[])
 
@@ -379,3 +385,11 @@ def test_newest_first_counts_from_the_other_end() -> None:
     # the oldest does not reach 1.0 s
     expected = weights[1:] @ [10.0, 100.0] / weights[1:].sum()
     assert targets(s, [1.0])[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"disagreement": -1.0}, {"crossover_s": 0.0}, {"confirmations": 0}]
+)
+def test_bad_guards_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Guard(**bad)  # type: ignore[arg-type]

@@ -89,6 +89,12 @@ def test_scales_out_of_range_are_refused(scale: float) -> None:
         SpeedScaler(scale)
 
 
+@pytest.mark.parametrize("ramp_s", [-1.0, float("inf")])
+def test_ramp_times_out_of_range_are_refused(ramp_s: float) -> None:
+    with pytest.raises(ValueError, match="speed_ramp_s"):
+        SpeedScaler(ramp_s=ramp_s)
+
+
 @pytest.fixture
 def fast_switches() -> Iterator[None]:
     """Threads alternate as often as the interpreter can."""
@@ -181,6 +187,21 @@ def test_a_ramp_keeps_its_share_of_the_velocity_limits(
     assert (arrived == target).all()
 
 
+@pytest.mark.parametrize(
+    ("mode", "distance", "speed", "message"),
+    [
+        ("jump", 0.5, 0.2, "ramp, refuse"),
+        ("ramp", -1.0, 0.2, "first_command_distance"),
+        ("ramp", 0.5, 0.0, "first_command_speed"),
+    ],
+)
+def test_a_start_ramp_out_of_range_is_refused(
+    mode: str, distance: float, speed: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        StartRamp(JOINTS, mode, distance, speed)
+
+
 DT_S = 0.02
 
 
@@ -236,3 +257,9 @@ def test_grippers_pass_and_a_start_begins_where_the_robot_is() -> None:
     assert smoothed is not None
     assert smoothed[0, 0] == 0.3 and (smoothed[:, 1] == 1).all()
     assert low_pass.filter(DT_S * np.arange(5.0), lambda t: None) is None
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_a_bad_cutoff_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="cutoff_hz"):
+        LowPassFilter(bad)

@@ -112,6 +112,12 @@ def test_an_arm_that_moves_must_rest_first(rate_hz: float) -> None:
     assert StartCheck(JOINTS, standing=False).check(stamps_s, positions).positions is not None
 
 
+@pytest.mark.parametrize(("states", "tolerance"), [(1, 0.03), (5, -0.1), (5, float("nan"))])
+def test_other_values_are_refused(states: int, tolerance: float) -> None:
+    with pytest.raises(ValueError, match="start_"):
+        StartCheck(JOINTS, states, tolerance)
+
+
 @given(
     intervals_s=st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.3]), min_size=1, max_size=80),
     values=st.lists(

@@ -188,6 +188,12 @@ def test_the_next_motion_starts_without_the_last_ones_error() -> None:
     assert monitor.check(101.0, there, (101.0, there)) is None and monitor.problem == ""
 
 
+@pytest.mark.parametrize("time_s", [-1.0, float("nan"), float("inf")])
+def test_a_time_out_of_range_is_refused(time_s: float) -> None:
+    with pytest.raises(ValueError, match="tracking_time_s"):
+        TrackingMonitor(JOINTS, time_s)
+
+
 @settings(max_examples=50)
 @given(data=st.data())
 def test_any_measured_values_and_stamps_give_finite_figures(

@@ -325,6 +325,10 @@ def test_configuration_that_cannot_work_is_refused() -> None:
         ObservationBuffer([CameraStream("a"), CameraStream("a")], JOINTS, Gates())
     with pytest.raises(ValueError, match="joint names"):
         ObservationBuffer([CameraStream("a")], ["j", "j"], Gates())
+    with pytest.raises(ValueError, match="max_skew_s must be a finite"):
+        Gates(max_skew_s=math.nan)
+    with pytest.raises(ValueError, match="max_instruction_chars"):
+        Gates(max_instruction_chars=0)
     with pytest.raises(ValueError, match="camera 'front' is not one of"):
         make_buffer().put_image("front", NOW_S, "frame")
     with pytest.raises(ValueError, match="camera 'high': stamp inf"):
