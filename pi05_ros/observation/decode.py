@@ -213,6 +213,8 @@ def decode_joint_state(message: Any, names: Sequence[str]) -> FloatArray:
     """
     received = list(message.name)
     position = np.asarray(message.position, dtype=np.float64)
+    if position.ndim != 1:
+        raise DecodeError(f"position: {position.ndim} dimensions, needs one value per joint")
     if position.size < len(received):
         raise DecodeError(
             f"position: {position.size} values for {len(received)} names, joint "

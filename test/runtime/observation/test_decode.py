@@ -220,6 +220,8 @@ def test_no_converter_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"width": 0}, "size: 0 × 6 pixels, both must be above 0"),
         ({"height": -1}, "size: 8 × -1 pixels, both must be above 0"),
+        ({"height": None}, "the image could not be decoded (TypeError: "),
+        ({"encoding": 3}, "the image could not be decoded (TypeError: "),
         ({"width": 2.5}, "the image could not be decoded (TypeError: "),
         ({"step": 23}, "step: 23 is below 24"),
         ({"step": 10**5000}, "the image could not be decoded (ValueError: "),
@@ -480,6 +482,7 @@ def test_joints_are_found_by_name_in_any_order(order: list[str], wanted: list[st
         (["a", "b"], [], "0 values for 2 names, joint 'a' has none"),
         ([], [1.0], "0 names for 1 positions"),
         (["a", 5], [1.0, 2.0], "joint 'b' is missing"),
+        (["a", "b"], [[1.0], [2.0]], "position: 2 dimensions"),
         (["a", "b"], ["x", "y"], "the joint state could not be decoded (ValueError: "),
         (None, [1.0], "the joint state could not be decoded (TypeError: "),
     ],
