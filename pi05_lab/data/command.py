@@ -130,7 +130,7 @@ def convert(
 ) -> int:  # fmt: skip
     """Convert bags into a LeRobot data set; 1 if a bag was left out.
 
-    A second call with the same arguments goes on where the first one was stopped.
+    A second call with the same arguments continues a conversion that was stopped.
     """
     from pi05_lab.data.convert import ConvertConfig, convert_bags
     from pi05_lab.data.topics import read_evaluated_robot
@@ -157,7 +157,9 @@ def convert(
     except (BagError, DatasetError, RobotConfigError, FileExistsError, OSError) as error:
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:
-        raise CommandError("interrupted; the same command goes on with the next bag") from None
+        raise CommandError(
+            "interrupted: repeat the command to convert the remaining bags"
+        ) from None
     data = LeRobotDataset(output)
     say(
         console,

@@ -290,7 +290,7 @@ def convert_bags(
     """Convert bags into a new LeRobot data set.
 
     A bag that cannot be used is reported and left out. After an exception, or if the process is
-    killed, the bags that are complete stay in the unfinished folder; the next call goes on.
+    killed, the bags that are complete stay in the unfinished folder; the next call continues.
 
     Args:
         bags: in the order of their episodes.

@@ -272,6 +272,12 @@ class TrainConfig:
             self._check_stage(stage)
         if self.lora is not None:
             self._check_lora(self.lora)
+        losses = {name for stage in self.stages for name, w in stage.losses.items() if w > 0}
+        _require(
+            self.fast.prompt == "pi05" or not losses.issuperset(LOSSES),
+            f"fast.prompt: {self.fast.prompt} is for the loss fast alone: the flow head reads "
+            "π0.5's prompt",
+        )
 
     def _check_lora(self, lora: LoraConfig) -> None:
         for part in lora.parts:
@@ -281,6 +287,10 @@ class TrainConfig:
         _require(
             lora.merge or self.network.start != "scratch",
             "lora.merge: false saves the adapters of a start checkpoint; scratch has none",
+        )
+        _require(
+            lora.merge or not self.network.kind,
+            "lora.merge: false cannot name a start that network.kind changed: use merge: true",
         )
 
     def _check_stage(self, stage: StageConfig) -> None:

@@ -86,7 +86,10 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of frames of one dataset that show the same images, each with its own instruction."""
+    """Groups of frames that show the same images, each with its own instruction.
+
+    A group is of one dataset.
+    """
 
     dataset: NDArray[np.int32]
     """[n] the dataset of each group."""
@@ -317,7 +320,7 @@ class _Windows:
         self._latest: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def groups(self, drawn: int) -> NDArray[np.int64]:
-        """The candidates after so many draws."""
+        """The groups that a draw chooses from; `drawn` is the number of draws before it."""
         first = drawn // self._per_file
         if self._latest[0] != first:
             files = [self._files[(first + k) % len(self._files)] for k in range(self._size)]

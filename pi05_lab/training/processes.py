@@ -62,7 +62,7 @@ class Processes:
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module whose backward pass averages the gradients over the processes.
 
-        Wrapped anew for each stage, because other parameters learn in it.
+        Each stage wraps the module again, because the parameters that learn differ.
         """
         if self.count == 1 or self.sharded:
             return module

@@ -221,9 +221,9 @@ def _make_processor(
         raise ConfigError("data.datasets: at least one must have statistics: true")
     statistics = compute_statistics(counted, robot, policy_config.horizon, config)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_processing(folder, policy_config, statistics, rename=rename_map(config.data.rename))
-        processing = read_processing(folder, policy_config, robot.state_dim, robot.action_dim)
+        written = Path(name)
+        write_processing(written, policy_config, statistics, rename=rename_map(config.data.rename))
+        processing = read_processing(written, policy_config, robot.state_dim, robot.action_dim)
     processor = DataProcessor(
         policy_config, robot, processing, tokenizer, cameras, config.data, statistics, files
     )
@@ -237,6 +237,8 @@ def _with_language(
 ) -> DataProcessor:
     """With the action tokens of the loss `fast`; `folder` is the start checkpoint's."""
     settings, horizon = config.fast, processor.config.horizon
+    if processor.config.kind != "pi05":
+        raise ConfigError("the loss fast needs π0.5: π0's prompt has no state")
     try:
         if settings.tokenizer == "fit":
             stride = math.ceil(sum(map(len, datasets)) / FITTED_CHUNKS)

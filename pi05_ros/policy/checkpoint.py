@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pi05_ros.policy.adapters import merge, read_adapters
+from pi05_ros.policy.adapters import Adapters, merge, read_adapters
 from pi05_ros.policy.config import CONFIG_FILE, PolicyConfig, read_config
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.weights import (
@@ -224,7 +224,7 @@ def load_model(
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, not {dtype}")
     config = read_config(directory)
     adapters = read_adapters(Path(directory))
-    start = weights_folder(directory)
+    start = _start_folder(Path(directory), adapters)
     index = network_tensors(start)
     check_depth(config, len(index), start)
     with torch.device("meta"):
@@ -255,7 +255,10 @@ def load_model(
 def weights_folder(directory: str | Path) -> Path:
     """The folder of the network's tensors: of a folder of adapters, its start checkpoint's."""
     path = Path(directory)
-    adapters = read_adapters(path)
+    return _start_folder(path, read_adapters(path))
+
+
+def _start_folder(path: Path, adapters: Adapters | None) -> Path:
     if adapters is None:
         return path
     start = checkpoint_folder(adapters.base)

@@ -1,5 +1,5 @@
 """Bags as training data; faults: numbers of another time or unit, frames that vanish in silence,
-episodes with holes, one damaged bag that costs all others, a conversion that begins anew.
+episodes with gaps, all bags lost to one damaged bag, a stopped conversion that starts over.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def test_a_damaged_bag_costs_only_itself(tmp_path: Path, run: Convert) -> None:
 
 
 @pytest.mark.parametrize("video", ["--video", "--no-video"])
-def test_a_killed_conversion_goes_on(
+def test_a_killed_conversion_continues(
     tmp_path: Path, run: Convert, video: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the second bag: the first is not read again, and the result is the same."""
@@ -215,7 +215,7 @@ def test_a_killed_conversion_goes_on(
 
     monkeypatch.setattr(convert.BagConverter, "frames", killed)
     code, shown = run(*bags, tmp_path / "data", video)
-    assert code == 1 and "goes on with the next bag" in shown
+    assert code == 1 and "repeat the command" in shown
     assert not (tmp_path / "data").exists()
     other = run(bags[1], tmp_path / "data", video)[1]
     assert "unfinished conversion with other bags" in other and "b0" in other

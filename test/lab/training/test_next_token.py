@@ -150,6 +150,35 @@ def test_action_tokens_that_do_not_fit_are_named(tmp_path: Path, dataset: Path) 
         begin(tokenizer=str(tmp_path))
 
 
+def test_action_tokens_of_the_start_are_kept(tmp_path: Path, dataset: Path) -> None:
+    """Fault: they were looked for in a folder that was deleted before."""
+    tokens = [stage(losses={"fast": 1.0}, steps=1)]
+    train(make_config(tmp_path, dataset, stages=tokens, fast=FAST))
+    again: dict[str, Any] = {
+        "network": {"start": str(tmp_path / "checkpoint")},
+        "fast": FAST | {"tokenizer": "start"},
+        "stages": tokens,
+    }
+    data = [LeRobotDataset(dataset)]
+    first, second = (
+        start(config, data, load_plugin(config))[1].language
+        for config in (
+            make_config(tmp_path, dataset, stages=tokens, fast=FAST),
+            make_config(tmp_path, dataset, **again),
+        )
+    )
+    assert first is not None and second is not None
+    chunk = np.random.default_rng(0).uniform(-1, 1, (4, 2)).astype(np.float32)
+    assert second.answer(chunk) == first.answer(chunk)
+
+
+def test_a_prompt_that_the_flow_head_does_not_read_is_refused(tmp_path: Path) -> None:
+    """Fault: the flow trained on π0-FAST's prompt, and met π0.5's in inference."""
+    stages = [stage(losses={"flow": 1.0, "fast": 1.0})]
+    with pytest.raises(ConfigError, match="prompt: openpi is for the loss fast alone"):
+        make_config(tmp_path, tmp_path, stages=stages, fast=FAST | {"prompt": "openpi"})
+
+
 def test_paligemmas_places_are_openpis() -> None:
     """257,023 - id, its own inverse; the last 128 entries stay."""
     from types import SimpleNamespace

@@ -145,7 +145,7 @@ def test_two_processes_learn_what_one_does(
         assert 0 not in run(config, tmp_path, {**environment, "KILLED_AT": "18"}, "--resume")
     config = two_stages(tmp_path / "killed", dataset)
     assert train(config, resume=True) is not None
-    # running means begin anew
+    # running means restart at a resumption
     np.testing.assert_allclose(
         np.array(figures(tmp_path / "killed"))[:, [0, 2]], expected[:, [0, 2]], rtol=1e-5
     )

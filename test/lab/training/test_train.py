@@ -80,7 +80,7 @@ def test_a_killed_training_ends_as_one_that_was_not(
         [entry for entry in read_log(folder / LOG_FILE) if entry["kind"] == "train"]
         for folder in (tmp_path, whole)
     )
-    # losses are running means, which begin anew
+    # losses are running means, which restart at a resumption
     for key in ("step", "norm", "lr"):
         assert [entry[key] for entry in mine] == [entry[key] for entry in theirs]
     assert [entry.keys() for entry in mine] == [entry.keys() for entry in theirs]
