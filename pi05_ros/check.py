@@ -35,8 +35,9 @@ from pi05_ros.policy.checkpoint import (
     summarize_names,
     weights_folder,
 )
-from pi05_ros.policy.config import PolicyConfig, read_config
+from pi05_ros.policy.config import NAMES, PolicyConfig, read_config
 from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.next_token import open_action_language
 from pi05_ros.policy.processing import PALIGEMMA, Normalizer, convention_of, read_processing
 from pi05_ros.policy.prompt import TOKENIZER_FILE, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot, RobotSource
@@ -222,7 +223,7 @@ def _check_robot(report: Report, folder: Path, config: PolicyConfig, source: Rob
 def _describe_robot(report: Report, robot: Robot) -> None:
     report.robot, report.dt_s = robot.name, robot.dt_s
     report.state_dim, report.action_dim = robot.state_dim, robot.action_dim
-    report.state_in_prompt = report.kind == "pi05" and robot.state_in_prompt is not False
+    report.state_in_prompt = report.kind != "pi0" and robot.state_in_prompt is not False
     probe = np.full(robot.state_dim, 0.3)
     if not np.array_equal(robot.decode_state(probe), probe):
         report.conventions.append("joint signs or gripper units are turned into the checkpoint's")
@@ -264,13 +265,14 @@ def _check_tokenizer(report: Report, folder: Path, config: PolicyConfig, name: s
     if tokenizer is None:
         return
     text = pi0_prompt("", "openpi")
-    if config.kind == "pi05" and report.state_in_prompt is not False:
+    if config.has_state_prompt and report.state_in_prompt is not False:
         text = pi05_prompt("", np.full(report.state_dim or 0, 0.999))  # bin 255, the longest
     tokens = report.attempt(tokenizer.encode, text)
     if tokens is None:
         return
     used = int(tokens.mask.sum()) + tokens.dropped
     left = config.token_length - used
+    report.attempt(open_action_language, folder, config, tokenizer)
     own = (folder / TOKENIZER_FILE).is_file()
     report.tokenizer = {
         "source": "the checkpoint's folder" if own else f"hub cache, {name}",
@@ -347,24 +349,24 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     normalization = ", ".join(" ".join(item) for item in report.normalization.items())
     matched = any(report.cameras.values())
     cameras = [f"{a} ← {b or 'none'}" if matched else a for a, b in report.cameras.items()]
-    tokenizer, prompt = "", ""
+    tokenizer, prompt, flow = "", "", report.kind != "pi0_fast"
     if report.tokenizer:
         left = report.tokenizer["room_for_instruction"]
         tokenizer = f"{report.tokenizer['source']}; {left} tokens for the instruction"
-    if report.kind == "pi05" and report.state_in_prompt is not None:
+    if report.kind != "pi0" and report.state_in_prompt is not None:
         prompt = "in the prompt" if report.state_in_prompt else "not used: not in the prompt"
     return [
         ("folder", report.folder or ""),
-        ("kind", {"pi05": "π0.5", "pi0": "π0"}[report.kind or "pi05"]),
+        ("kind", NAMES[report.kind or "pi05"]),
         ("parameters", f"{report.parameters:,}" if report.parameters else ""),
         ("language model", f"{vlm}, MLP {sizes['vlm']['mlp_dim']}"),
-        ("action expert", f"{expert}, MLP {sizes['exp']['mlp_dim']}"),
+        ("action expert", f"{expert}, MLP {sizes['exp']['mlp_dim']}" if flow else ""),
         ("vision encoder", f"{vision}, {sizes['image']} px, patch {sizes['patch']}"),
         ("stored", f"{stored}, {human_bytes(report.file_bytes)}" if report.file_bytes else ""),
         ("memory, about", memory),
         ("horizon", f"{report.horizon} steps"),
         ("step", f"{report.dt_s * 1000:.1f} ms" if report.dt_s else ""),
-        ("Euler steps", str(report.num_steps)),
+        ("Euler steps", str(report.num_steps) if flow else ""),
         ("state", f"{report.state_dim or '?'} of at most {report.max_state_dim} values"),
         ("action", f"{report.action_dim or '?'} of at most {report.max_action_dim} values"),
         ("processing", {"lerobot": "LeRobot's", "openpi": "openpi's", None: ""}[report.convention]),

@@ -18,7 +18,7 @@ from typing import Any
 from pi05_ros.control.chunks import REPLAN_MODES, Replan
 from pi05_ros.control.scheduler import SCHEDULERS, ChunkScheduler, Guard, make_scheduler
 from pi05_ros.control.speed import FIRST_COMMANDS
-from pi05_ros.types import JointGroup, JointSpec
+from pi05_ros.types import HEADS, JointGroup, JointSpec
 
 ENSEMBLE_ORDERS = ("oldest_first", "newest_first")
 LIMIT_SOURCES = ("params", "urdf")
@@ -94,6 +94,12 @@ class PolicyParameters:
         "auto",
         "precision of the weights; auto is bfloat16 on a GPU and float32 on a CPU",
         choices=("auto", "bfloat16", "float32"),
+    )
+    head: str = parameter(
+        "auto",
+        "what predicts the actions: flow, the action expert; fast, the language model's next "
+        "tokens; auto is the checkpoint's",
+        choices=("auto", *HEADS),
     )
     execution: str = parameter(
         "auto",

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 """Of float64; numpy's stubs before 2.3 call the result of arithmetic floating alone."""
 ImageArray = NDArray[np.uint8]
+HEADS = ("flow", "fast")
+"""What predicts a chunk: the action expert, or the language model's next tokens."""
 
 
 @dataclass(frozen=True)

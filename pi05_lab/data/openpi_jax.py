@@ -1,11 +1,12 @@
 """Convert openpi's JAX checkpoints (orbax, a folder params/) to safetensors.
 
     python -m pi05_lab.data.openpi_jax CHECKPOINT OUTPUT [--horizon 50] [--dtype float32]
+        [--cameras base_0_rgb base_1_rgb wrist_0_rgb]
 
-Sources: openpi `gemma.py`, `siglip.py` and `pi0.py` for the parameter tree, and
-`convert_jax_model_to_pytorch.py` for the tensor names. orbax stores each array as zarr in an OCDBT
-store, which tensorstore reads without JAX (extra `openpi`). One stacked array is in memory at a
-time, at most 4.8 GB for π0.5 in float32.
+Sources: openpi `gemma.py`, `gemma_fast.py`, `siglip.py`, `pi0.py` and `pi0_fast.py` for the
+parameter tree, and `convert_jax_model_to_pytorch.py` for the tensor names. orbax stores each array
+as zarr in an OCDBT store, which tensorstore reads without JAX (extra `openpi`). One stacked array
+is in memory at a time, at most 4.8 GB for π0.5 in float32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,9 @@ from numpy.typing import NDArray
 from pi05_lab.files import atomic_file
 from pi05_ros.policy import checkpoint as lerobot
 from pi05_ros.policy import config as policy_config
-from pi05_ros.policy.config import GemmaSize, PolicyConfig
+from pi05_ros.policy.config import IMAGE_PREFIX, GemmaSize, PolicyConfig
 from pi05_ros.policy.model import Pi0
+from pi05_ros.policy.next_token import CONFIG_KEY, FastConfig
 from pi05_ros.policy.weights import SINGLE_FILE, CheckpointError, require_regular_file
 
 Array = NDArray[Any]
@@ -37,6 +39,12 @@ BLOCK = IMG + "Transformer.encoderblock."
 ATTENTION = "MultiHeadDotProductAttention_0."
 DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16)}
 STORED_DTYPES = ("bfloat16", "float16", "float32", "float64")
+CAMERAS = {
+    "pi05": policy_config.DEFAULT_CAMERAS,
+    "pi0": policy_config.DEFAULT_CAMERAS,
+    "pi0_fast": ("base_0_rgb", "base_1_rgb", "wrist_0_rgb"),
+}
+"""Kind → openpi's names, in the network's order."""
 MAX_LAYERS = 1000
 MAX_VALUES = 2**31
 """Limit for an array; π0.5's largest has 1.2e9. tensorstore fills missing chunks with zeros."""
@@ -102,7 +110,9 @@ class Params:
 
     def _array(self, name: str) -> Any:
         if name not in self._paths:
-            raise CheckpointError(f"{self.folder} has no {name}: it is not π0's or π0.5's")
+            raise CheckpointError(
+                f"{self.folder} has no {name}: it is not π0's, π0.5's or π0-FAST's"
+            )
         if name not in self._open:
             spec = {"driver": "zarr", "kvstore": {**self._store, "path": self._paths[name]}}
             with _named_errors(f"{self.folder}: {name} cannot be read"):
@@ -110,24 +120,38 @@ class Params:
         return self._open[name]
 
 
-def config_from_shapes(params: Params, horizon: int) -> PolicyConfig:
-    """Kind and sizes, which only the shapes record; the horizon is in no array."""
+def config_from_shapes(
+    params: Params, horizon: int, cameras: Sequence[str] | None = None
+) -> PolicyConfig:
+    """Kind and sizes, which only the shapes record; horizon and cameras are in no array."""
     kind = "pi05" if "time_mlp_in.kernel" in params else "pi0"
+    if f"{LLM}layers.attn.q_einsum_1.w" not in params and "action_in_proj.kernel" not in params:
+        kind = "pi0_fast"
     with _named_errors(f"{params.folder}: no network has such shapes"):
         side, _, _, width = params.shape(IMG + "embedding.kernel")
         depth, _, mlp = params.shape(BLOCK + "MlpBlock_0.Dense_0.kernel")
         heads = params.shape(BLOCK + ATTENTION + "query.kernel")[2]
         patches = params.shape(IMG + "pos_embedding")[1]
+        vlm = _gemma_size(params, "")
+        # what an expert beside it would be; π0-FAST has none
+        unused = policy_config.Sizes().exp
+        absent = replace(vlm, width=unused.width, mlp_dim=unused.mlp_dim)
         sizes = policy_config.Sizes(
-            vlm=_gemma_size(params, ""),
-            exp=_gemma_size(params, "_1"),
+            vlm=vlm,
+            exp=absent if kind == "pi0_fast" else _gemma_size(params, "_1"),
             vis=policy_config.VisionSize(width, depth, heads, mlp),
             vocab=params.shape(LLM + "embedder.input_embedding")[0],
             image=math.isqrt(patches) * side,
             patch=side,
         )
-        dim = params.shape("action_in_proj.kernel")[0]
-        document = {"chunk_size": horizon, "max_action_dim": dim, "max_state_dim": dim}
+        names = cameras or CAMERAS[kind]
+        features = {IMAGE_PREFIX + name: {"type": "VISUAL"} for name in names}
+        document: dict[str, Any] = {"chunk_size": horizon, "input_features": features}
+        if kind == "pi0_fast":
+            document[CONFIG_KEY] = vars(FastConfig("openpi"))
+        else:
+            dim = params.shape("action_in_proj.kernel")[0]
+            document |= {"max_action_dim": dim, "max_state_dim": dim}
         return replace(policy_config.parse_config(document, kind), sizes=sizes)
 
 
@@ -144,6 +168,8 @@ def tensors(params: Params, config: PolicyConfig) -> Iterator[tuple[str, Array]]
     yield from _vision_tensors(params)
     yield lerobot.EMBEDDING, params.read(LLM + "embedder.input_embedding")
     yield from _gemma_tensors(params, "", lerobot.LANGUAGE, adaptive=False)
+    if not config.has_expert:
+        return
     yield from _gemma_tensors(params, "_1", lerobot.EXPERT + "model.", adaptive)
     for name in lerobot.projection_names(adaptive):
         yield from _linear(params, name, name)
@@ -231,11 +257,15 @@ def _gemma_tensors(
 
 
 def convert(
-    directory: Path, output: Path, horizon: int = 50, dtype: str = "float32"
+    directory: Path,
+    output: Path,
+    horizon: int = 50,
+    dtype: str = "float32",
+    cameras: Sequence[str] | None = None,
 ) -> PolicyConfig:
     """Write config.json, model.safetensors and openpi's assets to `output`.
 
-    CheckpointError if this is no orbax checkpoint of π0 or π0.5, or tensorstore is missing.
+    CheckpointError if this is no orbax checkpoint of openpi's, or tensorstore is missing.
     """
     folder = directory / "params" if (directory / "params").is_dir() else directory
     assets = folder.parent / "assets"
@@ -243,7 +273,7 @@ def convert(
         if not path.is_dir():
             require_regular_file(path)
     params = Params(folder)
-    config = config_from_shapes(params, horizon)
+    config = config_from_shapes(params, horizon, cameras)
     lerobot.check_depth(config, MAX_LAYERS, folder)
     with atomic_file(output / SINGLE_FILE) as partial:
         _write_tensors(partial, params, config, dtype)
@@ -289,6 +319,7 @@ def main() -> int:
     parser.add_argument("directory", metavar="checkpoint", type=Path, help="has params/, assets/")
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--horizon", type=int, default=50, help="steps of a chunk (default: 50)")
+    parser.add_argument("--cameras", nargs="+", help="in the network's order (default: openpi's)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     options = parser.parse_args()
     try:

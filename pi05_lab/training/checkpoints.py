@@ -139,7 +139,7 @@ def make_card(
         "software": f"pi05_ros {__version__}, torch {torch.__version__}",
     }
     lines = [
-        f"# {'π0.5' if policy.kind == 'pi05' else 'π0'} for {config.robot}",
+        f"# {policy.name} for {config.robot}",
         config.note or "Trained by `pi05 train`.",
         "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]),
         *(["## Taken from the start", processor.origin] if processor.origin else []),

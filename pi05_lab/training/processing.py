@@ -171,6 +171,11 @@ def _start_from(
         migrated, rows = migrate(path)
         origin = table(rows)
     policy_config = read_config(path) if migrated is None else migrated.config
+    if not policy_config.has_expert:
+        raise ConfigError(
+            f"network.start: {path} is {policy_config.name}, which has no action expert: start "
+            "from π0.5 or π0"
+        )
     policy_config = replace(policy_config, state_dim=first.state_dim, action_dim=first.action_dim)
     policy_config = _with_delay(policy_config, config)
     processor = _make_processor(policy_config, path, config, datasets)

@@ -74,6 +74,7 @@ def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> P
         num_steps=parameters.num_steps,
         seed=None if parameters.seed < 0 else parameters.seed,
         threads=parameters.threads or max(1, (os.cpu_count() or 2) - 1),
+        head=None if parameters.head == "auto" else parameters.head,
         execution=parameters.execution,
         fp8_prefix=parameters.fp8_prefix,
         guidance=Guidance(**vars(guidance)),

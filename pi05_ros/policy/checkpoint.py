@@ -132,9 +132,10 @@ def key_map(model: Pi0) -> dict[str, Source]:
     size = model.config.sizes
     names = _vision_names(size.vis.depth) | {"embedder.weight": [EMBEDDING]}
     names |= _expert_names("experts.vlm.", LANGUAGE, size.vlm.depth, adaptive=False)
-    names |= _expert_names("experts.action.", EXPERT + "model.", size.exp.depth, model.adaptive)
-    for name in projection_names(model.adaptive):
-        names |= _affine(name, name)
+    if model.config.has_expert:
+        names |= _expert_names("experts.action.", EXPERT + "model.", size.exp.depth, model.adaptive)
+        for name in projection_names(model.adaptive):
+            names |= _affine(name, name)
     qkv_rows = [count * size.vlm.head_dim for count in (size.vlm.heads, *[size.vlm.kv_heads] * 2)]
     sources = {}
     for ours, parameter in model.named_parameters():
@@ -203,7 +204,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Pi0:
-    """Load π0.5 or π0 from a folder with config.json and safetensors weights.
+    """Load π0.5, π0 or π0-FAST from a folder with config.json and safetensors weights.
 
     A folder of adapters is merged with the checkpoint that it names.
 
@@ -231,6 +232,8 @@ def load_model(
         model = Pi0(config)
     sources = key_map(model)
     check_tensors(start, sources, index)
+    if not config.has_expert:
+        _check_tied(start)
     parameters: dict[str, Tensor] = {}
     broken: list[str] = []
     for ours, source in sources.items():
@@ -301,7 +304,9 @@ def save_weights(
     # LeRobot rejects a file without these two as incomplete.
     embedding = tensors["model." + EMBEDDING]
     tensors["model." + LM_HEAD] = embedding.clone()
-    tensors["model." + EXPERT_LM_HEAD] = embedding.new_zeros(len(embedding), config.sizes.exp.width)
+    if config.has_expert:
+        head = embedding.new_zeros(len(embedding), config.sizes.exp.width)
+        tensors["model." + EXPERT_LM_HEAD] = head
     _replace(path / SINGLE_FILE, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
     write_config(config, path, dtype)
 
@@ -337,6 +342,18 @@ def network_tensors(directory: str | Path) -> dict[str, TensorInfo]:
         # Converted files hold the tied pair under the language head's name alone.
         index[EMBEDDING] = head
     return index
+
+
+def _check_tied(directory: Path) -> None:
+    """Raise CheckpointError if a language head differs from the embedding, which stands for it."""
+    index = {name.removeprefix("model."): info for name, info in tensor_index(directory).items()}
+    if LM_HEAD in index and EMBEDDING in index:
+        head, embedding = read_tensor(index[LM_HEAD]), read_tensor(index[EMBEDDING])
+        if not torch.equal(head, embedding):
+            raise CheckpointError(
+                f"{directory}: {LM_HEAD} differs from {EMBEDDING}; this network has one tensor for "
+                "both"
+            )
 
 
 def check_depth(config: PolicyConfig, limit: int, directory: str | Path) -> None:

@@ -1,8 +1,8 @@
 """config.json of a checkpoint: kind, sizes, horizon, cameras, dimensions.
 
-Sources: LeRobot 0.6.1 `PI05Config` and `PI0Config`; openpi's `convert_jax_model_to_pytorch.py` (the
-five fields that it writes) and `gemma.get_config`. The key `sizes` is specific to this package:
-LeRobot's fields cannot express a small network.
+Sources: LeRobot 0.6.1 `PI05Config`, `PI0Config` and `PI0FastConfig`; openpi's
+`convert_jax_model_to_pytorch.py` (the five fields that it writes) and `gemma.get_config`. The key
+`sizes` is specific to this package: LeRobot's fields cannot express a small network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pi05_ros.policy.weights import (
     tensor_index,
 )
 
-KINDS = ("pi05", "pi0")
+NAMES = {"pi05": "π0.5", "pi0": "π0", "pi0_fast": "π0-FAST"}
+"""Kind → the name that people know."""
 OPENPI_FIELDS = ("action_dim", "action_horizon", "precision")
 FLOAT_FIELDS = {
     "min_period": "min_period",
@@ -35,10 +36,11 @@ FLOAT_FIELDS = {
 CONFIG_FILE = "config.json"
 IMAGE_PREFIX = "observation.images."
 DEFAULT_CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
-DEFAULT_TOKEN_LENGTH = {"pi05": 200, "pi0": 48}
+DEFAULT_TOKEN_LENGTH = {"pi05": 200, "pi0": 48, "pi0_fast": 200}
 DEFAULT_NORMALIZATION = {
     "pi05": {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "QUANTILES"},
     "pi0": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
+    "pi0_fast": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
 }
 
 
@@ -106,7 +108,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """A π0.5 or π0 policy as its config.json describes it.
+    """A π0.5, π0 or π0-FAST policy as its config.json describes it.
 
     The defaults are π0.5's; `parse_config({}, "pi0")` gives π0's.
     """
@@ -136,8 +138,23 @@ class PolicyConfig:
     """The fields of config.json, so that `to_json` keeps those that are not used here."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}, not {self.kind!r}")
+        if self.kind not in NAMES:
+            raise ValueError(f"kind must be one of {tuple(NAMES)}, not {self.kind!r}")
+
+    @property
+    def name(self) -> str:
+        """The policy's name for messages."""
+        return NAMES[self.kind]
+
+    @property
+    def has_expert(self) -> bool:
+        """Whether an action expert predicts the actions; π0-FAST is a language model alone."""
+        return self.kind != "pi0_fast"
+
+    @property
+    def has_state_prompt(self) -> bool:
+        """Whether the prompt is made for the state; π0 has a projection of it."""
+        return self.kind != "pi0"
 
     @property
     def image_size(self) -> int:
@@ -187,19 +204,19 @@ class PolicyConfig:
 def read_config(directory: str | Path) -> PolicyConfig:
     """Read a checkpoint folder's config.json, LeRobot's or openpi's; unknown fields are ignored.
 
-    If the folder has weights, their tensors decide between π0.5 and π0, not the field `type`.
+    If the folder has weights, their tensors decide on the kind, not the field `type`.
 
     Raises:
-        CheckpointError: no folder, no or bad config.json, or neither π0.5 nor π0.
+        CheckpointError: no folder, no or bad config.json, or none of `NAMES`.
     """
     path = require_directory(directory)
     weights = find_weights(path)
     document = read_json(path / CONFIG_FILE)
     kind = kind_from_tensors(tensor_index(path)) if weights else document.get("type")
-    if kind not in KINDS:
+    if kind not in NAMES:
         raise CheckpointError(
-            f"{path} is neither π0.5 nor π0: type {document.get('type')!r} in {CONFIG_FILE}, and "
-            "no tensor time_mlp_in (π0.5) or state_proj (π0)"
+            f"{path} is not π0.5, π0 or π0-FAST: type {document.get('type')!r} in {CONFIG_FILE}, "
+            "and no tensor time_mlp_in (π0.5) or state_proj (π0), nor PaliGemma's alone (π0-FAST)"
         )
     try:
         return parse_config(document, kind)

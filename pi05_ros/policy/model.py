@@ -1,5 +1,7 @@
 """π0.5 and π0: a vision-language model that denoises a chunk of actions by flow matching.
 
+π0-FAST is the same without the action expert; the module `next_token` has its decoding.
+
 From top to bottom: building blocks, the SigLIP vision encoder, two Gemma experts with joint
 attention, flow matching in time, and the whole network with its loss.
 
@@ -350,10 +352,14 @@ class PaliGemmaWithExpert(nn.Module):
     training runs each once, and the gradient reaches the prefix through its keys and values.
     """
 
-    def __init__(self, vlm: GemmaSize, action: GemmaSize, adaptive: bool) -> None:
+    action: Expert
+    """Absent in π0-FAST."""
+
+    def __init__(self, vlm: GemmaSize, action: GemmaSize | None, adaptive: bool) -> None:
         super().__init__()
         self.vlm = Expert(vlm, adaptive=False)
-        self.action = Expert(action, adaptive)
+        if action is not None:
+            self.action = Expert(action, adaptive)
 
     def prefix(self, x: Tensor, angles: Rotary, mask: Tensor | None) -> list[KeyValue]:
         """Every layer's keys and values of the prefix [B, T, vlm width].
@@ -451,7 +457,9 @@ class Prefix(NamedTuple):
 
 
 class Pi0(nn.Module):
-    """The network of π0.5 (AdaRMS, state in the prompt) or π0 (state token), by `config.kind`."""
+    """The network of π0.5 (AdaRMS, state in the prompt), π0 (state token) or π0-FAST (without an
+    action expert: the methods of flow matching are not for it), by `config.kind`.
+    """
 
     float32_parts: ClassVar = (
         "action_in_proj", "action_out_proj", "time_mlp_in", "time_mlp_out",
@@ -466,7 +474,10 @@ class Pi0(nn.Module):
         self.vision = VisionEncoder(sizes)
         self.embedder = nn.Embedding(sizes.vocab, sizes.vlm.width)
         nn.init.normal_(self.embedder.weight, std=sizes.vlm.width**-0.5)
-        self.experts = PaliGemmaWithExpert(sizes.vlm, sizes.exp, adaptive=self.adaptive)
+        exp = sizes.exp if config.has_expert else None
+        self.experts = PaliGemmaWithExpert(sizes.vlm, exp, adaptive=self.adaptive)
+        if not config.has_expert:
+            return
         width = sizes.exp.width
         self.action_in_proj = Linear(config.max_action_dim, width)
         self.action_out_proj = Linear(width, config.max_action_dim)

@@ -4,6 +4,9 @@
 and prompt are one bidirectional block; action tokens follow causally, and the logits are products
 with the token embedding.
 
+Decoding sees what training showed. That differs from two details of the originals' decoding: openpi
+leaves out the position after the prompt, and LeRobot lets the prompt see the BOS behind it.
+
 Sources: openpi `models/tokenizer.py` (FASTTokenizer), `models/pi0_fast.py`; LeRobot 0.6.1
 `modeling_pi0_fast.py`.
 """
@@ -22,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pi05_ros.policy.action_tokens import ActionTokenError, ActionTokenizer
+from pi05_ros.policy.checkpoint import cached_tokenizer
 from pi05_ros.policy.config import PolicyConfig
 from pi05_ros.policy.inference import Mark, SampleInputs
 from pi05_ros.policy.model import KeyValue, Pi0, Rotary, attention, rotary
@@ -35,6 +39,8 @@ from pi05_ros.policy.weights import CheckpointError
 
 ACTION_TOKENIZER = "action_tokenizer"
 """The folder of the action tokenizer in a checkpoint."""
+UNIVERSAL = "physical-intelligence/fast"
+"""The action tokenizer of openpi's checkpoints, FAST+."""
 CONFIG_KEY = "fast"
 """Of `FastConfig` in config.json."""
 PROMPTS = ("pi05", "openpi", "lerobot")
@@ -57,8 +63,17 @@ class FastConfig:
 
     @classmethod
     def read(cls, config: PolicyConfig) -> FastConfig | None:
-        """The checkpoint's; None without one. Raises CheckpointError for a bad value."""
+        """The checkpoint's; None without one. Raises CheckpointError for a bad value.
+
+        π0-FAST's without an entry is LeRobot's, whose fields have other names.
+        """
         document = config.raw.get(CONFIG_KEY)
+        if document is None and not config.has_expert:
+            document = {"prompt": "lerobot"} | {
+                ours: config.raw[theirs]
+                for ours, theirs in (("skip", "fast_skip_tokens"), ("length", "max_action_tokens"))
+                if theirs in config.raw
+            }
         if document is None:
             return None
         try:
@@ -145,13 +160,26 @@ def open_action_language(
 ) -> ActionLanguage | None:
     """A checkpoint's; None if it predicts no action tokens.
 
+    The folder's own action tokenizer, or the one that config.json names, from the Hugging Face
+    cache.
+
     Raises:
-        CheckpointError: a damaged one.
+        CheckpointError: a damaged one, or no action tokenizer.
     """
     fast = FastConfig.read(config)
     if fast is None:
         return None
-    return ActionLanguage(ActionTokenizer.load(directory / ACTION_TOKENIZER), text, fast)
+    folder = directory / ACTION_TOKENIZER
+    if not folder.is_dir():
+        name = str(config.raw.get("action_tokenizer_name") or UNIVERSAL)
+        cached = cached_tokenizer(name)
+        if cached is None:
+            raise CheckpointError(
+                f"{directory} has no {ACTION_TOKENIZER}/, and {name} is not in the Hugging Face "
+                f"cache: put {name}'s files into that folder"
+            )
+        folder = cached
+    return ActionLanguage(ActionTokenizer.load(folder), text, fast)
 
 
 def language_model(
@@ -196,6 +224,7 @@ class TokenSampler:
 
     def __init__(self, network: Pi0, language: ActionLanguage, action_dim: int) -> None:
         self._network, self._language, self._action_dim = network, language, action_dim
+        self._black = not network.config.has_expert and language.config.prompt == "openpi"
         self.tokens = 0
         """Of the latest answer."""
 
@@ -208,7 +237,9 @@ class TokenSampler:
         """
         network, language = self._network, self._language
         device, head_dim = network.device, network.config.sizes.vlm.head_dim
-        images = inputs.images[:, inputs.cameras]
+        # openpi's π0-FAST was trained on black images for absent cameras, and sees them
+        shown = slice(None) if self._black else inputs.cameras
+        images = inputs.images[:, shown]
         features = network.embed_images(images)
         mark("vision")
         kept = inputs.tokens.ids[inputs.tokens.mask]

@@ -42,11 +42,10 @@ from pi05_ros.policy.prompt import (
 )
 from pi05_ros.policy.robots import Robot, RobotSource
 from pi05_ros.policy.weights import CheckpointError
-from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
+from pi05_ros.types import HEADS, ActionChunk, ActionPrefix, FloatArray, Observation
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("flow", "fast")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -55,7 +54,7 @@ class PolicyOutputError(RuntimeError):
 
 
 class Policy:
-    """π0.5 or π0 with the processing of its checkpoint; implements `pi05_ros.types.Policy`."""
+    """π0.5, π0 or π0-FAST with its checkpoint's processing; implements `pi05_ros.types.Policy`."""
 
     def __init__(
         self,
@@ -211,7 +210,7 @@ class Policy:
     @functools.cached_property
     def description(self) -> str:
         """Which policy, how large, in which precision, trained or not."""
-        name = "π0.5" if self.model.config.kind == "pi05" else "π0"
+        name = self.model.config.name
         count = sum(parameter.numel() for parameter in self.model.parameters())
         size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
         dtype = str(self.model.experts.vlm.dtype).removeprefix("torch.")
@@ -307,7 +306,7 @@ class Policy:
 
     @property
     def _state_in_prompt(self) -> bool:
-        return self.model.config.kind == "pi05" and self.robot.state_in_prompt is not False
+        return self.model.config.has_state_prompt and self.robot.state_in_prompt is not False
 
     def check_instruction(self, instruction: str) -> None:
         """Raise if an instruction's prompt leaves no room for every possible state.
@@ -411,12 +410,17 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 def _language(
     head: str | None, opened: CheckpointBundle, tokenizer: PromptTokenizer
 ) -> ActionLanguage | None:
-    chosen = head or opened.settings.head or "flow"
+    config = opened.config
+    chosen = head or opened.settings.head or ("flow" if config.has_expert else "fast")
     if chosen not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, not {chosen!r}")
     if chosen == "flow":
+        if not config.has_expert:
+            raise CheckpointError(
+                f'{opened.directory}: {config.name} has no action expert: use head "fast"'
+            )
         return None
-    language = open_action_language(opened.directory, opened.config, tokenizer)
+    language = open_action_language(opened.directory, config, tokenizer)
     if language is None:
         raise CheckpointError(
             f"{opened.directory} predicts no action tokens: its config.json has no {CONFIG_KEY!r}; "

@@ -31,6 +31,7 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 NORM_STATS = "norm_stats.json"
 PALIGEMMA = "google/paligemma-3b-pt-224"
 STATE_PROMPT_STEP = "pi05_prepare_state_tokenizer_processor_step"
+FAST_PROMPT_STEP = "pi0_fast_prepare_state_tokenizer_processor_step"
 # LeRobot 0.5 named the relative step delta_actions_processor.
 RELATIVE_STEPS = ("relative_actions_processor", "delta_actions_processor")
 KNOWN_STEPS = {
@@ -39,8 +40,11 @@ KNOWN_STEPS = {
     *RELATIVE_STEPS,
     "normalizer_processor",
     STATE_PROMPT_STEP,
+    FAST_PROMPT_STEP,
     "pi0_new_line_processor",
     "tokenizer_processor",
+    # of actions, in training alone
+    "action_tokenizer_processor",
     "device_processor",
     "unnormalizer_processor",
     "absolute_actions_processor",
@@ -299,7 +303,7 @@ def _read_lerobot(
             if old.startswith(IMAGE_PREFIX)
         },
         delta_mask=_relative_mask(before, action_dim),
-        state_in_prompt=STATE_PROMPT_STEP in before,
+        state_in_prompt=STATE_PROMPT_STEP in before or FAST_PROMPT_STEP in before,
         tokenizer=tokenizer_name(directory),
     )
 

@@ -182,11 +182,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def kind_from_tensors(names: Collection[str]) -> str | None:
-    """`pi05` or `pi0`, by a tensor that only one of them has; None without either."""
+    """The kind by a tensor that it alone has; `pi0_fast` has PaliGemma's alone. Else None."""
     bare = {name.removeprefix("model.") for name in names}
     if "state_proj.weight" in bare:
         return "pi0"
-    return "pi05" if "time_mlp_in.weight" in bare else None
+    if "time_mlp_in.weight" in bare:
+        return "pi05"
+    only_language = all(name.startswith("paligemma_with_expert.paligemma.") for name in bare)
+    return "pi0_fast" if bare and only_language else None
 
 
 def _pickle_message(path: Path) -> str:

@@ -120,6 +120,7 @@ def make_agent(
     num_steps: int | None = None,
     device: str = "cpu",
     threads: int | None = 1,
+    head: str | None = None,
 ) -> Agent:
     """The agent of a checkpoint.
 
@@ -130,6 +131,7 @@ def make_agent(
         device: of the network.
         threads: CPU threads of torch, for the whole process; results may differ in rounding with
             the number. None keeps the process's number.
+        head: "flow" or "fast"; None: the checkpoint's.
 
     Raises:
         SetupError: not a usable checkpoint.
@@ -141,7 +143,7 @@ def make_agent(
 
     try:
         policy = EpisodePolicy.from_pretrained(
-            checkpoint, device=device, num_steps=num_steps, seed=0, threads=threads
+            checkpoint, device=device, num_steps=num_steps, seed=0, threads=threads, head=head
         )
     except CheckpointError as error:
         raise SetupError(str(error)) from error

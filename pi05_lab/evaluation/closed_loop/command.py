@@ -30,6 +30,7 @@ from pi05_lab.sim.tasks import VERBS
 from pi05_ros.cli import CommandError, one_of
 from pi05_ros.control.scheduler import SCHEDULERS
 from pi05_ros.robot_config import RobotConfigError, read_robot_config
+from pi05_ros.types import HEADS
 
 Option = typer.Option
 
@@ -62,6 +63,9 @@ def sim_eval(
     workers: Annotated[int, Option(min=1, help="Processes.")] = 1,
     device: Annotated[str, Option(help="Of the network.")] = "cpu",
     num_steps: Annotated[int | None, Option(min=1, help="Euler steps of the flow.")] = None,
+    head: Annotated[str | None, Option(
+        **one_of(HEADS), help="What predicts the actions: the action expert's flow, or the "
+        "language model's tokens.", show_default="the checkpoint's")] = None,
     size: Annotated[tuple[int, int] | None, Option(
         metavar="WIDTH HEIGHT", help="Of the images, pixels.",
         show_default="4:3, as wide as the policy's")] = None,
@@ -86,7 +90,7 @@ def sim_eval(
         if scheduler:
             robot = replace(robot, scheduler=replace(robot.scheduler, method=scheduler))
         output.mkdir(parents=True, exist_ok=True)
-        make = partial(make_agent, checkpoint, size, num_steps, device)
+        make = partial(make_agent, checkpoint, size, num_steps, device, head=head)
         agent = make()
         chosen = chosen_tasks(tasks or VERBS, colors or CUBES, arms or SIDES)
         trials = plan_trials(
@@ -108,6 +112,7 @@ def sim_eval(
         header = {
             "policy": agent.policy.description,
             "checkpoint": checkpoint,
+            **({"head": head} if head else {}),
             "scheduler": robot.scheduler.method,
             "delay_ms": delay_ms,
             "replanning": f"every {replan} ticks" if replan else robot.scheduler.replan,

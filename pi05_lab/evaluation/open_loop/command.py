@@ -25,6 +25,7 @@ from pi05_lab.evaluation.open_loop.verdict import BAD, GOOD, UNSURE, overview, v
 from pi05_ros.cli import CommandError, ValueIfBare, one_of
 from pi05_ros.control.scheduler import SCHEDULERS
 from pi05_ros.robot_config import RobotConfigError, default_params_file
+from pi05_ros.types import HEADS
 
 Option = typer.Option
 COLORS = {GOOD: "bold green", UNSURE: "bold yellow", BAD: "bold red"}
@@ -59,6 +60,9 @@ def evaluate(
     seed: Annotated[int, Option(help="Of the policy's noise.")] = 0,
     device: Annotated[str, Option(help="Of the network.")] = "auto",
     num_steps: Annotated[int | None, Option(help="Euler steps of the flow.")] = None,
+    head: Annotated[str | None, Option(
+        **one_of(HEADS), help="What predicts the actions: the action expert's flow, or the "
+        "language model's tokens.", show_default="the checkpoint's")] = None,
     workers: Annotated[int, Option(help="Processes.")] = 1,
     threads: Annotated[int, Option(
         help="CPU threads of the network per process; their number may change rounding.")] = 1,
@@ -110,6 +114,7 @@ def evaluate(
             instruction=instruction,
             device=device,
             num_steps=num_steps,
+            head=head,
             threads=threads,
             rerun=_files(rerun, jobs, ".rrd"),
             foxglove=_files(foxglove, jobs, ".mcap"),
@@ -202,6 +207,7 @@ def _shown_settings(plan: Plan, robot: EvaluatedRobot, episodes: str | None) -> 
         "instruction": plan.instruction,
         "namespace": plan.namespace,
         "num_steps": plan.num_steps,
+        "head": plan.head,
         "seed": settings.seed,
         "worst": settings.worst,
     }

@@ -54,6 +54,7 @@ class Plan:
     instruction: str | None = None
     device: str = "auto"
     num_steps: int | None = None
+    head: str | None = None
     threads: int | None = 1
     rerun: Mapping[str, str] = field(default_factory=dict)
     """Recording → file to write."""
@@ -117,6 +118,7 @@ def load_policy(
     guidance: Mapping[str, Any] | None = None,
     seed: int = 0,
     threads: int | None = None,
+    head: str | None = None,
 ) -> Policy:
     """A policy by name: folder, Hugging Face id, "small", or "module:function" that returns one.
 
@@ -142,6 +144,7 @@ def load_policy(
     policy = SeededPolicy.from_pretrained(
         *(source, robot, device, dtype, num_steps, seed, threads),
         guidance=Guidance(**(guidance or {})),
+        head=head,
     )
     assert isinstance(policy, SeededPolicy)
     policy.noise_seed = seed
@@ -153,7 +156,7 @@ _loaded: dict[tuple[Any, ...], Policy] = {}
 
 
 def _policy(source: str, plan: Plan, robot: EvaluatedRobot) -> Policy:
-    key = (source, plan.params_file, plan.device, plan.num_steps, plan.settings.seed)
+    key = (source, plan.params_file, plan.device, plan.num_steps, plan.head, plan.settings.seed)
     if key not in _loaded:
         parameters = robot.config.parameters
         _loaded[key] = load_policy(
@@ -165,6 +168,7 @@ def _policy(source: str, plan: Plan, robot: EvaluatedRobot) -> Policy:
             guidance=vars(robot.config.guidance),
             seed=plan.settings.seed,
             threads=plan.threads,
+            head=plan.head or (None if parameters.head == "auto" else parameters.head),
         )
     return _loaded[key]
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from pi05_lab.data import openpi_jax as orbax
 from pi05_lab.data.openpi_jax import convert
 from pi05_ros.policy.checkpoint import load_model
+from pi05_ros.policy.config import read_config
+from pi05_ros.policy.next_token import FastConfig
 from pi05_ros.policy.weights import CheckpointError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -56,7 +59,7 @@ def test_pi0s_tree() -> None:
     """Fault: π0's plain norms and its state projection taken for π0.5's."""
     params = orbax.Params(JAX / "params")
     config = orbax.config_from_shapes(params, 16)
-    config = SimpleNamespace(kind="pi0", sizes=config.sizes)  # type: ignore[assignment]
+    config = replace(config, kind="pi0")
     names = []
 
     def read(name: str) -> np.ndarray:
@@ -71,6 +74,33 @@ def test_pi0s_tree() -> None:
     assert not any(name == "time_mlp_in.kernel" for name in names)
 
 
+def test_pi0_fasts_tree(tmp_path: Path) -> None:
+    """Without an expert, as openpi's `gemma_fast.py` has it; its cameras and tokens are named."""
+    shutil.copytree(JAX, tmp_path / "in")
+    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{tmp_path / 'in/params'}/"}}
+    store = tensorstore.KvStore.open(spec).result()
+    for key in store.list().result():
+        if b"PaliGemma" not in key or (b".llm." in key and b"_1." in key):
+            store.write(key, None).result()
+    config = convert(tmp_path / "in", tmp_path / "out", horizon=10)
+    assert (config.kind, config.horizon, config.max_action_dim) == ("pi0_fast", 10, 32)
+    assert config.cameras == ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
+    assert FastConfig.read(read_config(tmp_path / "out")) == FastConfig("openpi")
+    expected = load_file(DATA / "pi05_tiny_f32" / "model.safetensors")
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(got) == {
+        name.removeprefix("model.")
+        for name in expected
+        if ".paligemma." in name and "lm_head" not in name
+    }
+    for name, tensor in got.items():
+        assert torch.equal(tensor, expected["model." + name]), name
+    loaded = load_model(tmp_path / "out").config
+    assert loaded.sizes.vlm == load_model(DATA / "pi05_tiny_f32").config.sizes.vlm
+    cameras = ["base_0_rgb", "left_wrist_0_rgb"]
+    assert convert(tmp_path / "in", tmp_path / "two", cameras=cameras).cameras == tuple(cameras)
+
+
 def test_leaves_may_be_called_value(tmp_path: Path) -> None:
     """Fault: a tree saved with one more level, as openpi's training does, is not recognised."""
     folder = tmp_path / "a folder" / "params"
@@ -83,7 +113,9 @@ def test_leaves_may_be_called_value(tmp_path: Path) -> None:
     written.write(array).result()
     params = orbax.Params(folder)
     np.testing.assert_array_equal(params.read("a.b.kernel"), array)
-    with pytest.raises(CheckpointError, match=r"has no q_einsum: it is not π0's or π0\.5's"):
+    with pytest.raises(
+        CheckpointError, match=r"has no q_einsum: it is not π0's, π0\.5's or π0-FAST's"
+    ):
         params.read("q_einsum")
 
 

@@ -14,15 +14,23 @@ import numpy as np
 import pytest
 import torch
 
-from pi05_ros.config import CameraParameters, ParameterError, PolicyParameters, SchedulerParameters
+from pi05_ros.config import (
+    CameraParameters,
+    GuidanceParameters,
+    ParameterError,
+    PolicyParameters,
+    SchedulerParameters,
+)
 from pi05_ros.nodes.assembly import (
     check_fit,
     empty_device_cache,
+    load_policy,
     make_executor,
     release_device_memory,
     usable_instruction,
     warmup_prefixes,
 )
+from pi05_ros.policy.weights import CheckpointError
 from pi05_ros.types import ActionChunk, ActionPrefix, JointGroup, JointSpec, Observation
 
 
@@ -72,6 +80,13 @@ def test_the_nodes_executor_warms_up_recovers_and_frees(emptied: list[str], meth
     assert executor.results()[0].chunk is not None and emptied == ["emptied"]
     assert executor.stop(10.0)
     assert emptied == ["emptied"] * 2
+
+
+def test_the_head_is_a_parameter() -> None:
+    """Fault: a checkpoint with two heads runs with one of them alone."""
+    parameters = PolicyParameters(device="cpu", threads=torch.get_num_threads(), head="fast")
+    with pytest.raises(CheckpointError, match='predicts no action tokens.*use head "flow"'):
+        load_policy(parameters, GuidanceParameters())
 
 
 def test_objects_that_configure_froze_are_freed(emptied: list[str]) -> None:

@@ -158,8 +158,8 @@ def test_a_written_config_is_read_back(
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({"type": "act"}, "neither π0.5 nor π0"),
-        ({}, "neither π0.5 nor π0"),
+        ({"type": "act"}, "is not π0.5, π0 or π0-FAST"),
+        ({}, "is not π0.5, π0 or π0-FAST"),
         ([1], "JSON object"),
         ({"type": "pi05", "chunk_size": "fifty"}, "chunk_size"),
         ({"type": "pi05", "chunk_size": 0}, "chunk_size"),

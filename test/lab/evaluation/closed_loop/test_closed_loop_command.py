@@ -54,6 +54,7 @@ def test_a_run_writes_figures_and_pictures(
     ("arguments", "message"),
     [
         (["--checkpoint", "/nowhere"], "/nowhere"),
+        (["--head", "fast"], "predicts no action tokens"),
         (["--checkpoint", "expert", "--output", "/proc/none"], "/proc/none"),
     ],
 )

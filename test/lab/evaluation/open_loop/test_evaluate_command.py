@@ -207,6 +207,7 @@ def test_two_runs_without_timings_give_the_same_bytes(tmp_path: Path) -> None:
         (["{bag}", "--params-file", "/no.yaml"], "/no.yaml"),
         (["{bag}", "--checkpoint", "offline_world:missing"], "offline_world:missing"),
         (["{bag}", "--checkpoint", "/no/checkpoint"], "/no/checkpoint"),
+        (["{bag}", "--checkpoint", "small", "--head", "fast"], "predicts no action tokens"),
         (["{bag}", "--namespace", "other"], "no /other/top/image_raw"),
     ],
 )
