@@ -1,33 +1,31 @@
-"""π0.5 with noise that depends only on the observation's stamp, or on the episode's seed."""
+"""A policy whose noise depends on the observation's stamp alone."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
-from pi05_ros.policy import Policy
-from pi05_ros.types import ActionChunk, ActionPrefix, Observation
+from pi05_ros.types import ActionChunk, ActionPrefix, Observation, Policy
 
 
-class SeededPolicy(Policy):
-    """π0.5 or π0 whose noise follows from `noise_seed` and the observation's stamp.
+class SeededPolicy:
+    """A policy whose noise follows from `noise_seed` and the observation's stamp.
 
     The same observation gives the same chunk in every order: runs repeat, and ablations of an
-    observation are compared at equal noise.
+    observation are compared at equal noise. Everything else is the policy's.
     """
 
-    noise_seed = 0
+    def __init__(self, policy: Policy, noise_seed: int = 0) -> None:
+        self._policy, self._noise_seed = policy, noise_seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
 
     def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:
-        self._generator.manual_seed(_seed(self.noise_seed, observation.stamp_s))
-        return super().infer(observation, prefix)
-
-
-class EpisodePolicy(Policy):
-    """π0.5 or π0 whose noise follows from the episode's seed."""
-
-    def restart(self, seed: int) -> None:
-        """Begin an episode; equal to loading the checkpoint with this seed."""
-        self._generator.manual_seed(seed)
+        restart = getattr(self._policy, "restart", None)
+        if restart is not None:
+            restart(_seed(self._noise_seed, observation.stamp_s))
+        return self._policy.infer(observation, prefix)
 
 
 def _seed(noise_seed: int, stamp_s: float) -> int:

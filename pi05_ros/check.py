@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pi05_ros.adapters.lerobot import fit, is_installed, missing_message, read_features
 from pi05_ros.policy.bundle import (
     Settings,
     apply_processor_settings,
@@ -35,13 +36,13 @@ from pi05_ros.policy.checkpoint import (
     summarize_names,
     weights_folder,
 )
-from pi05_ros.policy.config import NAMES, PolicyConfig, read_config
+from pi05_ros.policy.config import NAMES, PolicyConfig, foreign_type, read_config
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.next_token import open_action_language
 from pi05_ros.policy.processing import PALIGEMMA, Normalizer, convention_of, read_processing
 from pi05_ros.policy.prompt import TOKENIZER_FILE, pi0_prompt, pi05_prompt
 from pi05_ros.policy.robots import Robot, RobotSource
-from pi05_ros.policy.weights import is_finite, printable, read_tensor
+from pi05_ros.policy.weights import TensorInfo, is_finite, printable, read_tensor, tensor_index
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,6 +100,8 @@ class Report:
     """The checkpoint's camera → the robot's, None where it is masked."""
     unused_cameras: list[str] = field(default_factory=list)
     """The robot's cameras without a camera of the checkpoint."""
+    history_steps: int = 0
+    """Earlier observations that each inference needs."""
     dt_s: float | None = None
     conventions: list[str] = field(default_factory=list)
     """Conversions by the robot: signs, gripper maps, relative joints, velocities."""
@@ -135,6 +138,10 @@ def check(checkpoint: str | Path, robot: RobotSource = "aloha", values: bool = T
     name = robot.get("name", "described") if isinstance(robot, Mapping) else str(robot)
     report = Report(str(checkpoint), str(name))
     folder = report.attempt(checkpoint_folder, checkpoint)
+    kind: str | None = None if folder is None else report.attempt(foreign_type, folder)
+    if folder is not None and kind is not None:
+        _check_lerobot(report, folder, robot, values)
+        return report
     config = None if folder is None else report.attempt(read_config, folder)
     if folder is None or config is None:
         return report
@@ -150,6 +157,32 @@ def check(checkpoint: str | Path, robot: RobotSource = "aloha", values: bool = T
     return report
 
 
+def _check_lerobot(report: Report, folder: Path, source: RobotSource, values: bool) -> None:
+    """Check a policy that LeRobot runs, by its files alone."""
+    report.folder = str(folder)
+    features = report.attempt(read_features, folder)
+    if features is None:
+        return
+    report.kind, report.convention = features.type, "lerobot"
+    report.state_dim, report.action_dim = features.state_dim, features.action_dim
+    report.history_steps = features.history_steps
+    report.cameras = dict.fromkeys(features.cameras)
+    fitted = report.attempt(fit, folder, features, source)
+    if fitted:
+        robot, cameras = fitted
+        report.cameras |= {theirs: mine for mine, theirs in cameras.items()}
+        report.unused_cameras = [name for name in robot.cameras if name not in cameras]
+        _describe_robot(report, robot)
+    if not features.uses_text:
+        report.warnings.append("the policy has no language: it ignores the instruction")
+    if not is_installed():
+        report.problems.append(missing_message(folder, features.type))
+    index = report.attempt(tensor_index, folder)
+    if index is not None:
+        report.parameters = sum(math.prod(info.shape) for info in index.values())
+        _check_files(report, folder, index, values)
+
+
 def _check_weights(report: Report, folder: Path, config: PolicyConfig, values: bool) -> None:
     start = report.attempt(weights_folder, folder)
     index = None if start is None else report.attempt(network_tensors, start)
@@ -163,11 +196,18 @@ def _check_weights(report: Report, folder: Path, config: PolicyConfig, values: b
     report.memory_bytes = _estimate_memory(model)
     if index is None:
         return
+    report.attempt(check_tensors, folder, key_map(model), index)
+    _check_files(report, folder, index, values and len(report.problems) == found)
+
+
+def _check_files(
+    report: Report, folder: Path, index: Mapping[str, TensorInfo], values: bool
+) -> None:
+    """Size and dtypes of the tensors, and with `values` whether they are finite."""
     report.file_bytes = sum(file.stat().st_size for file in {info.file for info in index.values()})
     for info in index.values():
         report.dtypes[info.dtype] = report.dtypes.get(info.dtype, 0) + 1
-    report.attempt(check_tensors, folder, key_map(model), index)
-    if values and len(report.problems) == found:
+    if values:
         broken = [name for name, info in index.items() if not is_finite(read_tensor(info))]
         if broken:
             report.problems.append(
@@ -223,7 +263,8 @@ def _check_robot(report: Report, folder: Path, config: PolicyConfig, source: Rob
 def _describe_robot(report: Report, robot: Robot) -> None:
     report.robot, report.dt_s = robot.name, robot.dt_s
     report.state_dim, report.action_dim = robot.state_dim, robot.action_dim
-    report.state_in_prompt = report.kind != "pi0" and robot.state_in_prompt is not False
+    if report.kind in NAMES:
+        report.state_in_prompt = report.kind != "pi0" and robot.state_in_prompt is not False
     probe = np.full(robot.state_dim, 0.3)
     if not np.array_equal(robot.decode_state(probe), probe):
         report.conventions.append("joint signs or gripper units are turned into the checkpoint's")
@@ -338,18 +379,14 @@ def _print_report(report: Report, console: Console) -> None:
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    if report.sizes is None:
+    if report.kind is None:
         return []
-    sizes = report.sizes
-    vlm, expert, vision = (
-        f"{sizes[key]['depth']} layers × {sizes[key]['width']}" for key in ("vlm", "exp", "vis")
-    )
     stored = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(report.dtypes.items()))
     memory = ", ".join(f"{key} {human_bytes(n)}" for key, n in report.memory_bytes.items())
     normalization = ", ".join(" ".join(item) for item in report.normalization.items())
     matched = any(report.cameras.values())
     cameras = [f"{a} ← {b or 'none'}" if matched else a for a, b in report.cameras.items()]
-    tokenizer, prompt, flow = "", "", report.kind != "pi0_fast"
+    tokenizer, prompt, flow = "", "", report.kind in ("pi05", "pi0")
     if report.tokenizer:
         left = report.tokenizer["room_for_instruction"]
         tokenizer = f"{report.tokenizer['source']}; {left} tokens for the instruction"
@@ -357,18 +394,17 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         prompt = "in the prompt" if report.state_in_prompt else "not used: not in the prompt"
     return [
         ("folder", report.folder or ""),
-        ("kind", NAMES[report.kind or "pi05"]),
+        ("kind", NAMES.get(report.kind, f"LeRobot {report.kind}")),
         ("parameters", f"{report.parameters:,}" if report.parameters else ""),
-        ("language model", f"{vlm}, MLP {sizes['vlm']['mlp_dim']}"),
-        ("action expert", f"{expert}, MLP {sizes['exp']['mlp_dim']}" if flow else ""),
-        ("vision encoder", f"{vision}, {sizes['image']} px, patch {sizes['patch']}"),
+        *_size_facts(report.sizes, flow),
         ("stored", f"{stored}, {human_bytes(report.file_bytes)}" if report.file_bytes else ""),
         ("memory, about", memory),
-        ("horizon", f"{report.horizon} steps"),
+        ("horizon", f"{report.horizon} steps" if report.horizon else ""),
+        ("history", f"{report.history_steps} earlier observations" if report.history_steps else ""),
         ("step", f"{report.dt_s * 1000:.1f} ms" if report.dt_s else ""),
         ("Euler steps", str(report.num_steps) if flow else ""),
-        ("state", f"{report.state_dim or '?'} of at most {report.max_state_dim} values"),
-        ("action", f"{report.action_dim or '?'} of at most {report.max_action_dim} values"),
+        ("state", _values(report.state_dim, report.max_state_dim)),
+        ("action", _values(report.action_dim, report.max_action_dim)),
         ("processing", {"lerobot": "LeRobot's", "openpi": "openpi's", None: ""}[report.convention]),
         ("normalisation", normalization),
         ("cameras", ", ".join(cameras)),
@@ -377,6 +413,23 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("state", prompt),
         ("the robot adds", "; ".join(report.conventions)),
     ]  # fmt: skip
+
+
+def _size_facts(sizes: Mapping[str, Any] | None, flow: bool) -> list[tuple[str, str]]:
+    if sizes is None:
+        return []
+    vlm, expert, vision = (
+        f"{sizes[key]['depth']} layers × {sizes[key]['width']}" for key in ("vlm", "exp", "vis")
+    )
+    return [
+        ("language model", f"{vlm}, MLP {sizes['vlm']['mlp_dim']}"),
+        ("action expert", f"{expert}, MLP {sizes['exp']['mlp_dim']}" if flow else ""),
+        ("vision encoder", f"{vision}, {sizes['image']} px, patch {sizes['patch']}"),
+    ]
+
+
+def _values(count: int | None, limit: int | None) -> str:
+    return f"{count or '?'}{'' if limit is None else f' of at most {limit}'} values"
 
 
 def _statistics_table(rows: list[Dimension]) -> Table:

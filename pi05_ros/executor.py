@@ -124,12 +124,17 @@ class _Request:
 
 def black_observation(policy: Policy) -> Observation:
     """Observation for the warm-up: black 480 × 640 images of all cameras, a zero state."""
-    return Observation(
-        images={name: np.zeros((480, 640, 3), dtype=np.uint8) for name in policy.cameras},
-        state=np.zeros(policy.state_dim),
-        instruction="warm up",
-        stamp_s=0.0,
+    steps = getattr(policy, "history_steps", 0)
+    present, *past = (
+        Observation(
+            images={name: np.zeros((480, 640, 3), dtype=np.uint8) for name in policy.cameras},
+            state=np.zeros(policy.state_dim),
+            instruction="warm up",
+            stamp_s=-step * policy.dt_s,
+        )
+        for step in range(steps + 1)
     )
+    return replace(present, past=tuple(reversed(past)))
 
 
 class InferenceExecutor:

@@ -12,7 +12,7 @@ from pi05_ros.control.start_check import StartCheck
 from pi05_ros.control.tracking import TrackingMonitor
 from pi05_ros.control.trajectory import CommandStream
 from pi05_ros.executor import InferenceExecutor
-from pi05_ros.observation.buffer import CameraStream, ObservationBuffer
+from pi05_ros.observation.buffer import CameraStream, History, ObservationBuffer
 from pi05_ros.observation.stream import ImageRules
 from pi05_ros.requests import Watchdog
 from pi05_ros.robot_config import RobotConfig
@@ -25,6 +25,7 @@ def make_runner(
     executor: InferenceExecutor,
     decode_image: Callable[[Any], ImageArray],
     prove_starts: bool = True,
+    history: History | None = None,
 ) -> PolicyRunner:
     """Build the runner that the parameters describe.
 
@@ -33,6 +34,7 @@ def make_runner(
         executor: runs the policy.
         decode_image: as in `PolicyRunner`.
         prove_starts: False starts at any joint state, for a replay of a recording.
+        history: earlier observations that the policy needs.
     """
     parameters, scheduling, faults, joints = (
         robot.parameters, robot.scheduler, robot.faults, robot.joints,
@@ -44,6 +46,7 @@ def make_runner(
         [CameraStream(name, camera.required) for name, camera in robot.cameras.items()],
         joints.names,
         replace(robot.gates, images=image_rules),
+        history,
     )
     stream = CommandStream(
         MotionLimiter(joints, robot.dt_s, position_margin=parameters.position_margin),

@@ -31,6 +31,8 @@ class Observation:
     instruction: str
     stamp_s: float
     """Time of the images and the state."""
+    past: tuple[Observation, ...] = ()
+    """Earlier observations, oldest first, for a policy with `history_steps`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Policy(Protocol):
     """What the executor runs: π0.5, or an adapter of another policy.
 
     Optional: `check_instruction(text)`, thread safe, raises ValueError for an instruction that the
-    policy cannot use.
+    policy cannot use; `history_steps`, the number of earlier observations that it needs, `dt_s`
+    apart; `restart(seed)`, which makes the noise of the inferences that follow repeatable.
     """
 
     @property

@@ -46,14 +46,15 @@ RUNTIME_PACKAGES = {
         "types",
         "numpy torch safetensors transformers tokenizers scipy huggingface_hub PIL yaml",
     ),
+    "adapters": package("types policy", "numpy torch cv2 lerobot"),
     "executor": package("types device_errors", "numpy"),
     "requests": package("types control observation executor device_errors"),
     "runner": package("types control observation executor requests", "numpy"),
     "robot_config": package("types config control observation", "yaml"),
     "runner_factory": package("types robot_config control observation executor requests runner"),
-    "check": package("types policy cli", "numpy torch rich typer"),
+    "check": package("types policy adapters cli", "numpy torch rich typer"),
     "nodes": package(
-        "types device_errors control config observation policy executor requests "
+        "types device_errors control config observation policy adapters executor requests "
         "runner robot_config runner_factory",
         "numpy ros launch launch_ros ament_index_python cv2 yaml",
     ),
@@ -65,7 +66,7 @@ LAB_PACKAGES = {
     "files": package(),
     "parallel": package(),
     "commands": package("pi05_ros.cli"),
-    "seeded_policy": package("pi05_ros.policy pi05_ros.types"),
+    "seeded_policy": package("pi05_ros.types"),
     "sim": package(
         "pi05_ros.types pi05_ros.config pi05_ros.control pi05_ros.nodes pi05_lab.files",
         "numpy mujoco ros rich",
@@ -119,12 +120,12 @@ HEAVY = {"torch", "transformers", "mujoco", "rclpy", "cv2", "rosbags", "matplotl
 # has none.
 LOADS: dict[str, set[str]] = {
     "pi05_ros.policy": {"torch", "transformers", "scipy", "typer"},
+    "pi05_ros.adapters": {"torch", "transformers", "scipy", "typer"},
     "pi05_ros.check": {"torch", "transformers", "scipy", "typer"},
     "pi05_ros.cli": {"typer"},
     "pi05_ros.nodes": {"rclpy", "torch", "transformers", "scipy", "typer"},
     "pi05_ros.nodes.policy_node": {"rclpy"},
     "pi05_lab.commands": {"typer"},
-    "pi05_lab.seeded_policy": {"torch", "transformers", "scipy", "typer"},
     "pi05_lab.sim": {"mujoco", "rclpy"},
     "pi05_lab.data": HEAVY - {"rclpy", "matplotlib"},
     "pi05_lab.training": HEAVY - {"rclpy", "matplotlib"},
@@ -324,7 +325,11 @@ def test_the_table_has_no_circle() -> None:
     users = {name for name, rules in PACKAGES.items() if "pi05_ros.nodes" in rules.ours}
     assert users == {"pi05_lab.sim", "pi05_lab.demo", "pi05_lab.evaluation"}
     runtime = {name: rules for name, rules in PACKAGES.items() if name.startswith(RUNTIME)}
-    for library, homes in (("torch", {"policy", "check"}), ("ros", {"nodes"}), ("mujoco", set())):
+    for library, homes in (
+        ("torch", {"policy", "adapters", "check"}),
+        ("ros", {"nodes"}),
+        ("mujoco", set()),
+    ):
         found = {name for name, rules in runtime.items() if library in rules.others}
         assert found == {f"{RUNTIME}.{home}" for home in homes}
 

@@ -91,16 +91,16 @@ def dagger(
     Ross et al. 2011). The data have the format of `pi05 record --states` and are trained on beside
     it. They depend on the checkpoint, the options and the seed, not on the number of workers.
     """
-    from pi05_lab.seeded_policy import EpisodePolicy  # loads torch, which `record` does not need
+    from pi05_ros.adapters.factory import open_policy  # loads torch, which `record` does not need
     from pi05_ros.policy import CheckpointError
 
     try:
-        EpisodePolicy.from_pretrained(checkpoint)
+        open_policy(checkpoint)
     except CheckpointError as error:
         raise CommandError(str(error)) from None
     with one_line_errors():
         config = make_config(tasks, seed=seed, size_px=size, states=True, instructions=instructions)
-        make_policy: Any = partial(EpisodePolicy.from_pretrained, checkpoint, seed=seed, threads=1)
+        make_policy: Any = partial(open_policy, checkpoint, seed=seed, threads=1)
         record_dataset(config, output, episodes, workers, make_policy=make_policy)
     return 0
 

@@ -17,6 +17,7 @@ from pi05_ros.executor import (
     check_chunk,
     one_line,
 )
+from pi05_ros.observation.buffer import History
 from pi05_ros.robot_config import RobotConfig
 from pi05_ros.runner import PolicyRunner, Tick
 from pi05_ros.runner_factory import make_runner
@@ -128,6 +129,7 @@ def evaluation_runner(
     executor: SimulatedExecutor,
     decode_image: Callable[[Any], ImageArray],
     prove_starts: bool = True,
+    history: History | None = None,
 ) -> PolicyRunner:
     """The runner that the node makes from a params file, with another executor.
 
@@ -137,7 +139,7 @@ def evaluation_runner(
         cameras: the policy's; others of the file are left out.
         executor: replaces the node's.
         decode_image: a stored image → RGB [height, width, 3].
-        prove_starts: see `make_runner`.
+        prove_starts, history: see `make_runner`.
 
     Raises:
         RobotConfigError: the limits are a URDF's, and none was given.
@@ -147,7 +149,8 @@ def evaluation_runner(
     own = {name: camera for name, camera in robot.cameras.items() if name in cameras}
     robot = replace(robot, scheduler=scheduling, cameras=own)
     # the runner uses state, busy_since_s, failure, submit, results and discard of the executor
-    return make_runner(robot, cast("InferenceExecutor", executor), decode_image, prove_starts)
+    stand_in = cast("InferenceExecutor", executor)
+    return make_runner(robot, stand_in, decode_image, prove_starts, history)
 
 
 def sent_trajectory(runner: PolicyRunner, tick: Tick, now_s: float) -> TrajectoryPoints | None:

@@ -118,7 +118,8 @@ def read_position(output: Path, config: TrainConfig) -> tuple[Position, Path]:
         theirs, position = document["config"], Position(**document["position"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}): remove {output}") from None
-    _check_config(path, theirs, config.to_dict(), position.stage)
+    begun = position.stage + (position.step > 0)
+    _check_config(path, theirs, config.to_dict(), begun)
     return position, folder
 
 
@@ -155,21 +156,35 @@ def _alone(processes: Processes) -> Iterator[bool]:
         yield processes.count == 1
 
 
-def _check_config(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], at: int) -> None:
-    """Raise ConfigError for a key that changed and decides what is learnt."""
+def _check_config(
+    path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], begun: int
+) -> None:
+    """Raise ConfigError for a key that changed and decides what is learnt; `begun` stages count."""
     for key in sorted((set(theirs) | set(ours)) - CHANGEABLE):
         old, new = theirs.get(key), ours.get(key)
         if key == "data" and isinstance(old, dict) and isinstance(new, dict):
             old, new = _without(old, CHANGEABLE_DATA), _without(new, CHANGEABLE_DATA)
         if key == "stages" and isinstance(old, list) and isinstance(new, list):
             # stages that have not begun may be changed, added or left out
-            old = [_without(stage, CHANGEABLE_STAGE) for stage in old[: at + 1]]
-            new = [_without(stage, CHANGEABLE_STAGE) for stage in new[: at + 1]]
-        if old != new:
+            old = [_without(stage, CHANGEABLE_STAGE) for stage in old[:begun]]
+            new = [_without(stage, CHANGEABLE_STAGE) for stage in new[:begun]]
+        for name, before, now in _differences(key, old, new):
             raise ConfigError(
-                f"{path} is of a training with another {key}: {old} instead of {new}; change it "
-                "back or give another output"
+                f"{path} is of a training with another {name}: {before} instead of {now}; change "
+                "it back or give another output"
             )
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Keys as `--set` takes them, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, now) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(f"{name}.{index}", before, now)
+    elif old != new:
+        yield name, old, new
 
 
 def _without(values: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:

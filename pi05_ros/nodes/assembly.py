@@ -63,10 +63,10 @@ def apply_limits(node: Node, limits: LimitsParameters, joints: JointGroup) -> Jo
 
 def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> Policy:
     """Load the checkpoint; called on the executor thread, which owns the device."""
-    from pi05_ros.policy import Policy
+    from pi05_ros.adapters.factory import open_policy
     from pi05_ros.policy.guidance import Guidance
 
-    return Policy.from_pretrained(
+    return open_policy(
         parameters.checkpoint,
         robot=parameters.robot,
         device=parameters.device,

@@ -52,6 +52,7 @@ from pi05_ros.nodes.outputs import make_outputs
 from pi05_ros.nodes.parameters import declare, declare_robot, whole_numbers_as_floats
 from pi05_ros.nodes.spinning import leave_if_busy, spin_until_interrupted
 from pi05_ros.nodes.status import Configured, Escalation, Snapshot, StatusPublisher
+from pi05_ros.observation.buffer import History
 from pi05_ros.robot_config import RobotConfig
 from pi05_ros.runner_factory import make_runner
 from pi05_ros.types import Level, Policy, Problem
@@ -239,7 +240,7 @@ class PolicyNode(LifecycleNodeMixin, Node):
 
     def _connect(self, robot: RobotConfig, policy: Policy, executor: InferenceExecutor) -> None:
         """Create the runner and the subscriptions, and give the runner to the control thread."""
-        runner = make_runner(robot, executor, decode_stored_image)
+        runner = make_runner(robot, executor, decode_stored_image, history=History.of(policy))
         with self._parts_lock:
             if self._stopped:
                 runner.stop(self._control.now_s())

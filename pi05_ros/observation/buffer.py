@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ from pi05_ros.observation.stream import (
     StreamStatistics,
     same_bytes,
 )
-from pi05_ros.types import FloatArray, ImageArray, Observation, Problem
+from pi05_ros.types import FloatArray, ImageArray, Observation, Policy, Problem
 
 JOINT_HISTORY_S = 1.0
 MAX_JOINT_HISTORY = 2000
@@ -83,6 +83,30 @@ class Gates:
 
 
 @dataclass(frozen=True)
+class History:
+    """Earlier observations that a policy needs: `steps` of them, `dt_s` apart."""
+
+    steps: int = 0
+    dt_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or not 0 <= self.duration_s <= JOINT_HISTORY_S:
+            raise ValueError(
+                f"a history of {self.steps} steps of {self.dt_s} s: it must be at most "
+                f"{JOINT_HISTORY_S:g} s long"
+            )
+
+    @property
+    def duration_s(self) -> float:
+        return self.steps * self.dt_s
+
+    @classmethod
+    def of(cls, policy: Policy) -> History:
+        """What the policy declares; ValueError if it is too long."""
+        return cls(getattr(policy, "history_steps", 0), policy.dt_s)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The undecoded parts of one observation."""
 
@@ -95,6 +119,8 @@ class Snapshot:
     instruction: str
     stamp_s: float
     """Stamp of the newest used frame, at which the chunk's first step is due."""
+    past: tuple[Snapshot, ...] = ()
+    """Of the earlier observations, oldest first."""
 
     @property
     def skew_s(self) -> float:
@@ -106,7 +132,11 @@ class ObservationBuffer:
     """Collects messages from any thread and selects those of one inference. Thread safe."""
 
     def __init__(
-        self, cameras: Sequence[CameraStream], joint_names: Sequence[str], gates: Gates
+        self,
+        cameras: Sequence[CameraStream],
+        joint_names: Sequence[str],
+        gates: Gates,
+        history: History | None = None,
     ) -> None:
         names = [camera.name for camera in cameras]
         if not names or len(set(names)) != len(names):
@@ -117,7 +147,10 @@ class ObservationBuffer:
         self.joint_names = tuple(joint_names)
         self.gates = gates
         self._lock = threading.Lock()
-        self._frames: dict[str, Stream[Any]] = {name: Stream(history_s=0.0) for name in names}
+        self.history = history or History()
+        self._frames: dict[str, Stream[Any]] = {
+            name: Stream(history_s=self.history.duration_s) for name in names
+        }
         self._watches = {name: ImageWatch(gates.images) for name in names}
         self._joints: Stream[FloatArray] = Stream(history_s=JOINT_HISTORY_S)
         self._joint_arrivals: deque[Stamped[FloatArray]] = deque(maxlen=MAX_JOINT_HISTORY)
@@ -325,9 +358,23 @@ class ObservationBuffer:
             if camera.required and camera.name in unusable:
                 raise DecodeError(f"camera {camera.name!r}: {unusable[camera.name].text}")
         used = {name: image for name, image in images.items() if name not in unusable}
-        positions = snapshot.positions
-        state = positions.copy() if to_policy is None else to_policy(positions)
-        return Observation(used, state, snapshot.instruction, snapshot.stamp_s)
+
+        def state(positions: FloatArray) -> FloatArray:
+            return positions.copy() if to_policy is None else to_policy(positions)
+
+        past = []
+        for earlier in snapshot.past:
+            try:
+                before = {name: decode_image(earlier.messages[name]) for name in used}
+            except Exception as error:
+                raise DecodeError(f"an earlier image: {_reason(error)}") from error
+            then = Observation(
+                before, state(earlier.positions), snapshot.instruction, earlier.stamp_s
+            )
+            past.append(then)
+        return Observation(
+            used, state(snapshot.positions), snapshot.instruction, snapshot.stamp_s, tuple(past)
+        )
 
     def _record_size(self, camera: str, image: ImageArray) -> None:
         height, width = image.shape[:2]
@@ -380,15 +427,57 @@ class ObservationBuffer:
                     f"limit {self.gates.max_joint_age_s:.3f} s"
                 )
             ]
-        snapshot = Snapshot(
+        past, problems = self._select_past(chosen, stamp_s, self._instruction)
+        if problems:
+            return None, problems
+        return Snapshot(
             messages={name: frame.payload for name, frame in chosen.items()},
             frame_stamps_s={name: frame.stamp_s for name, frame in chosen.items()},
             positions=joints.payload,
             joints_stamp_s=joints.stamp_s,
             instruction=self._instruction,
             stamp_s=stamp_s,
-        )
-        return snapshot, []
+            past=past,
+        ), []
+
+    def _select_past(
+        self, cameras: Collection[str], stamp_s: float, instruction: str
+    ) -> tuple[tuple[Snapshot, ...], list[Problem]]:
+        """The earlier observations of one at `stamp_s`, oldest first, from the same cameras."""
+        past = []
+        limit_s = max(self.history.dt_s / 2, self.gates.max_skew_s)
+        for step in range(self.history.steps, 0, -1):
+            then_s = stamp_s - step * self.history.dt_s
+            streams = {name: self._frames[name] for name in cameras}
+            for name, stream in (*streams.items(), ("joint positions", self._joints)):
+                # an earlier observation must not be replaced by the present one
+                if stream.oldest is None or stream.oldest.stamp_s > then_s + self.history.dt_s / 2:
+                    missing_s = step * self.history.dt_s
+                    text = f"history: {name} has nothing from {missing_s:.2f} s ago yet"
+                    return (), [Problem("history", text)]
+            frames = {name: stream.nearest(then_s) for name, stream in streams.items()}
+            for name, frame in frames.items():
+                if abs(frame.stamp_s - then_s) > limit_s:
+                    text = (
+                        f"camera {name!r}: the nearest earlier frame is "
+                        f"{abs(frame.stamp_s - then_s):.3f} s from its time, limit {limit_s:.3f} s"
+                    )
+                    return (), [Problem("history", text, names=(name,))]
+            joints = self._joints.nearest(then_s)
+            if abs(joints.stamp_s - then_s) > self.gates.max_joint_age_s:
+                text = f"history: no joint positions from {stamp_s - then_s:.2f} s ago"
+                return (), [Problem("history", text)]
+            past.append(
+                Snapshot(
+                    {name: frame.payload for name, frame in frames.items()},
+                    {name: frame.stamp_s for name, frame in frames.items()},
+                    joints.payload,
+                    joints.stamp_s,
+                    instruction,
+                    then_s,
+                )
+            )
+        return tuple(past), []
 
     def _select_frames(self, now_s: float) -> tuple[dict[str, Stamped[Any]], list[Problem]]:
         """The frames to use, in the cameras' order, and the problems."""

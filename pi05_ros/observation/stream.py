@@ -75,6 +75,10 @@ class Stream(Generic[Payload]):
     def newest(self) -> Stamped[Payload] | None:
         return self._items[-1] if self._items else None
 
+    @property
+    def oldest(self) -> Stamped[Payload] | None:
+        return self._items[0] if self._items else None
+
     def put(self, stamp_s: float, payload: Payload) -> bool:
         """Count the item, and keep it if it is later than the newest; returns whether it was."""
         self._received += 1
@@ -87,7 +91,8 @@ class Stream(Generic[Payload]):
         elif newest is not None:
             self._count_loss(stamp_s - newest.stamp_s)
         self._items.append(Stamped(stamp_s, payload))
-        while self._items[0].stamp_s < stamp_s - self._history_s:
+        # one item from before the history is the newest one at its beginning
+        while len(self._items) > 1 and self._items[1].stamp_s <= stamp_s - self._history_s:
             self._items.popleft()
         self._stamps_s.append(stamp_s)
         while self._stamps_s[0] < stamp_s - RATE_WINDOW_S:

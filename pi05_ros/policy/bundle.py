@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 from pi05_ros.policy.checkpoint import cached_tokenizer, checkpoint_folder
 from pi05_ros.policy.config import PolicyConfig, read_config
@@ -66,9 +67,24 @@ class Settings:
         return cls(**document)
 
 
+class Dimensions(Protocol):
+    """What a checkpoint says about its inputs and outputs."""
+
+    @property
+    def state_dim(self) -> int | None: ...
+    @property
+    def action_dim(self) -> int | None: ...
+    @property
+    def max_state_dim(self) -> int: ...
+    @property
+    def max_action_dim(self) -> int: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+
+
 def make_robot(
     robot: RobotSource,
-    config: PolicyConfig,
+    config: Dimensions,
     convention: Convention,
     settings: Settings,
 ) -> Robot:
@@ -105,7 +121,7 @@ def make_robot(
     return made
 
 
-def _make_generic(config: PolicyConfig, settings: Settings) -> Robot:
+def _make_generic(config: Dimensions, settings: Settings) -> Robot:
     """A robot with the units, dimensions and camera names of the checkpoint."""
     for key in ("adapt_to_pi", "delta_actions"):
         if getattr(settings, key):

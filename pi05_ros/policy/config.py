@@ -224,6 +224,13 @@ def read_config(directory: str | Path) -> PolicyConfig:
         raise CheckpointError(f"{path / CONFIG_FILE}: {error}") from None
 
 
+def foreign_type(directory: str | Path) -> str | None:
+    """The type of a LeRobot policy that is none of `NAMES`; None for those, and for no policy."""
+    file = require_directory(directory) / CONFIG_FILE
+    kind = read_json(file).get("type") if file.is_file() else None
+    return kind if isinstance(kind, str) and kind not in NAMES else None
+
+
 def parse_config(document: Mapping[str, Any], kind: str) -> PolicyConfig:
     """A PolicyConfig from config.json's fields; missing ones get the kind's default.
 

@@ -115,7 +115,7 @@ class Policy:
         if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            self.restart(seed)
 
     @classmethod
     def from_pretrained(
@@ -215,6 +215,10 @@ class Policy:
         size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
         dtype = str(self.model.experts.vlm.dtype).removeprefix("torch.")
         return f"{name}, {size} parameters, {dtype}" + (f", {self._label}" if self._label else "")
+
+    def restart(self, seed: int) -> None:
+        """Begin a series of inferences; equal to loading the checkpoint with this seed."""
+        self._generator.manual_seed(seed)
 
     @torch.inference_mode()
     def infer(self, observation: Observation, prefix: ActionPrefix | None = None) -> ActionChunk:

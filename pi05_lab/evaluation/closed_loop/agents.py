@@ -44,12 +44,14 @@ class PolicyAgent:
 
     Args:
         policy: if it has `restart(seed)`, every episode begins with it.
-        size_px: width and height of the images; None: as wide as `policy.model.config.image_size`
-            (π0.5), else 112 pixels, and 4:3 as the simulated robot publishes.
+        size_px: width and height of the images; None: those of the policy's training data where
+            it knows them, else 4:3 as the simulated robot publishes, as wide as
+            `policy.model.config.image_size` (π0.5), else 112 pixels.
     """
 
     def __init__(self, policy: types.Policy, size_px: tuple[int, int] | None = None) -> None:
         self.policy = policy
+        size_px = size_px or getattr(policy, "image_size_px", None)
         if size_px is None:
             config = getattr(getattr(policy, "model", None), "config", None)
             side = int(getattr(config, "image_size", DEFAULT_SIZE_PX))
@@ -138,11 +140,11 @@ def make_agent(
     """
     if checkpoint == EXPERT:
         return ExpertAgent()
-    from pi05_lab.seeded_policy import EpisodePolicy
+    from pi05_ros.adapters.factory import open_policy
     from pi05_ros.policy.weights import CheckpointError
 
     try:
-        policy = EpisodePolicy.from_pretrained(
+        policy = open_policy(
             checkpoint, device=device, num_steps=num_steps, seed=0, threads=threads, head=head
         )
     except CheckpointError as error:

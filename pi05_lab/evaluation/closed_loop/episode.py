@@ -27,6 +27,7 @@ from pi05_lab.sim.scene import CUBE_COLORS, JOINT_NAMES, SIDES
 from pi05_lab.sim.starts import random_start, reset_for
 from pi05_lab.sim.tasks import CUBE_VERBS, Task, all_tasks
 from pi05_ros.control.trajectory import TrajectoryPoints
+from pi05_ros.observation.buffer import History
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.robot_config import RobotConfig
 from pi05_ros.runner import PolicyRunner, Tick
@@ -259,7 +260,11 @@ class ClosedLoop:
         # Rendered images repeat exactly at rest, and the ablation's images are black on purpose.
         faults = replace(self._robot.faults, frozen_image_s=0.0, refuse_one_colour=False)
         robot = replace(self._robot, faults=faults)
-        return evaluation_runner(robot, scheduling, self._agent.policy.cameras, executor, decode)
+        policy = self._agent.policy
+        history = History.of(policy)
+        return evaluation_runner(
+            robot, scheduling, policy.cameras, executor, decode, history=history
+        )
 
 
 class _Arms:

@@ -33,6 +33,7 @@ from pi05_lab.evaluation.open_loop.results import (
 )
 from pi05_lab.evaluation.open_loop.scheduler_replay import SchedulerReplay
 from pi05_ros.executor import check_chunk
+from pi05_ros.observation.buffer import History
 from pi05_ros.robot_config import RobotConfig
 from pi05_ros.types import (
     ActionChunk,
@@ -215,7 +216,9 @@ class PolicyTrack:
         self._lagged: deque[tuple[float, Episode, dict[str, FloatArray]]] = deque()
         self._memo: dict[tuple[float, str], ActionChunk | Exception] = {}
         self.schedulers = {
-            method: SchedulerReplay(method, robot, cameras, self._infer, settings.delay_s, decode)
+            method: SchedulerReplay(
+                method, robot, cameras, self._infer, settings.delay_s, decode, History.of(policy)
+            )
             for method in settings.schedulers or (robot.scheduler.method,)
         }
 
@@ -228,7 +231,8 @@ class PolicyTrack:
 
     def _with_own_images(self, observation: Observation) -> Observation:
         images = {k: v for k, v in observation.images.items() if k in self.policy.cameras}
-        return replace(observation, images=images)
+        past = tuple(map(self._with_own_images, observation.past))
+        return replace(observation, images=images, past=past)
 
     def observe(
         self, observation: Observation, episode: Episode, decode_s: float, other: str
@@ -340,15 +344,14 @@ class PolicyTrack:
 
         An observation counts for every condition or for none: errors compare on the same ones.
         """
-        black = {name: np.zeros_like(image) for name, image in observation.images.items()}
+        cameras = set(observation.images)
         altered = {
             Condition.WRONG_INSTRUCTION: replace(observation, instruction=other),
-            Condition.BLACK_IMAGES: replace(observation, images=black),
+            Condition.BLACK_IMAGES: _blackened(observation, cameras),
         }
-        if len(black) > 1:
-            for name in black:
-                images = {**observation.images, name: black[name]}
-                altered[f"{Condition.BLACK_IMAGES}:{name}"] = replace(observation, images=images)
+        if len(cameras) > 1:
+            for name in observation.images:
+                altered[f"{Condition.BLACK_IMAGES}:{name}"] = _blackened(observation, {name})
         found = {}
         for condition, each in altered.items():
             try:
@@ -404,3 +407,13 @@ class PolicyTrack:
                 self.policy.horizon, self._joints, self._robot.dt_s, self.schedulers
             )
         return episode.tracks[self.name]
+
+
+def _blackened(observation: Observation, cameras: Collection[str]) -> Observation:
+    """With black images of the cameras, the earlier ones too."""
+    images = {
+        name: np.zeros_like(image) if name in cameras else image
+        for name, image in observation.images.items()
+    }
+    past = tuple(_blackened(earlier, cameras) for earlier in observation.past)
+    return replace(observation, images=images, past=past)

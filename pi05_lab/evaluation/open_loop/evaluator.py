@@ -33,7 +33,7 @@ from pi05_lab.evaluation.open_loop.results import (
     percentiles,
     rounded,
 )
-from pi05_ros.observation.buffer import CameraStream, NotReady, ObservationBuffer
+from pi05_ros.observation.buffer import CameraStream, History, NotReady, ObservationBuffer
 from pi05_ros.observation.decode import DecodeError
 from pi05_ros.observation.instruction import InstructionError
 from pi05_ros.types import FloatArray, ImageArray, Policy
@@ -84,6 +84,7 @@ class OpenLoopEvaluation:
             [CameraStream(c.name, c.required) for c in robot.cameras if c.name in used],
             config.joints.names,
             config.gates,
+            common_history(policies),
         )
         self._decoded: dict[int, tuple[Any, ImageArray]] = {}
         self._reference = ReferenceTrajectory(len(config.joints), recording.commanded())
@@ -338,6 +339,15 @@ def _check_fit(name: str, policy: Policy, robot: EvaluatedRobot) -> None:
     cameras = [camera.name for camera in robot.cameras]
     if not set(policy.cameras) & set(cameras):
         raise BagError(f"{name} has the cameras {list(policy.cameras)}, the params file {cameras}")
+
+
+def common_history(policies: Mapping[str, Policy]) -> History:
+    """The history of the policies that need one; BagError if they need different ones."""
+    needed = {name: History.of(policy) for name, policy in policies.items()}
+    needed = {name: history for name, history in needed.items() if history.steps}
+    if len(set(needed.values())) > 1:
+        raise BagError(f"evaluate one after the other: {', '.join(needed)} need other histories")
+    return next(iter(needed.values()), History())
 
 
 def _milliseconds(samples_s: Decimated) -> Numbers:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pi05_lab.data.bags import Bag, BagError, Notes, one_line
 from pi05_lab.data.recording import BagRecording, DatasetRecording, Recording
@@ -32,6 +32,7 @@ from pi05_lab.evaluation.open_loop.jobs import Job, names_function
 from pi05_lab.evaluation.open_loop.results import RecordingResult, from_json, to_json
 from pi05_lab.files import atomic_file
 from pi05_lab.parallel import KILLED, WorkerDied, run_tasks
+from pi05_lab.seeded_policy import SeededPolicy
 from pi05_ros.types import Policy
 
 _MAX_READ = 200
@@ -138,17 +139,21 @@ def load_policy(
                 f'{source!r} must be "module:function" of an installed module: {error}'
             ) from None
         return made
-    from pi05_lab.seeded_policy import SeededPolicy
+    from pi05_ros.adapters.factory import open_policy
     from pi05_ros.policy.guidance import Guidance
 
-    policy = SeededPolicy.from_pretrained(
-        *(source, robot, device, dtype, num_steps, seed, threads),
+    policy = open_policy(
+        source,
+        robot,
+        device=device,
+        seed=seed,
+        threads=threads,
+        dtype=dtype,
+        num_steps=num_steps,
         guidance=Guidance(**(guidance or {})),
         head=head,
     )
-    assert isinstance(policy, SeededPolicy)
-    policy.noise_seed = seed
-    return policy
+    return cast("Policy", SeededPolicy(policy, seed))
 
 
 _loaded: dict[tuple[Any, ...], Policy] = {}

@@ -20,6 +20,7 @@ from pi05_lab.evaluation.simulated_executor import (
     evaluation_runner,
     sent_trajectory,
 )
+from pi05_ros.observation.buffer import History
 from pi05_ros.robot_config import RobotConfig
 from pi05_ros.types import FloatArray, ImageArray
 
@@ -40,6 +41,7 @@ class SchedulerReplay:
         infer: Infer,
         delay_s: float,
         decode_image: Callable[[Any], ImageArray],
+        history: History | None = None,
     ) -> None:
         self.messages: list[str] = []
         """What the node would log, one line each; the caller clears them."""
@@ -53,7 +55,7 @@ class SchedulerReplay:
         # The recorded robot does not follow the commands.
         dry = replace(robot, parameters=replace(robot.parameters, dry_run=True))
         self.runner = evaluation_runner(
-            dry, scheduling, cameras, self._executor, decode_image, prove_starts=False
+            dry, scheduling, cameras, self._executor, decode_image, False, history
         )
         self.runner.activate()
 

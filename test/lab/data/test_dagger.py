@@ -12,7 +12,7 @@ import pytest
 from pi05_lab.data import simulated
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.data.simulated import RecordConfig, SimulatedRecorder
-from pi05_lab.seeded_policy import EpisodePolicy
+from pi05_ros.adapters.factory import open_policy
 from pi05_ros.cli import main
 
 
@@ -35,7 +35,7 @@ def test_states_become_a_dataset_of_independent_episodes(
     assert len(dataset) == 2 * 2 * 2
     assert {"expert.action_chunk", "picture_index", "scene.cube_pixels"} <= set(dataset.extras)
     config = RecordConfig(("touch",), seed=7, size_px=(32, 24), states=True, instructions=2)
-    policy = partial(EpisodePolicy.from_pretrained, "small", seed=7, threads=1)
+    policy = partial(open_policy, "small", seed=7, threads=1)
     alone = SimulatedRecorder(config, pickle.loads(pickle.dumps(policy)))
     second = alone(1)
     alone.close()

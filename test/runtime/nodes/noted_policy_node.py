@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-import pi05_ros.policy
 from pi05_lab.seeded_policy import SeededPolicy
+from pi05_ros.adapters import factory
 from pi05_ros.nodes.main import policy_node
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
 
@@ -34,6 +35,11 @@ class NotedPolicy(SeededPolicy):
         return super().infer(observation, prefix)
 
 
+def open_noted(*arguments: Any, **options: Any) -> NotedPolicy:
+    return NotedPolicy(open_policy(*arguments, **options))
+
+
+open_policy = factory.open_policy
 if __name__ == "__main__":
-    pi05_ros.policy.Policy = NotedPolicy  # type: ignore[misc]
+    factory.open_policy = open_noted  # type: ignore[assignment]
     raise SystemExit(policy_node())

@@ -85,7 +85,7 @@ def test_the_nodes_executor_warms_up_recovers_and_frees(emptied: list[str], meth
 def test_the_head_is_a_parameter() -> None:
     """Fault: a checkpoint with two heads runs with one of them alone."""
     parameters = PolicyParameters(device="cpu", threads=torch.get_num_threads(), head="fast")
-    with pytest.raises(CheckpointError, match='predicts no action tokens.*use head "flow"'):
+    with pytest.raises(CheckpointError, match=r"predicts no action tokens.*use head .flow"):
         load_policy(parameters, GuidanceParameters())
 
 

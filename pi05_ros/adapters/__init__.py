@@ -1,0 +1,1 @@
+"""Other policies behind the `Policy` protocol."""
