@@ -142,6 +142,7 @@ class PolicyRunner:
         self._instructed_s = -math.inf
         self._had_plan = self._stands = False
         self._plan_end_s = -math.inf
+        self._chunk_s = math.inf
         self._on_change = on_change
         self._publish_by_s = -math.inf
 
@@ -242,6 +243,7 @@ class PolicyRunner:
             ("tracking", self.tracking.problem, Level.WARN),
             ("instruction", changes, Level.WARN),
             ("policy", self._requests.hang(), Level.ERROR),
+            ("policy", self._late(), Level.ERROR),
             ("first command", self.refusal, Level.ERROR),
         ):
             if text:
@@ -387,7 +389,9 @@ class PolicyRunner:
     def _start(self, now_s: float) -> bool:
         """Start a motion at the checked positions if a plan exists and nothing prevents it."""
         positions = self._start_at
-        if positions is None or self.live_chunks(now_s) == 0 or not self._ramp_in(positions, now_s):
+        if positions is None or self.live_chunks(now_s) == 0 or self._late():
+            return False
+        if not self._ramp_in(positions, now_s):
             return False
         self._start_at = None
         self.stream.start(positions, now_s)
@@ -395,6 +399,22 @@ class PolicyRunner:
         if self.low_pass is not None:
             self.low_pass.start(self.stream.commanded(now_s).position)
         return True
+
+    def _late(self) -> str:
+        """One line if all recent chunks ended before they arrived; "" otherwise.
+
+        Each would be executed from its first step, from a standstill: only `sync` is made for that.
+        """
+        latency_s = self.latency.fastest_s
+        if isinstance(self.scheduler, SyncScheduler) or latency_s is None:
+            return ""
+        if latency_s < self._chunk_s:
+            return ""
+        return (
+            f"policy: a chunk lasts {self._chunk_s:.2f} s and arrives after {latency_s:.2f} s: use "
+            "fewer denoising steps, longer chunks (n_action_steps), a faster device, or scheduler "
+            "sync"
+        )
 
     def _ramp_in(self, positions: FloatArray, now_s: float) -> bool:
         """Prepare the ramp from measured `positions` to the plan."""
@@ -436,6 +456,7 @@ class PolicyRunner:
             if math.isfinite(self._instructed_s):
                 self.reaction_s = now_s - self._instructed_s
         latency_s = max(0.0, now_s - chunk.stamp_s)
+        self._chunk_s = (chunk.horizon - 1) * chunk.dt_s
         self._requests.measure(result, latency_s)
         if chunk.instruction == self.buffer.instruction:
             self._changes.clear()

@@ -43,6 +43,11 @@ class LatencyTracker:
         """The largest of the last `RECENT` latencies; None before the first."""
         return max(islice(reversed(self._samples_s), RECENT), default=None)
 
+    @property
+    def fastest_s(self) -> float | None:
+        """The smallest of the last `RECENT` latencies; None before the first."""
+        return min(islice(reversed(self._samples_s), RECENT), default=None)
+
     def summary(self) -> LatencySummary:
         if not self._samples_s:
             return LatencySummary()

@@ -35,6 +35,9 @@ MAX_JOINT_HISTORY = 2000
 """1 s of two publishers at 1000 Hz."""
 
 
+HISTORY = "(the policy needs earlier observations)"
+
+
 DecodeImage = Callable[[Any], ImageArray]
 ToPolicy = Callable[[FloatArray], FloatArray]
 
@@ -447,34 +450,33 @@ class ObservationBuffer:
         past = []
         limit_s = max(self.history.dt_s / 2, self.gates.max_skew_s)
         for step in range(self.history.steps, 0, -1):
-            then_s = stamp_s - step * self.history.dt_s
-            streams = {name: self._frames[name] for name in cameras}
-            for name, stream in (*streams.items(), ("joint positions", self._joints)):
-                # an earlier observation must not be replaced by the present one
-                if stream.oldest is None or stream.oldest.stamp_s > then_s + self.history.dt_s / 2:
-                    missing_s = step * self.history.dt_s
-                    text = f"history: {name} has nothing from {missing_s:.2f} s ago yet"
-                    return (), [Problem("history", text)]
-            frames = {name: stream.nearest(then_s) for name, stream in streams.items()}
-            for name, frame in frames.items():
-                if abs(frame.stamp_s - then_s) > limit_s:
-                    text = (
-                        f"camera {name!r}: the nearest earlier frame is "
-                        f"{abs(frame.stamp_s - then_s):.3f} s from its time, limit {limit_s:.3f} s"
-                    )
-                    return (), [Problem("history", text, names=(name,))]
+            ago_s = step * self.history.dt_s
+            then_s = stamp_s - ago_s
+            frames: dict[str, Stamped[Any]] = {}
+            for name in cameras:
+                stream = self._frames[name]
+                if not _reaches(stream, then_s + self.history.dt_s / 2):
+                    return (), [_camera_problem(name, f"no frame of {ago_s:.2f} s ago {HISTORY}")]
+                frames[name] = stream.nearest(then_s)
+                off_s = abs(frames[name].stamp_s - then_s)
+                if off_s > limit_s:
+                    text = f"the frame nearest to {ago_s:.2f} s ago is {off_s:.3f} s off, limit "
+                    return (), [_camera_problem(name, f"{text}{limit_s:.3f} s {HISTORY}")]
+            if not _reaches(self._joints, then_s + self.history.dt_s / 2):
+                return (), [_joint_problem(f"none of {ago_s:.2f} s ago {HISTORY}")]
             joints = self._joints.nearest(then_s)
-            if abs(joints.stamp_s - then_s) > self.gates.max_joint_age_s:
-                text = f"history: no joint positions from {stamp_s - then_s:.2f} s ago"
-                return (), [Problem("history", text)]
+            off_s = abs(joints.stamp_s - then_s)
+            if off_s > self.gates.max_joint_age_s:
+                text = f"the nearest to {ago_s:.2f} s ago are {off_s:.3f} s off"
+                return (), [_joint_problem(f"{text} {HISTORY}")]
             past.append(
                 Snapshot(
-                    {name: frame.payload for name, frame in frames.items()},
-                    {name: frame.stamp_s for name, frame in frames.items()},
-                    joints.payload,
-                    joints.stamp_s,
-                    instruction,
-                    then_s,
+                    messages={name: frame.payload for name, frame in frames.items()},
+                    frame_stamps_s={name: frame.stamp_s for name, frame in frames.items()},
+                    positions=joints.payload,
+                    joints_stamp_s=joints.stamp_s,
+                    instruction=instruction,
+                    stamp_s=then_s,
                 )
             )
         return tuple(past), []
@@ -512,6 +514,11 @@ class ObservationBuffer:
                 Problem("camera", "cameras: all are optional and none has a fresh frame")
             )
         return {c.name: chosen[c.name] for c in self.cameras if c.name in chosen}, problems
+
+
+def _reaches(stream: Stream[Any], stamp_s: float) -> bool:
+    """Whether the stream has an item of that time or before."""
+    return stream.oldest is not None and stream.oldest.stamp_s <= stamp_s
 
 
 def _camera_problem(camera: str, text: str | None) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,31 @@ def test_motion_restarts_only_at_rest(rig: Rig) -> None:
     tick = rig.until(lambda tick: tick.trajectory is not None)
     assert tick.trajectory is not None
     assert rig.now_s >= rest_s
+
+
+def test_chunks_that_end_before_they_arrive_do_not_move_the_arm(rig: Rig) -> None:
+    """Fault: stale chunks executed one by one from a standstill. Only `sync` is made for that."""
+    rig.policy.horizon = 3
+    passed = threading.Semaphore(0)
+    rig.policy.gate = SimpleNamespace(  # type: ignore[assignment]
+        wait=lambda timeout_s: passed.acquire(timeout=timeout_s), set=passed.release
+    )
+    rig.activate()
+
+    def late_chunk() -> list[Tick]:
+        ticks = [rig.until(lambda _: rig.executor.busy_since_s is not None)]
+        ticks += [rig.tick() for _ in range(10)]
+        passed.release()
+        while not rig.executor.has_results:
+            time.sleep(0.001)
+        return [*ticks, rig.tick()]
+
+    ticks = [tick for _ in range(4) for tick in late_chunk()]
+    assert any(tick.chunks for tick in ticks) and not any(tick.trajectory for tick in ticks)
+    assert any("a chunk lasts 0.04 s and arrives after" in text for text in rig.problems())
+    rig.runner.use_scheduler(make_scheduler("sync", gripper=rig.joints.gripper))
+    assert any(tick.trajectory for tick in late_chunk() + late_chunk())
+    assert not any("a chunk lasts" in text for text in rig.problems())
 
 
 def test_a_new_instruction_discards_the_old_ones_chunk(rig: Rig) -> None:
