@@ -69,7 +69,7 @@ LAB_PACKAGES = {
     "seeded_policy": package("pi05_ros.types"),
     "sim": package(
         "pi05_ros.types pi05_ros.config pi05_ros.control pi05_ros.nodes pi05_lab.files",
-        "numpy mujoco ros rich",
+        "numpy mujoco ros rich gymnasium lerobot",
     ),
     "data": package(
         f"{ALL_RUNTIME} pi05_lab.sim pi05_lab.console pi05_lab.files pi05_lab.parallel "
@@ -390,12 +390,17 @@ def test_importing_a_package_loads_no_other_heavy_package() -> None:
             assert found <= allowed, f"importing {names} loads {sorted(found - allowed)}"
 
 
+LEROBOT_PLUGIN = "pi05_lab.sim.lerobot_plugin"
+"""LeRobot imports it, and it imports LeRobot, which is not installed here."""
+
+
 def heavy_packages_of(names: list[str]) -> set[str]:
     modules = [
         module
         for module, path in module_files()
         if any(module == name or module.startswith(f"{name}.") for name in names)
         and path.name != "__main__.py"
+        and module != LEROBOT_PLUGIN
     ]
     program = (
         "import importlib, sys\n"
