@@ -25,7 +25,7 @@ ROWS = (
     ("pi05_lab.sim",),
     ("pi05_ros.nodes", "pi05_ros.check"),
     ("pi05_ros.runner",),
-    ("pi05_ros.config",),
+    ("pi05_ros.config", "pi05_ros.adapters"),
     ("pi05_ros.policy", "pi05_ros.executor", "pi05_ros.observation", "pi05_ros.control"),
     ("pi05_ros.types",),
 )

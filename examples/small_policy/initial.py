@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pi05_lab.data.lerobot_dataset import LeRobotDataset
 from pi05_lab.training.config import TrainConfig
-from pi05_ros.policy.config import GemmaSize, VisionSize
+from pi05_ros.policy.config import DEFAULT_NORMALIZATION, GemmaSize, VisionSize
 from pi05_ros.policy.model import Pi0
 from pi05_ros.policy.prompt import BINS, PromptTokenizer
 from small_policy.tokenizer import small_config, write_tokenizer
@@ -43,8 +43,11 @@ def make_network(config: TrainConfig, dataset: LeRobotDataset, folder: Path) -> 
         patch=wanted.patch or sizes.patch,
         vocab=sizes.vocab + _action_tokens(config),
     )
+    kind = wanted.kind or plain.kind
     changed = replace(
         plain,
+        kind=kind,
+        normalization_mapping=DEFAULT_NORMALIZATION[kind],
         sizes=sizes,
         horizon=wanted.horizon or plain.horizon,
         cameras=plain.cameras if config.robot == "aloha" else tuple(dataset.cameras),

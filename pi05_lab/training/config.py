@@ -77,7 +77,8 @@ class NetworkConfig:
     """A checkpoint folder; a Hugging Face id, `owner/name` or `owner/name@revision`; "small", the
     shipped policy; or "scratch": fresh weights of the plug-in's network."""
     kind: str = ""
-    """"pi05": a π0 checkpoint becomes a π0.5; see `migration`."""
+    """"pi05": a π0 checkpoint becomes a π0.5; see `migration`. From scratch the kind of the network
+    that the plug-in makes, "pi05" or "pi0"."""
     # The sizes are for "scratch" and default to the plug-in's.
     vlm: tuple[int, ...] = ()
     """(width, depth, mlp_dim, heads, kv_heads, head_dim), as `exp`."""
@@ -249,7 +250,11 @@ class TrainConfig:
             require_known(key, getattr(self, key), ("float32", "bfloat16"))
         require_known("fast.prompt", self.fast.prompt, ("pi05", "openpi", "lerobot"))
         require_known("ema_device", self.ema_device, ("", "cpu"))
-        require_known("network.kind", self.network.kind, ("", "pi05"))
+        require_known("network.kind", self.network.kind, ("", "pi05", "pi0"))
+        _require(
+            self.network.kind != "pi0" or self.network.start == "scratch",
+            "network.kind: a checkpoint cannot become pi0, which is for start: scratch",
+        )
         for tracker in self.trackers:
             require_known("trackers", tracker, TRACKERS)
         for key, count in (
