@@ -40,6 +40,8 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("check", "Check a checkpoint, and whether it runs with a robot", "Robot",
             "pi05_ros.check:check_command"),
+    Command("serve", "Serve a policy to many robots over openpi's websocket", "Robot",
+            "pi05_ros.server.command:serve"),
 )  # fmt: skip
 
 

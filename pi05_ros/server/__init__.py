@@ -1,0 +1,1 @@
+"""One policy for many robots, over openpi's websocket protocol."""
