@@ -99,7 +99,8 @@ class Policy(Protocol):
 
     Optional: `check_instruction(text)`, thread safe, raises ValueError for an instruction that the
     policy cannot use; `history_steps`, the number of earlier observations that it needs, `dt_s`
-    apart; `restart(seed)`, which makes the noise of the inferences that follow repeatable.
+    apart; `restart(seed)`, which makes the noise of the inferences that follow repeatable;
+    `continues_prefixes`, whether `infer` takes a prefix.
     """
 
     @property

@@ -46,7 +46,9 @@ RUNTIME_PACKAGES = {
         "types",
         "numpy torch safetensors transformers tokenizers scipy huggingface_hub PIL yaml",
     ),
-    "adapters": package("types policy", "numpy torch cv2 lerobot"),
+    "protocol": package(others="numpy msgpack"),
+    "adapters": package("types policy protocol", "numpy torch cv2 lerobot websockets"),
+    "server": package("types executor protocol adapters cli", "numpy websockets rich typer"),
     "executor": package("types device_errors", "numpy"),
     "requests": package("types control observation executor device_errors"),
     "runner": package("types control observation executor requests", "numpy"),
@@ -121,6 +123,7 @@ HEAVY = {"torch", "transformers", "mujoco", "rclpy", "cv2", "rosbags", "matplotl
 LOADS: dict[str, set[str]] = {
     "pi05_ros.policy": {"torch", "transformers", "scipy", "typer"},
     "pi05_ros.adapters": {"torch", "transformers", "scipy", "typer"},
+    "pi05_ros.server": {"typer"},
     "pi05_ros.check": {"torch", "transformers", "scipy", "typer"},
     "pi05_ros.cli": {"typer"},
     "pi05_ros.nodes": {"rclpy", "torch", "transformers", "scipy", "typer"},

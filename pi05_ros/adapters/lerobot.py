@@ -432,7 +432,8 @@ def missing_message(directory: Path, kind: str) -> str:
     """What to install for a policy of another type than π0.5, π0 and π0-FAST."""
     return (
         f"{directory} is a LeRobot {kind} policy: pip install 'pi05_ros[lerobot]' "
-        f"(Python {'.'.join(map(str, MIN_PYTHON))} or later)"
+        f"(Python {'.'.join(map(str, MIN_PYTHON))} or later), or serve it from an environment that "
+        "has it (pi05 serve) and set checkpoint to ws://host:port"
     )
 
 

@@ -64,7 +64,6 @@ def apply_limits(node: Node, limits: LimitsParameters, joints: JointGroup) -> Jo
 def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> Policy:
     """Load the checkpoint; called on the executor thread, which owns the device."""
     from pi05_ros.adapters.factory import open_policy
-    from pi05_ros.policy.guidance import Guidance
 
     return open_policy(
         parameters.checkpoint,
@@ -77,7 +76,7 @@ def load_policy(parameters: PolicyParameters, guidance: GuidanceParameters) -> P
         head=None if parameters.head == "auto" else parameters.head,
         execution=parameters.execution,
         fp8_prefix=parameters.fp8_prefix,
-        guidance=Guidance(**vars(guidance)),
+        guidance=vars(guidance),
     )
 
 

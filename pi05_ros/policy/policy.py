@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,7 @@ class Policy:
         self._guidance.check(model.config)
         self._on_stream = own_stream(model.device)
         steps = model.config.num_steps if num_steps is None else num_steps
+        self._num_steps = steps
         self._language = language
         with self._on_stream():
             self.sampler: Sampler
@@ -207,6 +209,11 @@ class Policy:
         """The robot's names of the checkpoint's cameras."""
         return tuple(self._cameras)
 
+    @property
+    def continues_prefixes(self) -> bool:
+        """Whether `infer` takes a prefix."""
+        return self._language is None
+
     @functools.cached_property
     def description(self) -> str:
         """Which policy, how large, in which precision, trained or not."""
@@ -240,22 +247,9 @@ class Policy:
             PromptTooLongError: (a ValueError) the prompt does not fit and has the state in it.
             PolicyOutputError: the network's output is not finite, or no chunk.
         """
-        config = self.model.config
         with self._on_stream():
             clock = StageClock(self.model.device)
-            state = self._decode_state(observation.state)
-            images, present = self._prepare_images(observation, clock.mark)
-            clock.skip_host()
-            normalized_state = self.processing.state.normalize(state)
-            noise_shape = (1, config.horizon, config.max_action_dim)
-            inputs = SampleInputs(
-                images=images,
-                present=present,
-                tokens=self._tokenize(observation.instruction, normalized_state),
-                noise=torch.randn(noise_shape, generator=self._generator),
-                state=self._state_input(normalized_state) if config.kind == "pi0" else None,
-                guidance=None if prefix is None else self._guide(prefix, state),
-            )
+            inputs, state = self._prepare(observation, prefix, clock)
             clock.mark_host("prompt")
             try:
                 normalized = self.sampler.sample(inputs, clock.mark)[0].cpu().numpy()
@@ -273,6 +267,71 @@ class Policy:
                 timings_s=clock.timings_s(),
                 normalized=normalized,
             )
+
+    @torch.inference_mode()
+    def infer_batch(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Predict a chunk for each observation in one pass of the network, in eager execution.
+
+        The results are those of `infer` one after the other, within rounding; each chunk has the
+        times of the whole batch. Errors as `infer`.
+        """
+        if self._language is not None:
+            return [self.infer(observation) for observation in observations]
+        model = self.model
+        with self._on_stream():
+            clock = StageClock(model.device)
+            prepared = [self._prepare(observation, None, clock) for observation in observations]
+            clock.mark_host("prompt")
+            batch = [inputs for inputs, _ in prepared]
+
+            def on_device(rows: Sequence[NDArray[Any]]) -> Tensor:
+                return torch.from_numpy(np.stack(rows)).to(model.device)
+
+            states = [inputs.state for inputs in batch if inputs.state is not None]
+            normalized = model.sample_actions(
+                torch.cat([inputs.images for inputs in batch]),
+                on_device([np.array(inputs.present) for inputs in batch]),
+                on_device([inputs.tokens.ids for inputs in batch]),
+                on_device([inputs.tokens.mask for inputs in batch]),
+                state=torch.cat(states).to(model.device) if states else None,
+                noise=torch.cat([inputs.noise for inputs in batch]).to(model.device),
+                num_steps=self._num_steps,
+            )
+            chunks = normalized.cpu().numpy()
+            clock.mark("denoise")
+            return [
+                ActionChunk(
+                    actions=self._postprocess(chunk, state),
+                    stamp_s=observation.stamp_s,
+                    dt_s=self.dt_s,
+                    instruction=observation.instruction,
+                    timings_s=clock.timings_s(),
+                    normalized=chunk,
+                )
+                for observation, chunk, (_, state) in zip(
+                    observations, chunks, prepared, strict=True
+                )
+            ]
+
+    def _prepare(
+        self, observation: Observation, prefix: ActionPrefix | None, clock: StageClock
+    ) -> tuple[SampleInputs, FloatArray]:
+        """What the network takes, and the state [state_dim] in the checkpoint's units."""
+        config = self.model.config
+        state = self._decode_state(observation.state)
+        images, present = self._prepare_images(observation, clock.mark)
+        clock.skip_host()
+        normalized_state = self.processing.state.normalize(state)
+        noise_shape = (1, config.horizon, config.max_action_dim)
+        inputs = SampleInputs(
+            images=images,
+            present=present,
+            tokens=self._tokenize(observation.instruction, normalized_state),
+            noise=torch.randn(noise_shape, generator=self._generator),
+            state=self._state_input(normalized_state) if config.kind == "pi0" else None,
+            guidance=None if prefix is None else self._guide(prefix, state),
+        )
+        return inputs, state
 
     def _decode_state(self, state: FloatArray) -> FloatArray:
         array = np.asarray(state, dtype=np.float64)

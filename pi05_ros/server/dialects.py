@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pi05_ros.server.protocol import ProtocolError, text_keys
+from pi05_ros.protocol import ProtocolError, text_keys
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, ImageArray, Observation
 
 PREFIX = "observation/"

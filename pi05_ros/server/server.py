@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
+from pi05_ros.protocol import ProtocolError, pack, unpack
 from pi05_ros.server.device_queue import BusyError, DeviceQueue, InferenceError
 from pi05_ros.server.dialects import (
     Dialect,
@@ -34,7 +35,6 @@ from pi05_ros.server.dialects import (
     failure,
     read_request,
 )
-from pi05_ros.server.protocol import ProtocolError, pack, unpack
 from pi05_ros.types import ActionChunk, Policy
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -283,7 +283,10 @@ def metadata(policy: Policy, robot: str) -> dict[str, Any]:
         "action_dim": policy.action_dim,
         "action_horizon": policy.horizon,
         "dt_s": policy.dt_s,
-        "capabilities": {"prev_actions": hasattr(policy, "model"), "reset": True},
+        "capabilities": {
+            "prev_actions": bool(getattr(policy, "continues_prefixes", False)),
+            "reset": True,
+        },
     }
 
 

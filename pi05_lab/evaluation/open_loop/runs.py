@@ -140,7 +140,6 @@ def load_policy(
             ) from None
         return made
     from pi05_ros.adapters.factory import open_policy
-    from pi05_ros.policy.guidance import Guidance
 
     policy = open_policy(
         source,
@@ -150,7 +149,7 @@ def load_policy(
         threads=threads,
         dtype=dtype,
         num_steps=num_steps,
-        guidance=Guidance(**(guidance or {})),
+        guidance=guidance or {},
         head=head,
     )
     return cast("Policy", SeededPolicy(policy, seed))

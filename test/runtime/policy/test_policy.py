@@ -123,20 +123,37 @@ def test_the_seed_repeats_a_series(checkpoint: Path) -> None:
     assert not np.array_equal(series[0][0], series[0][1])
 
 
+def make_pi0(folder: Path) -> None:
+    """Turn the checkpoint into a π0."""
+    mapping = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+    config = replace(small_config(), kind="pi0", normalization_mapping=mapping)
+    torch.manual_seed(0)
+    save_model(Pi0(config), folder)
+    write_processing(folder, config, {STATE: STATS, ACTION: STATS})
+
+
+@pytest.mark.parametrize("kind", ["pi05", "pi0"])
+def test_a_batch_gives_what_each_observation_gives_alone(copied: Path, kind: str) -> None:
+    """Also with a camera missing in one of them, and prompts of other lengths."""
+    if kind == "pi0":
+        make_pi0(copied)
+    one = observe()
+    images = {name: image for name, image in one.images.items() if name != "cam_high"}
+    many = [one, observe(instruction="touch the red cube", stamp_s=2.0, images=images), one]
+    alone = load(copied, seed=3)
+    expected = [alone.infer(observation) for observation in many]
+    found = load(copied, seed=3).infer_batch(many)
+    for batched, single in zip(found, expected, strict=True):
+        np.testing.assert_allclose(batched.actions, single.actions, atol=2e-5)
+        assert (batched.stamp_s, batched.instruction) == (single.stamp_s, single.instruction)
+    bad = observe(state=np.full(14, np.nan))
+    with pytest.raises(ValueError, match="is nan"):
+        alone.infer_batch([one, bad])
+
+
 def test_pi0_reads_the_continuous_state(copied: Path) -> None:
     """Fault: π0 without its state, or with one that is not normalised."""
-    config = replace(
-        small_config(),
-        kind="pi0",
-        normalization_mapping={
-            "VISUAL": "IDENTITY",
-            "STATE": "MEAN_STD",
-            "ACTION": "MEAN_STD",
-        },
-    )
-    torch.manual_seed(0)
-    save_model(Pi0(config), copied)
-    write_processing(copied, config, {STATE: STATS, ACTION: STATS})
+    make_pi0(copied)
     policy = load(copied, seed=0)
     assert policy.description.startswith("π0, ")
     seen: list[torch.Tensor] = []

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pi05_ros.protocol import ProtocolError
 from pi05_ros.server.dialects import Dialect, Expected, answer, failure, read_request
-from pi05_ros.server.protocol import ProtocolError
 from pi05_ros.types import ActionChunk
 
 ALOHA = Expected(("cam_high", "cam_left_wrist"), 14, 50, 14, "wave")

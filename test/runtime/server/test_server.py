@@ -18,8 +18,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from pi05_ros.protocol import pack, unpack
 from pi05_ros.server.device_queue import BusyError, DeviceQueue
-from pi05_ros.server.protocol import pack, unpack
 from pi05_ros.server.server import PolicyServer, ServeError, ServerSettings
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
 
@@ -203,6 +203,7 @@ def test_requests_beyond_the_limit_are_refused_and_the_connection_stays(
             refused = await asyncio.wait_for(many[4].recv(), TIMEOUT_S)
             assert refused == "busy: 3 requests wait; try again later"
             gate.set()
+            await until(lambda: queue.waiting == 0)
             assert (await asked(many[4], request(5.0)))["actions"][0, 0] == 5.0
 
     asyncio.run(run())

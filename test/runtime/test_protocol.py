@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pi05_ros.server.protocol import MAX_ENTRIES, ProtocolError, pack, text_keys, unpack
+from pi05_ros.protocol import MAX_ENTRIES, ProtocolError, pack, text_keys, unpack
 
 NUMBERS = st.sampled_from(["|b1", "|i1", "|u1", "<i2", "<u4", "<i8", "<f2", "<f4", "<f8", ">f4"])
 
