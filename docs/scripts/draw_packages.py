@@ -24,7 +24,7 @@ ROWS = (
     ("pi05_lab.data",),
     ("pi05_lab.sim",),
     ("pi05_ros.nodes", "pi05_ros.check"),
-    ("pi05_ros.runner",),
+    ("pi05_ros.runner", "pi05_ros.server"),
     ("pi05_ros.config", "pi05_ros.adapters"),
     ("pi05_ros.policy", "pi05_ros.executor", "pi05_ros.observation", "pi05_ros.control"),
     ("pi05_ros.types",),
@@ -34,6 +34,7 @@ JOINED = {
     "pi05_ros.requests": "pi05_ros.runner",
     "pi05_ros.device_errors": "pi05_ros.executor",
     "pi05_ros.robot_config": "pi05_ros.config",
+    "pi05_ros.protocol": "pi05_ros.adapters",
 }
 """Modules drawn in another's box."""
 
