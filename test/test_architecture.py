@@ -48,7 +48,9 @@ RUNTIME_PACKAGES = {
     ),
     "protocol": package(others="numpy msgpack"),
     "adapters": package("types policy protocol", "numpy torch cv2 lerobot websockets"),
-    "server": package("types executor protocol adapters cli", "numpy websockets rich typer"),
+    "server": package(
+        "types device_errors executor protocol adapters cli", "numpy websockets rich typer"
+    ),
     "executor": package("types device_errors", "numpy"),
     "requests": package("types control observation executor device_errors"),
     "runner": package("types control observation executor requests", "numpy"),

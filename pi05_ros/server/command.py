@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from typing import Annotated
 
@@ -44,7 +45,13 @@ def serve(
 
         return open_policy(checkpoint, robot, device=device, threads=threads)
 
-    queue = DeviceQueue(load, max_batch, max_waiting)
+    lost: list[str] = []
+
+    def on_lost(reason: str) -> None:
+        lost.append(reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    queue = DeviceQueue(load, max_batch, max_waiting, on_lost)
     try:
         settings.check()
         queue.start()
@@ -55,6 +62,8 @@ def serve(
         raise CommandError(str(error)) from None
     finally:
         queue.stop(2.0)
+    if lost:
+        raise CommandError(f"the device is lost for this process, start another: {lost[0]}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import threading
 import time
@@ -11,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from pi05_ros.device_errors import ErrorKind, error_kind
 from pi05_ros.executor import check_chunk, one_line
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation, Policy
 
@@ -32,7 +32,6 @@ class Job:
     observation: Observation = field(compare=False)
     prefix: ActionPrefix | None = field(compare=False)
     future: Future[ActionChunk] = field(compare=False)
-    arrived_s: float = field(compare=False)
 
 
 @dataclass
@@ -58,7 +57,11 @@ class DeviceQueue:
     """
 
     def __init__(
-        self, load: Callable[[], Policy], max_batch: int = 1, max_waiting: int = 256
+        self,
+        load: Callable[[], Policy],
+        max_batch: int = 1,
+        max_waiting: int = 256,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
         """Take the loader, which runs on the thread; `start` begins.
 
@@ -67,7 +70,9 @@ class DeviceQueue:
             max_batch: requests that are inferred together if more than one waits and the policy
                 has `infer_batch`.
             max_waiting: further requests are refused.
+            on_lost: called on the thread if the device fails until the process ends.
         """
+        self._on_lost = on_lost
         if max_batch < 1 or max_waiting < 1:
             raise ValueError("max_batch and max_waiting must be at least 1")
         self._load, self._max_batch, self._max_waiting = load, max_batch, max_waiting
@@ -107,8 +112,7 @@ class DeviceQueue:
                 self.statistics.refused += 1
                 raise BusyError(f"busy: {len(self._jobs)} requests wait; try again later")
             future: Future[ActionChunk] = Future()
-            job = Job(deadline_s, next(self._order), observation, prefix, future, time.monotonic())
-            heapq.heappush(self._jobs, job)
+            self._jobs.append(Job(deadline_s, next(self._order), observation, prefix, future))
             self._changed.notify_all()
             return future
 
@@ -161,7 +165,6 @@ class DeviceQueue:
                 chosen.append(job)
             else:
                 self.statistics.cancelled += 1
-        heapq.heapify(self._jobs)
         return chosen
 
     def _serve(self, policy: Any, jobs: Sequence[Job]) -> None:
@@ -173,6 +176,13 @@ class DeviceQueue:
             for job, chunk in zip(jobs, chunks, strict=True):
                 check_chunk(chunk, policy, job.observation)
         except Exception as error:  # a policy may raise anything
+            if error_kind(error) is ErrorKind.STICKY and self._on_lost is not None:
+                self._on_lost(one_line(error))
+            elif len(jobs) > 1:
+                # one robot's bad observation must not cost the others their chunks
+                for job in jobs:
+                    self._serve(policy, [job])
+                return
             self.statistics.failed += len(jobs)
             for job in jobs:
                 job.future.set_exception(InferenceError(one_line(error)))

@@ -23,6 +23,10 @@ MAX_SIDE = 8192
 """Pixels."""
 
 
+ALIASES = {"/v1/actions/realtime": "/openpi/policy"}
+"""SGLang's other path."""
+
+
 class Dialect(enum.Enum):
     """Whose words a connection speaks, by its path."""
 
@@ -34,6 +38,7 @@ class Dialect(enum.Enum):
     def of(cls, path: str) -> Dialect | None:
         """The dialect of a request's path; None for an unknown one."""
         bare = path.partition("?")[0].rstrip("/") or "/"
+        bare = ALIASES.get(bare, bare)
         return next((dialect for dialect in cls if dialect.value == bare), None)
 
 

@@ -91,12 +91,22 @@ class Statistics:
 
 
 class PolicyServer:
-    """Serves the policy of a started queue; `run` until cancelled."""
+    """Serves the policy of a started queue while in `listening`.
+
+    Raises:
+        ServeError: settings that would expose the robot, or a policy that needs a history, which
+            no client of the protocol sends.
+    """
 
     def __init__(
         self, queue: DeviceQueue, policy: Policy, settings: ServerSettings, robot: str = ""
     ) -> None:
         settings.check()
+        if getattr(policy, "history_steps", 0):
+            raise ServeError(
+                f"{policy.description} needs earlier observations, which openpi's protocol does "
+                "not have: run it in the robot's node"
+            )
         self._queue, self.settings = queue, settings
         self.statistics = Statistics()
         self._expected = Expected(
@@ -179,7 +189,7 @@ class PolicyServer:
             await self._answer_requests(connection, dialect)
         except ConnectionClosed:
             pass
-        except TimeoutError:
+        except asyncio.TimeoutError:  # another class before Python 3.11
             logger.info("%s is idle: closed", connection.remote_address)
         finally:
             self.statistics.open -= 1

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from pi05_ros.protocol import pack, unpack
-from pi05_ros.server.device_queue import BusyError, DeviceQueue
+from pi05_ros.server.device_queue import BusyError, DeviceQueue, InferenceError
 from pi05_ros.server.server import PolicyServer, ServeError, ServerSettings
 from pi05_ros.types import ActionChunk, ActionPrefix, Observation
 
@@ -365,6 +365,57 @@ def test_waiting_requests_are_inferred_together() -> None:
     assert queue.stop()
     with pytest.raises(BusyError, match="the server ends"):
         submit(1.0)
+
+
+def test_one_bad_observation_of_a_batch_costs_no_other_its_chunk() -> None:
+    """Fault: an instruction without room for the state stops all robots that waited with it."""
+
+    class Picky(BatchPolicy):
+        def infer(self, observation: Observation, prefix: Any = None) -> ActionChunk:
+            if observation.state[0] == 2:
+                raise ValueError("too long")
+            return super().infer(observation, prefix)
+
+        def infer_batch(self, observations: list[Observation]) -> list[ActionChunk]:
+            return [self.infer(each) for each in observations]
+
+    policy = Picky()
+    gate = policy.gate = threading.Event()
+    queue = DeviceQueue(lambda: policy, max_batch=4)
+    queue.start()
+    queue.wait_ready(TIMEOUT_S)
+    image = {"high": np.zeros((4, 4, 3), np.uint8)}
+    futures = [
+        queue.submit(Observation(image, np.array([k, 0.0]), "", k), None, k) for k in (0.0, 1, 2, 3)
+    ]
+    gate.set()
+    for k in (0, 1, 3):
+        assert futures[k].result(TIMEOUT_S).actions[0, 0] == k
+    with pytest.raises(InferenceError, match="ValueError: too long"):
+        futures[2].result(TIMEOUT_S)
+    assert (queue.statistics.completed, queue.statistics.failed) == (3, 1)
+    assert queue.stop()
+
+
+def test_a_lost_device_is_told_once_and_a_policy_with_a_history_is_refused(
+    policy: EchoPolicy, queue: DeviceQueue
+) -> None:
+    lost: list[str] = []
+
+    class Broken(EchoPolicy):
+        def infer(self, observation: Observation, prefix: Any = None) -> ActionChunk:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    broken = DeviceQueue(Broken, on_lost=lost.append)
+    broken.start()
+    image = {"high": np.zeros((4, 4, 3), np.uint8)}
+    future = broken.submit(Observation(image, np.zeros(2), "", 0.0), None, 0.0)
+    with pytest.raises(InferenceError, match="illegal memory access"):
+        future.result(TIMEOUT_S)
+    assert len(lost) == 1 and broken.stop()
+    policy.history_steps = 1  # type: ignore[attr-defined]
+    with pytest.raises(ServeError, match="needs earlier observations"):
+        PolicyServer(queue, policy, ServerSettings())
 
 
 def test_a_policy_that_cannot_be_loaded_is_the_callers_error() -> None:
