@@ -13,29 +13,27 @@ import http
 import json
 import logging
 import ssl
-import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from pi05_ros.protocol import ProtocolError, pack, unpack
-from pi05_ros.server.device_queue import BusyError, DeviceQueue, InferenceError
-from pi05_ros.server.dialects import (
-    Dialect,
-    Expected,
-    Request,
-    answer,
-    failure,
-    read_request,
+from pi05_ros.protocol import pack
+from pi05_ros.server.device_queue import DeviceQueue
+from pi05_ros.server.dialects import Dialect
+from pi05_ros.server.session import (
+    ConnectionGone,
+    Session,
+    Statistics,
+    expected_of,
+    metadata,
+    metrics,
 )
-from pi05_ros.types import ActionChunk, Policy
+from pi05_ros.types import Policy
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INTERNAL_ERROR = 1011
@@ -76,20 +74,6 @@ class ServerSettings:
             raise ServeError("--certificate and --key belong together")
 
 
-@dataclass
-class Statistics:
-    """Of all connections since the start."""
-
-    connections: int = 0
-    open: int = 0
-    requests: int = 0
-    errors: int = 0
-    received_bytes: int = 0
-    sent_bytes: int = 0
-    latencies_s: list[float] = field(default_factory=list)
-    """The last requests', from the message to its answer."""
-
-
 class PolicyServer:
     """Serves the policy of a started queue while in `listening`.
 
@@ -109,14 +93,7 @@ class PolicyServer:
             )
         self._queue, self.settings = queue, settings
         self.statistics = Statistics()
-        self._expected = Expected(
-            tuple(policy.cameras),
-            policy.state_dim,
-            policy.horizon,
-            policy.action_dim,
-            settings.prompt,
-            dict(getattr(policy, "camera_aliases", {})),
-        )
+        self._expected = expected_of(policy, settings.prompt)
         self.metadata = metadata(policy, robot)
         self._server: Server | None = None
 
@@ -186,118 +163,27 @@ class PolicyServer:
         self.statistics.open += 1
         try:
             await connection.send(pack(self.metadata))
-            await self._answer_requests(connection, dialect)
-        except ConnectionClosed:
+            session = Session(self._queue, self._expected, dialect, self.statistics)
+            await self._answer_requests(connection, session)
+        except (ConnectionClosed, ConnectionGone):
             pass
         except asyncio.TimeoutError:  # another class before Python 3.11
             logger.info("%s is idle: closed", connection.remote_address)
         finally:
             self.statistics.open -= 1
 
-    async def _answer_requests(self, connection: ServerConnection, dialect: Dialect) -> None:
-        answered_s = time.monotonic()
-        previous_s = 0.0
+    async def _answer_requests(self, connection: ServerConnection, session: Session) -> None:
         while True:
             data = await asyncio.wait_for(connection.recv(), self.settings.idle_timeout_s)
-            started_s = time.monotonic()
-            self.statistics.requests += 1
-            self.statistics.received_bytes += len(data)
-            try:
-                request = self._read(data)
-                message: Any = {"status": "reset successful"}
-                if request.observation is not None:
-                    chunk = await self._infer(connection, request, answered_s)
-                    times_s = {"infer_ms": time.monotonic() - started_s}
-                    if previous_s:
-                        times_s["prev_total_ms"] = previous_s
-                    message = answer(chunk, dialect, times_s)
-            except (ProtocolError, BusyError, InferenceError) as error:
-                self.statistics.errors += 1
-                found = failure(str(error), dialect)
-                await connection.send(found if isinstance(found, str) else pack(found))
-                if dialect is not Dialect.VLLM and not isinstance(error, BusyError):
-                    await connection.close(INTERNAL_ERROR, "error in previous frame")
-                    return
-                continue
-            packed = pack(message)
-            self.statistics.sent_bytes += len(packed)
-            await connection.send(packed)
-            answered_s = time.monotonic()
-            previous_s = answered_s - started_s
-            self._record(previous_s)
-
-    def _read(self, data: str | bytes) -> Request:
-        if isinstance(data, str):
-            raise ProtocolError("a request must be a binary frame, got text")
-        return read_request(unpack(data), self._expected, time.time())
-
-    async def _infer(
-        self, connection: ServerConnection, request: Request, since_s: float
-    ) -> ActionChunk:
-        """The chunk; a request of a connection that ends meanwhile is dropped.
-
-        Who has waited longest since its last answer, `since_s`, is served first.
-        """
-        assert request.observation is not None
-        job = self._queue.submit(request.observation, request.prefix, since_s)
-        waiting = asyncio.ensure_future(asyncio.wrap_future(job))
-        closed = asyncio.ensure_future(connection.wait_closed())
-        try:
-            await asyncio.wait((waiting, closed), return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                raise ConnectionClosedError(None, None)
-            if waiting.cancelled():
-                raise BusyError("the server ends")
-            return waiting.result()
-        finally:
-            closed.cancel()
-            waiting.cancel()
-
-    def _record(self, seconds: float) -> None:
-        self.statistics.latencies_s.append(seconds)
-        del self.statistics.latencies_s[:-1000]
+            reply = await session.answer(data, connection.wait_closed)
+            await connection.send(reply.data)
+            if reply.ends:
+                await connection.close(INTERNAL_ERROR, "error in previous frame")
+                return
 
     def metrics(self) -> str:
         """In Prometheus's text format."""
-        statistics, queue = self.statistics, self._queue.statistics
-        latencies = statistics.latencies_s or [0.0]
-        values = {
-            "connections_total": ("counter", statistics.connections),
-            "connections_open": ("gauge", statistics.open),
-            "requests_total": ("counter", statistics.requests),
-            "errors_total": ("counter", statistics.errors),
-            "refused_total": ("counter", queue.refused),
-            "chunks_total": ("counter", queue.completed),
-            "inferences_total": ("counter", queue.batches),
-            "waiting": ("gauge", self._queue.waiting),
-            "device_busy_seconds_total": ("counter", queue.busy_s),
-            "received_bytes_total": ("counter", statistics.received_bytes),
-            "sent_bytes_total": ("counter", statistics.sent_bytes),
-            "latency_p50_seconds": ("gauge", float(np.percentile(latencies, 50))),
-            "latency_p99_seconds": ("gauge", float(np.percentile(latencies, 99))),
-        }
-        lines = []
-        for name, (kind, value) in values.items():
-            lines += [f"# TYPE pi05_{name} {kind}", f"pi05_{name} {value}"]
-        return "\n".join(lines) + "\n"
-
-
-def metadata(policy: Policy, robot: str) -> dict[str, Any]:
-    """What a connection is told first; clients of openpi ignore unknown keys."""
-    return {
-        "server": "pi05_ros",
-        "policy": policy.description,
-        "robot": robot,
-        "cameras": list(policy.cameras),
-        "state_dim": policy.state_dim,
-        "action_dim": policy.action_dim,
-        "action_horizon": policy.horizon,
-        "dt_s": policy.dt_s,
-        "capabilities": {
-            "prev_actions": bool(getattr(policy, "continues_prefixes", False)),
-            "reset": True,
-        },
-    }
+        return metrics(self.statistics, self._queue)
 
 
 def _plain(status: http.HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> Response:
