@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pi05_ros.adapters.lerobot import fit, is_installed, missing_message, read_features
+from pi05_ros.adapters.remote import API_KEY, RemotePolicy, is_address
 from pi05_ros.policy.bundle import (
     Settings,
     apply_processor_settings,
@@ -49,6 +51,7 @@ T = TypeVar("T")
 
 MAX_LAYERS = 1000
 """Limit for a network without weights; with weights it is the number of tensors."""
+KINDS = {"server": "policy server"}
 NARROW = 0.01
 """A range below this share of its feature's median range gets a warning."""
 INSTRUCTION_TOKENS = 20
@@ -137,6 +140,9 @@ def check(checkpoint: str | Path, robot: RobotSource = "aloha", values: bool = T
     """
     name = robot.get("name", "described") if isinstance(robot, Mapping) else str(robot)
     report = Report(str(checkpoint), str(name))
+    if is_address(checkpoint):
+        _check_server(report, str(checkpoint), robot)
+        return report
     folder = report.attempt(checkpoint_folder, checkpoint)
     kind: str | None = None if folder is None else report.attempt(foreign_type, folder)
     if folder is not None and kind is not None:
@@ -155,6 +161,19 @@ def check(checkpoint: str | Path, robot: RobotSource = "aloha", values: bool = T
     tokenizer_name = _check_robot(report, folder, config, robot)
     _check_tokenizer(report, folder, config, tokenizer_name)
     return report
+
+
+def _check_server(report: Report, address: str, source: RobotSource) -> None:
+    """Connect to a policy server and infer once on black images."""
+    policy = report.attempt(RemotePolicy, address, source, os.environ.get(API_KEY, ""))
+    if policy is None:
+        return
+    report.kind, report.folder = "server", policy.description
+    report.horizon, report.dt_s = policy.horizon, policy.dt_s
+    report.state_dim, report.action_dim = policy.state_dim, policy.action_dim
+    report.cameras = {name: name for name in policy.cameras}
+    report.robot = policy.robot_name
+    policy.close()
 
 
 def _check_lerobot(report: Report, folder: Path, source: RobotSource, values: bool) -> None:
@@ -394,7 +413,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         prompt = "in the prompt" if report.state_in_prompt else "not used: not in the prompt"
     return [
         ("folder", report.folder or ""),
-        ("kind", NAMES.get(report.kind, f"LeRobot {report.kind}")),
+        ("kind", NAMES.get(report.kind, KINDS.get(report.kind, f"LeRobot {report.kind}"))),
         ("parameters", f"{report.parameters:,}" if report.parameters else ""),
         *_size_facts(report.sizes, flow),
         ("stored", f"{stored}, {human_bytes(report.file_bytes)}" if report.file_bytes else ""),

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pi05_ros.adapters.remote import RemotePolicy, is_address
+from pi05_ros.adapters.remote import API_KEY, RemotePolicy, is_address
 from pi05_ros.policy.robots import RobotSource
 from pi05_ros.types import Policy as AnyPolicy
 
-API_KEY = "PI05_API_KEY"
-"""Environment variable of the key that a server wants."""
 NATIVE_OPTIONS = ("dtype", "execution", "fp8_prefix", "head")
 """Options of π0.5, π0 and π0-FAST that have no meaning for other policies."""
 

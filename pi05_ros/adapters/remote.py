@@ -22,6 +22,8 @@ from pi05_ros.policy.weights import CheckpointError
 from pi05_ros.protocol import ProtocolError, pack, text_keys, unpack
 from pi05_ros.types import ActionChunk, ActionPrefix, FloatArray, Observation
 
+API_KEY = "PI05_API_KEY"
+"""Environment variable of the key that a server wants."""
 SCHEMES = ("ws://", "wss://")
 ANSWER_TIMEOUT_S = 1.5
 """Of an inference; below the node's `faults.hang_timeout_s`."""
@@ -91,6 +93,10 @@ class RemotePolicy:
     @property
     def action_dim(self) -> int:
         return self._robot.action_dim
+
+    @property
+    def robot_name(self) -> str:
+        return self._robot.name
 
     @property
     def joint_names(self) -> tuple[str, ...]:

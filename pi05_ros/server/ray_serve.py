@@ -14,13 +14,13 @@ from typing import Any
 
 from ray import serve
 
+from pi05_ros.adapters.remote import API_KEY
 from pi05_ros.protocol import pack
 from pi05_ros.server.device_queue import DeviceQueue
 from pi05_ros.server.dialects import Dialect
 from pi05_ros.server.session import Session, Statistics, expected_of, metadata, metrics
 
 INTERNAL_ERROR, POLICY_VIOLATION = 1011, 1008
-API_KEY = "PI05_API_KEY"
 OPTIONS = {
     "checkpoint": "small", "robot": "aloha", "device": "auto", "prompt": "", "threads": "",
     "replicas": "1", "max_replicas": "", "gpus": "0", "cpus": "1", "max_batch": "1",

@@ -18,6 +18,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from pi05_ros.adapters.factory import open_policy
 from pi05_ros.adapters.remote import RemoteError, RemotePolicy, is_address
+from pi05_ros.check import check
 from pi05_ros.executor import check_chunk
 from pi05_ros.policy.weights import CheckpointError
 from pi05_ros.protocol import pack, unpack
@@ -122,6 +123,16 @@ def test_a_chunk_through_a_server_is_the_policys() -> None:
         seen = policy.seen[-1]
         assert seen.instruction == "wave" and seen.images["cam_left_wrist"][0, 0, 0] == 1
         remote.close()
+
+
+def test_check_asks_the_server() -> None:
+    with own_server(Steady()) as server:
+        report = check(address(server))
+    assert report.runs and report.kind == "server" and report.folder is not None
+    assert (report.horizon, report.dt_s, report.action_dim) == (20, 0.02, 14)
+    assert "steady at ws://" in report.folder
+    gone = check("ws://127.0.0.1:1")
+    assert not gone.runs and "no policy server at" in gone.problems[0]
 
 
 def test_a_prefix_is_sent_to_a_server_that_continues_it() -> None:
