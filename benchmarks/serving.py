@@ -125,7 +125,8 @@ def _drive(port: int, robots: int, seconds: float) -> list[list[float]]:
                 started_s = time.monotonic()
                 await connection.send(data)
                 assert isinstance(await connection.recv(), bytes)
-                latencies.append(time.monotonic() - started_s)
+                if time.monotonic() < end_s:
+                    latencies.append(time.monotonic() - started_s)
         return latencies
 
     async def run() -> list[list[float]]:
