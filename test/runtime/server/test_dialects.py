@@ -3,18 +3,20 @@ that reaches the policy, an error in words that a client does not understand."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pi05_ros.protocol import ProtocolError
+from pi05_ros.protocol import ProtocolError, unpack
 from pi05_ros.server.dialects import Dialect, Expected, answer, failure, read_request
 from pi05_ros.types import ActionChunk
 
 ALOHA = Expected(("cam_high", "cam_left_wrist"), 14, 50, 14, "wave")
 DROID = Expected(("exterior_image_1_left", "wrist_image_left"), 8, 15, 8)
 LIBERO = Expected(("image", "wrist_image"), 8, 10, 7)
+FRAMES = Path(__file__).parents[2] / "data" / "serving"
 IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
@@ -126,3 +128,35 @@ def test_answers_and_errors_in_each_dialect() -> None:
     assert failure("no", Dialect.OPENPI) == "no"
     assert failure("no", Dialect.SGLANG) == {"error": "no"}
     assert failure("no", Dialect.VLLM) == {"type": "error", "message": "no"}
+
+
+@pytest.mark.parametrize(
+    ("file", "expected", "prompt"),
+    [
+        ("openpi_aloha", ALOHA, "take the toast out"),
+        ("openpi_droid", DROID, "open the drawer"),
+        ("openpi_libero", LIBERO, "stack the bowls"),
+        ("msgpack_numpy_aloha", ALOHA, "take the toast out"),
+    ],
+)
+def test_frames_that_other_clients_packed(file: str, expected: Expected, prompt: str) -> None:
+    """test/data/serving/README.md says by which code."""
+    request = read_request(unpack((FRAMES / f"{file}.msgpack").read_bytes()), expected, 0.0)
+    assert request.observation is not None
+    assert request.observation.instruction == prompt
+    assert set(request.observation.images) == set(expected.cameras)
+    for image in request.observation.images.values():
+        assert image.dtype == np.uint8 and image.shape[2] == 3 and image.shape[0] == 8
+    state = request.observation.state
+    if expected is DROID:
+        assert state[-1] == 0.25
+        state = state[:-1]
+    np.testing.assert_allclose(state, np.linspace(-1, 1, len(state)), atol=1e-6)
+    assert request.session == ("robot-1" if file.startswith("msgpack_numpy") else "")
+
+
+def test_a_reset_that_another_client_packed() -> None:
+    request = read_request(
+        unpack((FRAMES / "msgpack_numpy_reset.msgpack").read_bytes()), ALOHA, 0.0
+    )
+    assert request.observation is None and request.session == "robot-1"

@@ -286,6 +286,62 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_read(queue: DeviceQ
     asyncio.run(run())
 
 
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(100),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        UPGRADE,
+        UPGRADE + b"\x82\xfe",  # a frame that is cut in its length
+        UPGRADE + b"\x82\xff" + (2**62).to_bytes(8, "big") + bytes(4),  # of 4 exabytes
+        UPGRADE + b"\x82\x05hello",  # without a mask
+        UPGRADE + b"\xf2\x80" + bytes(4),  # reserved bits
+    ],
+)
+def test_silent_and_malformed_sockets_cost_no_other_robot_anything(
+    queue: DeviceQueue, data: bytes
+) -> None:
+    async def run() -> None:
+        async with serving(queue) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(data)
+            await writer.drain()
+            async with client(server) as connection:
+                for value in (1.0, 2.0):
+                    found = await asked(connection, request(value))
+                    assert found["actions"][0, 0] == value
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_reads_nothing_costs_no_other_robot_anything(queue: DeviceQueue) -> None:
+    """Its answers fill its own socket alone."""
+
+    async def run() -> None:
+        async with serving(queue) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            body = request(9.0)
+            frame = b"\x82\xfe" + len(body).to_bytes(2, "big") + bytes(4) + body
+            assert 125 < len(body) < 2**16
+            writer.write(UPGRADE + 200 * frame)
+            await writer.drain()
+            async with client(server) as connection:
+                for value in (1.0, 2.0, 3.0):
+                    found = await asked(connection, request(value))
+                    assert found["actions"][0, 0] == value
+            writer.close()
+
+    asyncio.run(run())
+
+
 def test_an_idle_connection_is_closed(queue: DeviceQueue) -> None:
     async def run() -> None:
         async with serving(queue, idle_timeout_s=0.05) as server, client(server) as connection:
