@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,13 @@ from torch.distributed.checkpoint import FileSystemWriter
 from pi05_lab.training import train as train_module
 from pi05_lab.training.config import ConfigError, TrainConfig, parse_config
 from pi05_lab.training.metrics import LOG_FILE, read_log
-from pi05_lab.training.state import POSITION_FILE, STATES, has_state
+from pi05_lab.training.state import (
+    POSITION_FILE,
+    STATES,
+    Position,
+    has_state,
+    read_position,
+)
 from pi05_lab.training.train import Trainer, train
 from pi05_ros.policy.policy import Policy
 from pi05_ros.types import Observation
@@ -111,6 +118,27 @@ def test_resuming_what_is_not_there_or_another_training(
         file.write_bytes(b"cut off")
         with pytest.raises(ConfigError, match="is damaged"):
             train(two_stages(tmp_path, dataset), resume=True)
+
+
+@pytest.mark.parametrize(("step", "changeable"), [(0, True), (1, False)])
+def test_a_stage_may_change_until_its_first_step(
+    dataset: Path, tmp_path: Path, step: int, changeable: bool
+) -> None:
+    """Fault: at the end of a stage, the next one counted as begun; and the message was a page."""
+    config = two_stages(tmp_path, dataset)
+    position = Position(stage=1, step=step)
+    folder = tmp_path / STATES / "000000001.001"
+    folder.mkdir(parents=True)
+    document = {"config": config.to_dict(), "position": vars(position)}
+    (folder / POSITION_FILE).write_text(json.dumps(document))
+    other = config.to_dict()
+    other["stages"][1]["lr"] = 0.5
+    if changeable:
+        assert read_position(tmp_path, parse_config(other))[0] == position
+        other["stages"][0]["lr"] = 0.5
+    name = "stages.0.lr" if changeable else "stages.1.lr"
+    with pytest.raises(ConfigError, match=rf"with another {re.escape(name)}: \S+ instead of 0.5;"):
+        read_position(tmp_path, parse_config(other))
 
 
 def test_what_may_change_between_a_stop_and_its_resumption(
